@@ -1,0 +1,33 @@
+"""The exceptions that qsam2_ao raises: each names what was wrong, where, and what to do about it."""
+
+
+class QSAM2Error(Exception):
+    """Base class of every error that qsam2_ao raises on purpose."""
+
+
+class GraphTraceError(QSAM2Error):
+    """A part of the model cannot be turned into an FX graph."""
+
+
+class CalibrationError(QSAM2Error):
+    """The calibration data are empty, unusable or too few, or a calibration solve failed."""
+
+
+class QConfigError(QSAM2Error):
+    """An unknown preset, region or setting of a quantization recipe."""
+
+
+class CheckpointError(QSAM2Error):
+    """A model file is truncated, foreign, too new, or does not fit the model."""
+
+
+class DataError(QSAM2Error):
+    """An image, video, mask or dataset folder cannot be used."""
+
+
+class UnsupportedLayerError(QSAM2Error):
+    """A layer, shape, dtype or device that the requested operation does not support."""
+
+
+class NonFiniteError(QSAM2Error):
+    """NaN or infinity where finite numbers are needed."""

@@ -1,0 +1,53 @@
+"""Writing files so that an interruption, a full disk or an error never leaves half a file behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import QSAM2Error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` and rename it to ``path`` when the block succeeds.
+
+    Args:
+        path: The file to write. Its folder is created where it does not exist.
+
+    Yields:
+        A path in the same folder to write to. On an error it is removed and ``path`` is left as it was.
+
+    Raises:
+        QSAM2Error: The folder or file cannot be written (permission, full disk), naming the file.
+
+    Example:
+        >>> with atomic_write("report.json") as temporary:
+        ...     temporary.write_text("{}")
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}"
+        )
+    except OSError as error:
+        raise QSAM2Error(f"cannot write {target}: {error.strerror or error}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes the file private; give it the mode that a plain open() would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise QSAM2Error(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
