@@ -1,0 +1,189 @@
+"""The small SAM2 that comes with the package: a SAM 2.1 of 2.6 M parameters for 96 x 96 pixel inputs.
+
+It is built from the ``sam2`` package's own classes by a Hydra-style config and trained by
+``python -m qsam2_ao.training.embedded`` on the videos of :mod:`qsam2_ao.data.procedural`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..files import atomic_write
+
+#: The model's Hydra-style config, laid out like the official ``sam2.1_hiera_*.yaml``.
+EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
+#: The trained weights, stored as float16.
+EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "qsam2_embedded.safetensors"
+
+#: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its ``fill_hole_area=8`` is
+#: left out: it needs the CUDA extension that ``sam2`` builds optionally.
+_POSTPROCESSING: dict[str, Any] = {
+    "sam_mask_decoder_extra_args": {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+    }
+}
+_PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
+
+
+def build_embedded(
+    model_class: type[nn.Module] | None = None,
+    *,
+    seed: int = 0,
+    apply_postprocessing: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Build the embedded model with random weights, ready to be trained from scratch.
+
+    Args:
+        model_class: ``SAM2Base`` (the default), ``SAM2VideoPredictor``, ``SAM2Train`` or a subclass of one.
+        seed: Seed of the initial weights; the global random state is left as it was.
+        apply_postprocessing: Apply the same inference overrides as ``sam2.build_sam``.
+        overrides: Further arguments of the model class, replacing those of the config.
+
+    Returns:
+        The model in eval mode, on the CPU, in float32.
+
+    Example:
+        >>> from training.model.sam2 import SAM2Train
+        >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
+    """
+    config = OmegaConf.load(EMBEDDED_CONFIG).model
+    target = (
+        config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
+    )
+    changes: dict[str, Any] = {
+        "_target_": target,
+        **(_POSTPROCESSING if apply_postprocessing else {}),
+        **overrides,
+    }
+    if apply_postprocessing and target == _PREDICTOR:
+        changes.setdefault("binarize_mask_from_pts_for_mem_enc", True)
+    config = OmegaConf.merge(config, changes)
+    OmegaConf.resolve(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = instantiate(config, _recursive_=True)
+        _start_learnable(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def _start_learnable(model: Any) -> None:
+    """Change the initial weights where the package's defaults, meant for fine-tuning, block learning from scratch."""
+    # A negative object score replaces the mask by a constant, which has no gradient: start sure of the object.
+    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
+    # Equal query and key biases make rotary attention look at the same place first.
+    for layer in model.memory_attention.layers:
+        for attention in (layer.self_attn, layer.cross_attn_image):
+            attention.q_proj.bias.normal_(0, 1)
+            attention.k_proj.bias.copy_(attention.q_proj.bias)
+    # Equal query and key weights make the decoder's tokens look at what resembles them.
+    transformer = model.sam_mask_decoder.transformer
+    for layer in transformer.layers:
+        for attention in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
+            attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+    transformer.final_attn_token_to_image.k_proj.load_state_dict(
+        transformer.final_attn_token_to_image.q_proj.state_dict()
+    )
+
+
+def load_embedded(
+    model_class: type[nn.Module] | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    apply_postprocessing: bool = True,
+    **overrides: Any,
+) -> nn.Module:
+    """Load the trained embedded model.
+
+    Args:
+        model_class: As for :func:`build_embedded`, but ``SAM2VideoPredictor`` by default.
+        weights: Another weight file of the same model, as :func:`save_weights` writes it.
+        apply_postprocessing: Apply the same inference overrides as ``sam2.build_sam``.
+        overrides: Further arguments of the model class, replacing those of the config.
+
+    Returns:
+        The model in eval mode, on the CPU, in float32.
+
+    Raises:
+        CheckpointError: The file is absent, damaged, or of another model.
+
+    Example:
+        >>> predictor = load_embedded()
+    """
+    if model_class is None:
+        model_class = importlib.import_module("sam2.sam2_video_predictor").SAM2VideoPredictor
+    model = build_embedded(model_class, apply_postprocessing=apply_postprocessing, **overrides)
+    load_weights(model, EMBEDDED_WEIGHTS if weights is None else weights)
+    return model
+
+
+def save_weights(state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a state dict as float16 safetensors.
+
+    Args:
+        state: The model's state dict; floating point tensors of any precision.
+        path: The file to write, replaced only when complete.
+
+    Raises:
+        CheckpointError: A value is not finite or does not fit in float16.
+        QSAM2Error: The file cannot be written.
+
+    Example:
+        >>> save_weights(build_embedded().state_dict(), "embedded.safetensors")  # doctest: +SKIP
+    """
+    half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()}
+    for name, value in half.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name}: a value is not finite in float16; the training may have diverged")
+    with atomic_write(path) as temporary:
+        save_file(half, temporary)
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load what :func:`save_weights` wrote into a float32 model, strictly.
+
+    Args:
+        model: A model with exactly the file's tensors.
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is absent, damaged, or its names or shapes are not the model's.
+
+    Example:
+        >>> load_weights(build_embedded(), "embedded.safetensors")  # doctest: +SKIP
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: no such file; train it with python -m qsam2_ao.training.embedded"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); get it again") from error
+    expected = model.state_dict()
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or foreign:
+        raise CheckpointError(
+            f"{path} does not fit the model: missing {missing[:5]}, unknown {foreign[:5]} "
+            f"({len(missing)} and {len(foreign)} tensors); it is a file of another model"
+        )
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(value.shape)}, the model has {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict({name: value.float() for name, value in state.items()})
