@@ -1,0 +1,62 @@
+# make demo   installs into $(VENV) and runs the whole journey: float, calibration, QAT, 4 and 2 bits, evaluation
+# make test   installs the test dependencies too, and runs ruff, mypy and pytest
+# make clean  removes the virtual environment, caches and outputs
+#
+# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, COVERAGE (empty: measure none).
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+COVERAGE ?= --cov=qsam2_ao --cov-report=term:skip-covered --cov-fail-under=90
+
+# The CUDA extension of the sam2 package only fills small holes in masks; building it needs a matching CUDA compiler.
+export SAM2_BUILD_CUDA ?= 0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/qsam2 demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "qsam2_ao needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch and setuptools come first, because the source archive of the sam2 package would otherwise be built in isolation,
+# against a second, newest torch. A torch of the pinned version that is already in $(VENV) is kept.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) install --upgrade "pip>=23.1" "setuptools>=77" wheel
+	$(PIP) install --constraint constraints.txt torch
+	@touch $@
+
+# vos-benchmark asks for opencv-python, which needs the system's libGL: where there is none, its headless twin does.
+define install
+$(PIP) install --no-build-isolation --constraint constraints.txt --editable $(1)
+@$(BIN)/python -c "import cv2" 2>/dev/null || { \
+  $(PIP) uninstall --yes opencv-python && $(PIP) install --no-deps --force-reinstall opencv-python-headless; }
+endef
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
+	$(call install,".[test]")
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
