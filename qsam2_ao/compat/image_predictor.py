@@ -1,0 +1,47 @@
+"""SAM2's image predictor for any input size: sam2 1.1 has the feature sizes of 1024 pixels built in."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def feature_sizes(model: Any) -> list[tuple[int, int]]:
+    """Height and width of the three feature maps that SAM2's image predictor keeps, finest first.
+
+    Args:
+        model: A model of the SAM2Base family.
+
+    Returns:
+        The sizes at a quarter, a half and once the backbone's stride: 256, 128 and 64 at 1024 pixels.
+    """
+    sides = [model.image_size // (model.backbone_stride // divisor) for divisor in (4, 2, 1)]
+    return [(side, side) for side in sides]
+
+
+def ensure_image_predictor() -> bool:
+    """Let ``SAM2ImagePredictor`` take its feature sizes from the model instead of assuming 1024 pixels.
+
+    Models of 1024 pixels, as all official ones, see no difference.
+
+    Returns:
+        Whether the predictor's constructor had to be changed by this call.
+
+    Example:
+        >>> ensure_image_predictor()  # doctest: +SKIP
+        >>> SAM2ImagePredictor(model_of_256_pixels).set_image(image)  # doctest: +SKIP
+    """
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    original = SAM2ImagePredictor.__init__
+    if hasattr(original, "_qsam2_original"):
+        return False
+
+    @functools.wraps(original)
+    def __init__(self: Any, sam_model: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, sam_model, *args, **kwargs)
+        self._bb_feat_sizes = feature_sizes(self.model)
+
+    __init__._qsam2_original = original  # type: ignore[attr-defined]
+    SAM2ImagePredictor.__init__ = __init__
+    return True

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from qsam2_ao.compat import ensure_image_predictor
+from qsam2_ao.compat.image_predictor import feature_sizes
+
+
+def test_official_input_size_keeps_the_sizes_of_sam2() -> None:
+    model = SimpleNamespace(image_size=1024, backbone_stride=16)
+    untouched = SAM2ImagePredictor.__new__(SAM2ImagePredictor)
+    SAM2ImagePredictor.__init__._qsam2_original(untouched, model)
+    assert SAM2ImagePredictor(model)._bb_feat_sizes == untouched._bb_feat_sizes
+
+
+@pytest.mark.parametrize(("size", "sides"), [(96, [24, 12, 6]), (256, [64, 32, 16])])
+def test_other_input_sizes(size: int, sides: list[int]) -> None:
+    model = SimpleNamespace(image_size=size, backbone_stride=16)
+    assert feature_sizes(model) == [(side, side) for side in sides]
+    assert SAM2ImagePredictor(model, mask_threshold=0.5)._bb_feat_sizes == feature_sizes(model)
+
+
+def test_a_second_call_changes_nothing() -> None:
+    before = SAM2ImagePredictor.__init__
+    assert ensure_image_predictor() is False
+    assert SAM2ImagePredictor.__init__ is before
