@@ -1,5 +1,21 @@
 """What runs in quantization-aware training: affine arithmetic, grids and learnable clipping (LSC)."""
 
-from .affine import broadcast_qparam, dequantize_affine, expand_groups, quantize_affine
+from .affine import (
+    broadcast_qparam,
+    dequantize_affine,
+    expand_groups,
+    fake_quantize_affine,
+    quantize_affine,
+)
+from .lsc import LSCFakeQuantize
+from .mse import mse_quantize
 
-__all__ = ["broadcast_qparam", "dequantize_affine", "expand_groups", "quantize_affine"]
+__all__ = [
+    "LSCFakeQuantize",
+    "broadcast_qparam",
+    "dequantize_affine",
+    "expand_groups",
+    "fake_quantize_affine",
+    "mse_quantize",
+    "quantize_affine",
+]

@@ -1,8 +1,8 @@
 """The arithmetic of uniform affine quantization, which training and deployment share to the bit.
 
 ``codes = clamp(round(x / scale + zero_point), quant_min, quant_max)`` and
-``x_hat = (codes - zero_point) * scale``, in float32, rounding half to even. The zero point is a float: an integer
-for activations and for signed or asymmetric weights, a half-integer for the mid-rise weight grid.
+``x_hat = (codes - zero_point) * scale``, in float32, rounding half to even. The zero point is a float: an
+integer for activations and for signed or asymmetric weights, a half-integer for the mid-rise weight grid.
 """
 
 from __future__ import annotations
@@ -47,6 +47,26 @@ def dequantize_affine(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tenso
         tensor([-0.5000,  0.0000,  1.0000])
     """
     return (codes.float() - zero_point) * scale
+
+
+def fake_quantize_affine(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    """Quantize and dequantize with one temporary: equal to the two functions above to the bit.
+
+    Args:
+        x: Values of any shape and floating dtype.
+        scale: Step of the grid, float32, broadcastable to ``x``.
+        zero_point: Code that stands for zero, float32, broadcastable to ``x``.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+
+    Returns:
+        float32 tensor of ``x``'s shape, on the grid.
+    """
+    steps = x.float() / scale
+    steps.add_(zero_point).round_().clamp_(quant_min, quant_max)
+    return steps.sub_(zero_point).mul_(scale)
 
 
 def expand_groups(t: Tensor, in_features: int, group_size: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""Switches and checks of a quantizer that must not make the host wait for the accelerator at every call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+
+
+class CachedFlags:
+    """Python values of a module's flag buffers, read from the device only after they were written.
+
+    torch.ao keeps its switches in buffers, and reading one is a device synchronisation. A buffer's version
+    counter says whether it was written since the last read.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Tensor, int]] = {}
+        self._values: dict[str, bool] = {}
+
+    def read(self, name: str, buffer: Tensor) -> bool:
+        """Value of the one-element flag ``buffer``.
+
+        Args:
+            name: Key of the flag.
+            buffer: Its present buffer; moving a module to another device gives it a new one.
+        """
+        if torch.compiler.is_compiling() and name in self._values:
+            return self._values[name]
+        if buffer.is_inference():  # no version counter
+            return bool(buffer.item())
+        seen = self._seen.get(name)
+        if seen is None or seen[0] is not buffer or seen[1] != buffer._version:
+            self._values[name] = bool(buffer.item())
+            self._seen[name] = (buffer, buffer._version)
+        return self._values[name]
+
+
+class FiniteCheck:
+    """Raises on non-finite statistics: at once on the CPU, within the next calls on an accelerator.
+
+    On a CUDA device the verdict is copied to the host asynchronously and looked at by a later call.
+    Statistics are running averages, so that a NaN stays in them and no call is missed. Nothing is checked
+    inside torch.compile's graphs.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, statistics: tuple[Tensor, ...], who: str) -> None:
+        """Check ``statistics``.
+
+        Args:
+            statistics: Small tensors.
+            who: Name of the module for the error.
+
+        Raises:
+            NonFiniteError: A statistic is NaN or infinite.
+        """
+        if torch.compiler.is_compiling():
+            return
+        finite = torch.stack([torch.isfinite(value).all() for value in statistics]).all()
+        if not finite.is_cuda:
+            if not finite:
+                raise _non_finite(who)
+            return
+        if self._pending is not None:
+            verdict, event = self._pending
+            if not event.query():
+                return
+            self._pending = None
+            if not verdict:
+                raise _non_finite(who)
+        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+        verdict.copy_(finite, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (verdict, event)
+
+
+def _non_finite(who: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"{who}: the tensor to quantize holds NaN, infinite or overflowing values; check the data, the "
+        "learning rate and the loss scale of the step before"
+    )
