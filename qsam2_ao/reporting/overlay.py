@@ -1,0 +1,190 @@
+"""Pictures of masks over images, alone and side by side."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from ..errors import DataError
+from ..files import atomic_write
+
+_GOLDEN = 0.618033988749895
+_BACKDROP = (24, 24, 27)
+
+
+def colour(object_id: int) -> tuple[int, int, int]:
+    """A bright colour for an object: the same for the same id, far apart for ids that follow each other.
+
+    Args:
+        object_id: 1 or more.
+
+    Returns:
+        RGB, 0 to 255.
+
+    Example:
+        >>> colour(1)
+        (255, 77, 88)
+    """
+    # Steps of the golden ratio never come back to a hue; every eighth turn changes the lightness instead.
+    hue = (0.99 + (object_id - 1) * _GOLDEN) % 1.0
+    lightness = (0.65, 0.45, 0.8)[((object_id - 1) // 8) % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _as_image(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+
+
+def draw_masks(
+    image: Image.Image | NDArray[np.uint8],
+    masks: Mapping[int, NDArray[np.bool_]] | NDArray[np.integer],
+    *,
+    opacity: float = 0.45,
+    contour: int | None = None,
+) -> Image.Image:
+    """Tint every object of an image in its own colour and draw its outline.
+
+    Args:
+        image: RGB picture, or uint8 ``[height, width, 3]``; left as it is.
+        masks: A bool ``[height, width]`` mask for each object id, or one integer ``[height, width]`` map of
+            ids with 0 for the background. Where masks overlap, the later one is on top.
+        opacity: Of the tint, 0 (none) to 1 (the colour alone).
+        contour: Width of the outline in pixels, 0 for none; by default it grows with the image.
+
+    Returns:
+        An RGB picture of the image's size.
+
+    Raises:
+        DataError: A mask has another size than the image.
+
+    Example:
+        >>> picture = draw_masks(np.zeros((4, 4, 3), np.uint8), {1: np.ones((4, 4), bool)}, opacity=1)
+        >>> picture.getpixel((0, 0)) == colour(1)
+        True
+    """
+    canvas = _as_image(image).copy()
+    if not isinstance(masks, Mapping):
+        masks = {int(i): masks == i for i in np.unique(masks) if i != 0}
+    if contour is None:
+        contour = max(1, round(min(canvas.size) / 250))
+    for object_id, mask in masks.items():
+        if mask.shape != (canvas.height, canvas.width):
+            raise DataError(
+                f"the mask of object {object_id} is {mask.shape} (height, width) but the image is "
+                f"{(canvas.height, canvas.width)}; resize one of them"
+            )
+        solid = Image.new("RGB", canvas.size, colour(object_id))
+        stencil = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+        canvas.paste(solid, mask=stencil.point([round(value * opacity) for value in range(256)]))
+        if contour:
+            canvas.paste(solid, mask=_outline(stencil, contour))
+    return canvas
+
+
+def _outline(stencil: Image.Image, width: int) -> Image.Image:
+    """The pixels of a mask that are within ``width`` pixels of its outside, or of the image's border."""
+    framed = Image.new("L", (stencil.width + 2 * width, stencil.height + 2 * width))
+    framed.paste(stencil, (width, width))
+    inside = framed.filter(ImageFilter.MinFilter(2 * width + 1))
+    inside = inside.crop((width, width, width + stencil.width, width + stencil.height))
+    return ImageChops.subtract(stencil, inside)
+
+
+def draw_prompts(
+    image: Image.Image | NDArray[np.uint8],
+    points: Sequence[tuple[float, float, int]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> Image.Image:
+    """Mark clicks (green: inside, red: outside) and boxes on a picture.
+
+    Args:
+        image: RGB picture, or uint8 ``[height, width, 3]``; left as it is.
+        points: ``(x, y, label)`` in pixels with label 1 (inside the object) or 0 (outside).
+        boxes: ``(x0, y0, x1, y1)`` in pixels.
+
+    Returns:
+        An RGB picture of the image's size.
+    """
+    canvas = _as_image(image).copy()
+    pen = ImageDraw.Draw(canvas)
+    radius = max(2, round(min(canvas.size) / 90))
+    for box in boxes:
+        pen.rectangle(box, outline="white", width=max(1, radius // 3))
+    for x, y, label in points:
+        corners = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(corners, fill="lime" if label else "red", outline="white", width=max(1, radius // 3))
+    return canvas
+
+
+def side_by_side(
+    pictures: Sequence[Image.Image],
+    titles: Sequence[str],
+    *,
+    columns: int | None = None,
+    min_width: int = 240,
+) -> Image.Image:
+    """Arrange pictures in rows, each under its title.
+
+    Args:
+        pictures: One or more, shown at the first one's size.
+        titles: One for each picture; "" leaves the line empty.
+        columns: Pictures in a row; by default all.
+        min_width: Smaller pictures are enlarged to this width in pixels, without smoothing.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        DataError: No picture, or not one title for each.
+
+    Example:
+        >>> side_by_side([Image.new("RGB", (96, 96))] * 3, ["float", "4 bits", "2 bits"]).size
+        (744, 266)
+    """
+    if not pictures or len(pictures) != len(titles):
+        raise DataError(
+            f"got {len(pictures)} pictures and {len(titles)} titles; give one title for each picture"
+        )
+    columns = columns or len(pictures)
+    width, height = pictures[0].size
+    enlarge = max(1.0, min_width / width)
+    width, height = round(width * enlarge), round(height * enlarge)
+    gap, line = 6, 20
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + line + gap)), _BACKDROP)
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        x, y = gap + i % columns * (width + gap), i // columns * (height + line + gap)
+        pen.text((x + 2, y + 2), title, fill="white", font=font)
+        sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y + line))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Write a picture in the format of the path's ending, all of it or nothing.
+
+    Args:
+        picture: What to write.
+        path: For example ``"overlay.png"``; its folder is made where it does not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: The ending is not one of a picture format.
+        QSAM2Error: The file cannot be written.
+    """
+    path = Path(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise DataError(f"{path}: cannot write pictures of the type {path.suffix!r}; use .png or .jpg")
+    with atomic_write(path) as temporary:
+        picture.save(temporary)
+    return path
