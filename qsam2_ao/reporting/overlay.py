@@ -29,7 +29,7 @@ def colour(object_id: int) -> tuple[int, int, int]:
 
     Example:
         >>> colour(1)
-        (255, 77, 88)
+        (255, 77, 87)
     """
     # Steps of the golden ratio never come back to a hue; every eighth turn changes the lightness instead.
     hue = (0.99 + (object_id - 1) * _GOLDEN) % 1.0
@@ -73,7 +73,7 @@ def draw_masks(
     if not isinstance(masks, Mapping):
         masks = {int(i): masks == i for i in np.unique(masks) if i != 0}
     if contour is None:
-        contour = max(1, round(min(canvas.size) / 250))
+        contour = max(1, round(min(canvas.size) / 180))
     for object_id, mask in masks.items():
         if mask.shape != (canvas.height, canvas.width):
             raise DataError(

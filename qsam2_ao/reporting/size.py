@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -88,7 +89,7 @@ def model_size(model: nn.Module) -> ModelSize:
         CheckpointError: The model has no tensors at all.
 
     Example:
-        >>> model_size(torch.nn.Linear(10, 2)).actual_bytes
+        >>> model_size(nn.Linear(10, 2)).actual_bytes
         88
     """
     seen: set[int] = set()
