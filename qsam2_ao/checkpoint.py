@@ -1,0 +1,260 @@
+"""save_qsam2 and load_qsam2: a deployed model in one safetensors file, read strictly and without running code.
+
+The header holds the format's version, the model's configuration (classes of the sam2 package and their arguments), the
+plan (every quantized layer) and a description of how the file was made. A packed weight is stored as the tensors
+``<layer>.weight.codes``, ``.scale`` and ``.zero_point``; everything else under its name in the state dict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from .errors import CheckpointError
+from .files import atomic_write
+from .graph import trace_part
+from .lowering.activation import ActivationQuantizer
+from .lowering.deploy import deploy_part
+from .lowering.plan import LayerPlan
+from .lowering.targets import lower_to
+from .models.config import build_from_config, model_config
+from .tensors.packed import PackedIntxTensor
+
+FORMAT = "qsam2"
+FORMAT_VERSION = 1
+_INNER = ("codes", "scale", "zero_point")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        config: The model's configuration, as ``models.config.model_config`` gives it.
+        plan: The quantized layers.
+        quantizers: Path of each input quantizer -> (quant_min, quant_max).
+        info: How the file was made: recipe, calibration, package versions.
+    """
+
+    config: dict[str, Any]
+    plan: tuple[LayerPlan, ...]
+    quantizers: dict[str, tuple[int, int]]
+    info: dict[str, Any]
+
+
+def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
+    """Write a deployed model to one safetensors file.
+
+    Args:
+        model: A model from ``convert_qsam2`` or ``load_qsam2`` with packed weights.
+        path: The file; written under a temporary name and renamed, so an error leaves an old file as it was.
+
+    Raises:
+        CheckpointError: The model is not deployed, or was lowered to a layout that depends on the machine.
+        QSAM2Error: The file cannot be written.
+
+    Example:
+        >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
+    """
+    plan: tuple[LayerPlan, ...] = getattr(model, "qsam2_plan", ())
+    if not plan:
+        raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, PackedIntxTensor):
+            for inner, tensor in value.inner_tensors().items():
+                tensors[f"{name}.{inner}"] = tensor
+        elif type(value) in (Tensor, torch.nn.Parameter):
+            tensors[name] = value
+        else:
+            raise CheckpointError(
+                f"{name} is a {type(value).__name__}, whose layout depends on this machine; load the file with "
+                'target="packed" to save it again'
+            )
+    quantizers = {
+        name: (module.quant_min, module.quant_max)
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer)
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(model_config(model)),
+        "plan": json.dumps([layer.to_dict() for layer in plan]),
+        "quantizers": json.dumps(quantizers),
+        "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}),
+    }
+    with atomic_write(path) as temporary:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load_qsam2(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    model_class: type[SAM2Base] | None = None,
+    target: str = "packed",
+) -> SAM2Base:
+    """Load a deployed model; no float weight of a quantized layer is ever made.
+
+    Args:
+        path: A file from ``save_qsam2``.
+        device: Where to load the tensors.
+        model_class: The SAM2 class to build (``SAM2Base``, ``SAM2VideoPredictor``, ``SAM2Train``, a subclass);
+            None for the class that was saved.
+        target: What the packed weights become: "packed" keeps them; "int4" turns those of weight-only layers into
+            torchao's int4 tensors where the device runs them, and says in the coverage report where it does not.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: The file is absent, truncated, of another kind or model, of a newer format, or has a missing,
+            unknown or misshapen tensor, naming it.
+
+    Example:
+        >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
+    """
+    header = read_header(path)
+    with _open(path, str(device)) as file:
+        model = build_from_config(header.config, meta=True, model_class=model_class)
+        parts: dict[str, list[LayerPlan]] = {}
+        for layer in header.plan:
+            parts.setdefault(layer.part, []).append(layer)
+        graphs = {part: _trace(model, part, path) for part in parts}
+        for part, graph in graphs.items():
+            model.set_submodule(part, graph)
+        _check_names(path, file, model, header)
+        for part, layers in parts.items():
+            weights = {plan.layer: _packed(file, plan, path) for plan in layers}
+            quantizers = {
+                name: _activation_quantizer(file, f"{part}.{name}", header)
+                for name in dict.fromkeys(plan.activation for plan in layers)
+                if name is not None
+            }
+            deploy_part(graphs[part], layers, weights, quantizers)
+        own = model.state_dict()
+        state = {name: file.get_tensor(name) for name, value in own.items() if value.device.type == "meta"}
+        state = {**own, **state}
+        model.load_state_dict(state, strict=True, assign=True)
+    model.qsam2_config, model.qsam2_plan, model.qsam2_info = header.config, header.plan, header.info
+    model.to(device).eval()
+    return lower_to(model, target)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read what a file says about itself, without its tensors.
+
+    Args:
+        path: A file from ``save_qsam2``.
+
+    Returns:
+        The header.
+
+    Raises:
+        CheckpointError: As ``load_qsam2``.
+
+    Example:
+        >>> read_header("tiny-w4a8.safetensors").plan[0].bits
+        8
+    """
+    with _open(path, "cpu") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but not one that save_qsam2 wrote")
+    file_version = metadata.get("format_version", "")
+    if not file_version.isdigit() or int(file_version) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {file_version!r}, this package reads up to {FORMAT_VERSION}; upgrade qsam2_ao"
+        )
+    try:
+        return Header(
+            config=json.loads(metadata["config"]),
+            plan=tuple(LayerPlan.from_dict(layer) for layer in json.loads(metadata["plan"])),
+            quantizers={name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()},
+            info=json.loads(metadata["info"]),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
+
+
+def _open(path: str | os.PathLike[str], device: str) -> Any:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="pt", device=device)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no complete safetensors file ({error}); it may be truncated, or a .pt checkpoint (quantize that "
+            "first: qsam2 quantize)"
+        ) from error
+
+
+def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:
+    try:
+        return trace_part(model.get_submodule(part), part)
+    except AttributeError as error:
+        raise CheckpointError(f"{path}: its plan names a part {part!r} that its model does not have") from error
+
+
+def _check_names(path: str | os.PathLike[str], file: Any, model: SAM2Base, header: Header) -> None:
+    """Refuse a file whose tensors are not exactly those of the model that its header describes."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for layer in header.plan:
+        name = f"{layer.part}.{layer.layer}.weight"
+        if expected.pop(name, None) != layer.shape:
+            raise CheckpointError(f"{path}: its plan has a layer {layer.name!r} {layer.shape} that its model has not")
+        packed = PackedIntxTensor.empty(
+            layer.shape, layer.bits, layer.granularity, layer.group_size, device="meta"
+        ).inner_tensors()
+        expected.update({f"{name}.{inner}": tuple(packed[inner].shape) for inner in _INNER})
+    named = {f"{layer.part}.{layer.activation}" for layer in header.plan if layer.activation}
+    if odd := sorted(named ^ set(header.quantizers)):
+        raise CheckpointError(f"{path}: its plan and its list of input quantizers disagree on {odd[0]!r}")
+    for quantizer in header.quantizers:
+        expected.update({f"{quantizer}.scale": (1,), f"{quantizer}.zero_point": (1,)})
+    found = set(file.keys())
+    if missing := sorted(expected.keys() - found):
+        raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(found - expected.keys()):
+        raise CheckpointError(f"{path}: unknown tensor {extra[0]!r} ({len(extra)} in all); it is of another model")
+    for name, shape in expected.items():
+        if (actual := tuple(file.get_slice(name).get_shape())) != shape:
+            raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
+
+
+def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> PackedIntxTensor:
+    name = f"{layer.part}.{layer.layer}.weight"
+    spec = {
+        "shape": list(layer.shape),
+        "bits": layer.bits,
+        "granularity": layer.granularity,
+        "group_size": layer.group_size,
+        "dtype": "float32",
+    }
+    try:
+        return PackedIntxTensor.from_inner(spec, {inner: file.get_tensor(f"{name}.{inner}") for inner in _INNER})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {layer.name}: {error}") from error
+
+
+def _activation_quantizer(file: Any, name: str, header: Header) -> ActivationQuantizer:
+    scale, zero_point = (file.get_tensor(f"{name}.{inner}") for inner in ("scale", "zero_point"))
+    return ActivationQuantizer(*header.quantizers[name], scale, zero_point)
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("qsam2_ao", "torch", "torchao", "sam2")}

@@ -1,0 +1,169 @@
+"""Fake-quantizers in the graph of one part: put in by torch.ao's graph mode, and cleaned up."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx, nn
+from torch.ao.quantization import FakeQuantizeBase, QConfig, QConfigMapping
+from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+from .backend_config import QAT_MODULES, qsam2_backend_config
+from .errors import QConfigError
+from .graph import Part
+from .graph.tracer import LEAF_CLASSES
+from .qconfig import layer_qconfig
+from .quantizers import LSCFakeQuantize
+
+_QAT_CLASSES = frozenset(QAT_MODULES.values())
+
+
+def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMapping) -> fx.GraphModule:
+    """Put weight and input fake-quantizers into the graph of a part.
+
+    Args:
+        graph: A traced part in float. Its modules are reused and changed.
+        part: Which part it is.
+        mapping: The region's mapping, with layer names as paths in the model.
+
+    Returns:
+        The graph with ``torch.ao.nn.qat`` layers and input quantizers named ``input_quantizer_<k>``; layers that
+        read the same tensor with the same settings share one. In the mode (train or eval) of ``graph``.
+
+    Raises:
+        QConfigError: torch.ao does not accept a layer's QConfig, naming the layer.
+    """
+    training = graph.training
+    qconfigs = {
+        name: qconfig
+        for name, module in graph.named_modules()
+        if type(module) in QAT_MODULES
+        and (qconfig := layer_qconfig(mapping, part.layer_name(name), module)) is not None
+    }
+    if not qconfigs:
+        return graph
+    local = QConfigMapping()
+    for name, qconfig in qconfigs.items():
+        local.set_module_name(name, qconfig)
+    leaves = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAF_CLASSES))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.ao.quantization is deprecated.*")
+        prepared = prepare_qat_fx(
+            graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
+        )
+    for name in qconfigs:
+        if type(prepared.get_submodule(name)) not in _QAT_CLASSES:
+            raise QConfigError(
+                f"{part.layer_name(name)}: torch.ao did not accept its QConfig; weights need dtype qint8 and inputs "
+                "quint8 (or float, for weight-only)"
+            )
+    _settle_input_quantizers(prepared, qconfigs, part)
+    for _, layer in quantized_layers(prepared):
+        # Only torch.ao's conversion reads it, and its constructors cannot be pickled.
+        del layer.qconfig
+    cleaned = fx.GraphModule(prepared, prepared.graph, class_name=type(graph).__name__)
+    _name_quantizers(cleaned, part)
+    return cleaned.train(training)
+
+
+def without_input_quantizers(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a fake-quantized graph in which every input is float; it shares the layers and parameters."""
+    graph = fx.GraphModule(prepared, copy.deepcopy(prepared.graph), class_name=type(prepared).__name__)
+    for node in list(graph.graph.nodes):
+        if _is_quantizer(graph, node):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            graph.delete_submodule(str(node.target))
+    graph.recompile()
+    return graph.train(prepared.training)
+
+
+def quantized_layers(graph: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a graph (or model) whose weights are fake-quantized, with their names."""
+    for name, module in graph.named_modules():
+        if type(module) in _QAT_CLASSES:
+            yield name, module
+
+
+def layer_nodes(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """The node that calls each submodule of a graph; every layer of SAM2 is called once."""
+    return {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
+
+
+def input_quantizer(graph: fx.GraphModule, layer: str) -> tuple[str, FakeQuantizeBase] | None:
+    """The fake-quantizer of a layer's input and its name in the graph, or None where the input stays float."""
+    producer = layer_nodes(graph)[layer].args[0]
+    if not isinstance(producer, fx.Node) or producer.op != "call_module":
+        return None
+    module = graph.get_submodule(str(producer.target))
+    return (str(producer.target), module) if isinstance(module, FakeQuantizeBase) else None
+
+
+def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantizeBase]]:
+    """Every fake-quantizer of a prepared model with its name."""
+    for name, module in model.named_modules():
+        if isinstance(module, FakeQuantizeBase):
+            yield name, module
+
+
+def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig], part: Part) -> None:
+    """Keep fake-quantizers in front of quantized layers only, each with the settings that its layer asks for.
+
+    torch.ao also puts one behind every quantized layer, which would quantize residuals, attention and
+    normalization; and it lets layers share one whenever the dtypes agree, whatever their bits.
+    """
+    nodes = layer_nodes(prepared)
+    settled: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}
+    kept: list[fx.Node] = []
+    for name in [n.target for n in prepared.graph.nodes if n.op == "call_module" and n.target in qconfigs]:
+        node, wanted = nodes[name], _new_quantizer(qconfigs[name].activation)
+        source = node.args[0]
+        while _is_quantizer(prepared, source):
+            source = source.args[0]
+        if wanted is None:
+            node.update_arg(0, source)
+            continue
+        key = (source, _settings(wanted))
+        if key not in settled:
+            target = f"input_quantizer_{len(kept)}"
+            prepared.add_submodule(target, wanted)
+            with prepared.graph.inserting_before(node):
+                settled[key] = prepared.graph.call_module(target, (source,))
+            kept.append(settled[key])
+        node.update_arg(0, settled[key])
+    for node in reversed(list(prepared.graph.nodes)):
+        if _is_quantizer(prepared, node) and node not in kept:
+            node.replace_all_uses_with(node.args[0])
+            prepared.graph.erase_node(node)
+            prepared.delete_submodule(node.target)
+    prepared.graph.lint()
+    prepared.recompile()
+
+
+def _is_quantizer(graph: fx.GraphModule, node: Any) -> bool:
+    return (
+        isinstance(node, fx.Node)
+        and node.op == "call_module"
+        and isinstance(graph.get_submodule(str(node.target)), FakeQuantizeBase)
+    )
+
+
+def _new_quantizer(constructor: Callable[[], nn.Module] | type[nn.Module]) -> FakeQuantizeBase | None:
+    module = constructor()
+    return module if isinstance(module, FakeQuantizeBase) else None
+
+
+def _settings(quantizer: FakeQuantizeBase) -> tuple[Any, ...]:
+    values = vars(quantizer)
+    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, bool, type(None)))}
+    return (type(quantizer), *sorted((k, str(v)) for k, v in plain.items()))
+
+
+def _name_quantizers(graph: fx.GraphModule, part: Part) -> None:
+    for name, quantizer in fake_quantizers(graph):
+        if isinstance(quantizer, LSCFakeQuantize):
+            quantizer.name = f"{part.path}.{name}"

@@ -1,0 +1,108 @@
+"""The regions of SAM2 that are quantized, and the submodules (parts) of each that become FX graphs.
+
+``SAM2Base`` and ``MaskDecoder`` reach into the mask decoder (``conv_s0``, the hypernetworks, the upscaling) and
+branch on flags there, so the decoder keeps its Python shell, and the modules inside it become graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+
+from ..errors import GraphTraceError, QConfigError
+from .tracer import SINGLE_LAYER, trace_part
+
+# Region -> submodules of the model; "*" stands for every child, and what a model lacks is left out.
+_REGION_PARTS: dict[str, tuple[str, ...]] = {
+    "image_encoder": ("image_encoder",),
+    "memory_attention": ("memory_attention",),
+    "memory_encoder": ("memory_encoder",),
+    "mask_decoder": (
+        "sam_mask_decoder.transformer",
+        "sam_mask_decoder.conv_s0",
+        "sam_mask_decoder.conv_s1",
+        "sam_mask_decoder.output_hypernetworks_mlps.*",
+        "sam_mask_decoder.iou_prediction_head",
+        "sam_mask_decoder.pred_obj_score_head",
+    ),
+    "obj_ptr_proj": ("obj_ptr_proj", "obj_ptr_tpos_proj"),
+}
+
+REGIONS: tuple[str, ...] = tuple(_REGION_PARTS)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A submodule that becomes one graph: its region and its path in the model."""
+
+    region: str
+    path: str
+
+    def layer_name(self, layer: str) -> str:
+        """The path in the model of a layer inside this part's graph."""
+        return self.path if layer == SINGLE_LAYER else f"{self.path}.{layer}"
+
+
+def find_parts(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
+    """The parts of ``model`` in the given regions, in the order of ``REGIONS``.
+
+    Args:
+        model: Any ``SAM2Base`` (float, prepared or deployed).
+        regions: Names out of ``REGIONS``.
+
+    Returns:
+        One ``Part`` per graph. Optional parts that this model does not have (``nn.Identity``) are left out.
+
+    Raises:
+        GraphTraceError: ``model`` is no ``SAM2Base``.
+        QConfigError: An unknown region.
+
+    Example:
+        >>> [part.path for part in find_parts(model, ["obj_ptr_proj"])]
+        ['obj_ptr_proj', 'obj_ptr_tpos_proj']
+    """
+    if not isinstance(model, SAM2Base):
+        raise GraphTraceError(
+            f"expected a SAM2 model (sam2.modeling.sam2_base.SAM2Base), got {type(model).__qualname__}; pass the "
+            "model itself, not a predictor around it (SAM2ImagePredictor(...).model)"
+        )
+    wanted = set(regions)
+    if unknown := wanted - set(REGIONS):
+        raise QConfigError(f"unknown region {sorted(unknown)[0]!r}; the regions are {', '.join(REGIONS)}")
+    modules = dict(model.named_modules())
+    parts = []
+    for region, patterns in _REGION_PARTS.items():
+        if region not in wanted:
+            continue
+        for pattern in patterns:
+            parent, star, _ = pattern.partition(".*")
+            paths = [f"{parent}.{name}" for name, _ in modules[parent].named_children()] if star else [pattern]
+            parts += [Part(region, p) for p in paths if not isinstance(modules.get(p), (nn.Identity, type(None)))]
+    return parts
+
+
+def trace_regions(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
+    """Replace the parts of ``model`` by graphs, in place; parameters are shared with the modules replaced.
+
+    Args:
+        model: The model to change; copy it first to keep the original.
+        regions: Names out of ``REGIONS``.
+
+    Returns:
+        The parts that are graphs now.
+
+    Raises:
+        GraphTraceError: A part cannot be traced; the model is left as it was.
+
+    Example:
+        >>> trace_regions(model, ["image_encoder"])
+        [Part(region='image_encoder', path='image_encoder')]
+    """
+    parts = find_parts(model, regions)
+    graphs = [trace_part(model.get_submodule(part.path), part.path) for part in parts]
+    for part, graph in zip(parts, graphs, strict=True):
+        model.set_submodule(part.path, graph)
+    return parts

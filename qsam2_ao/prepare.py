@@ -1,0 +1,176 @@
+"""prepare_qsam2: a float SAM2 -> calibrated (VRC) -> its regions as fake-quantized FX graphs, ready to train."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+from torch.ao.quantization import FakeQuantizeBase, QConfigMapping
+
+from .backend_config import QAT_MODULES
+from .calibration import calibrate_qsam2, exercise, load_images
+from .errors import NonFiniteError, QSAM2Error
+from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
+from .graph import Part, find_parts, trace_part
+from .models.config import model_config
+from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
+from .quantizers import LSCFakeQuantize
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_qsam2(
+    model: SAM2Base,
+    qconfig: QConfigLike,
+    *,
+    calibration_data: Any = None,
+    vrc: str | float | None = "auto",
+    vrc_regions: tuple[str, ...] = ("image_encoder",),
+    max_images: int = 50,
+    seed: int = 0,
+    progress: bool = True,
+) -> SAM2Base:
+    """Calibrate a float model and put fake-quantizers into it.
+
+    With calibration data the weights of the linear layers of ``vrc_regions`` are calibrated first (VRC, Q-SAM2
+    section 3), and every input's clipping range starts from what it sees there. Without, weights stay as they are and
+    the ranges of the inputs start from the first training batch.
+
+    Args:
+        model: A float model of the ``SAM2Base`` family (``SAM2VideoPredictor``, ``SAM2Train``, ...), on any device.
+            It is not changed.
+        qconfig: A preset's name ("w8a8", "w4a8", "w4a16", "w3a8", "w3a16", "w2a8", "w2a16", "w2a4"), a torch.ao
+            ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of those.
+        calibration_data: A folder of images, an iterable of PIL images, arrays [H, W, 3] or tensors [3, H, W], or
+            a DataLoader. 50 images are enough.
+        vrc: "auto" chooses the damping of each layer, a number is the same for all, None switches VRC off.
+        vrc_regions: Regions whose linear layers are calibrated.
+        max_images: How many of the images are used, a seeded random choice.
+        seed: Seed of that choice and of the prompts used.
+        progress: Show progress bars.
+
+    Returns:
+        A model of the same class whose quantized regions are graphs. It trains in any loop, and its layers keep their
+        names. The report of the calibration is in ``qsam2_info["vrc"]``.
+
+    Raises:
+        QConfigError: An unknown preset, region or setting.
+        GraphTraceError: A part cannot be traced, or ``model`` is no SAM2 or is prepared already.
+        CalibrationError: Empty or unusable calibration data.
+        NonFiniteError: NaN or infinity in the model's weights, naming the tensor.
+
+    Example:
+        >>> prepared = prepare_qsam2(model, "w4a8", calibration_data="photos/")
+        >>> ...  # train it
+        >>> quantized = convert_qsam2(prepared)
+    """
+    recipe = resolve_qconfig(qconfig)
+    parts = find_parts(model, recipe)
+    _check_finite(model)
+    images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
+    info: dict[str, Any] = {
+        "qconfig": qconfig if isinstance(qconfig, str) else "custom",
+        "images": 0 if images is None else len(images),
+        "seed": seed,
+        "vrc": None,
+    }
+    if images is None and vrc is not None:
+        logger.info("no calibration data: VRC does not run, and input ranges start from the first training batch")
+    if images is not None and vrc is not None:
+        scope = _vrc_scope(model, parts, recipe, vrc_regions)
+        prepared, report = calibrate_qsam2(
+            model, images, damping=vrc, quantizers=scope, seed=seed, progress=progress
+        )
+        info["vrc"] = report.to_dict()
+    else:
+        prepared = copy.deepcopy(model)
+    prepared.qsam2_config = _config(model)
+    for part in parts:
+        mapping = recipe[part.region]
+        module = prepared.get_submodule(part.path)
+        if any(True for _ in _quantized(module, part, mapping)):
+            graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
+            prepared.set_submodule(part.path, graph)
+    for _, layer in quantized_layers(prepared):
+        if isinstance(layer.weight_fake_quant, LSCFakeQuantize):
+            layer.weight_fake_quant.initialize(layer.weight)
+    if images is not None:
+        calibrate_activations(prepared, images, seed=seed, progress=progress)
+    prepared.qsam2_info = info
+    return prepared
+
+
+def calibrate_activations(prepared: SAM2Base, images: Any, *, seed: int = 0, progress: bool = True) -> None:
+    """Start the clipping ranges of a prepared model's inputs from images, in place.
+
+    Args:
+        prepared: A model from ``prepare_qsam2``.
+        images: As ``calibration_data`` of ``prepare_qsam2``.
+        seed: Seed of the choice of images and of the prompts.
+        progress: Show a progress bar.
+
+    Raises:
+        CalibrationError: Empty or unusable images.
+
+    Example:
+        >>> calibrate_activations(prepared, "photos/")
+    """
+    with contextlib.ExitStack() as stack:
+        for _, quantizer in fake_quantizers(prepared):
+            stack.enter_context(_observing(quantizer))
+        exercise(prepared, load_images(images, seed=seed), seed=seed, progress=progress)
+
+
+@contextlib.contextmanager
+def _observing(quantizer: FakeQuantizeBase) -> Any:
+    """Let an input's quantizer observe without quantizing; leave a weight's quantizer out of it."""
+    switched = bool(quantizer.fake_quant_enabled)
+    if isinstance(quantizer, LSCFakeQuantize) and not quantizer.is_weight:
+        with quantizer.calibrating():
+            yield
+        return
+    quantizer.disable_fake_quant()
+    yield
+    quantizer.enable_fake_quant(switched)
+
+
+def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Any:
+    for name, layer in module.named_modules():
+        if type(layer) in QAT_MODULES:
+            where = f"{part.path}.{name}" if name else part.path
+            qconfig = layer_qconfig(mapping, where, layer)
+            if qconfig is not None:
+                yield where, layer, qconfig
+
+
+def _vrc_scope(
+    model: SAM2Base, parts: list[Part], recipe: dict[str, QConfigMapping], regions: tuple[str, ...]
+) -> dict[str, Any]:
+    """Layers to calibrate, each with the weight quantizer that it will get."""
+    return {
+        where: qconfig.weight
+        for part in parts
+        if part.region in regions
+        for where, layer, qconfig in _quantized(model.get_submodule(part.path), part, recipe[part.region])
+        if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
+    }
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{name} has NaN or infinite values; the checkpoint is damaged or training diverged")
+
+
+def _config(model: SAM2Base) -> dict[str, Any] | None:
+    """The model's configuration, needed only to save it: a model that cannot be described can still be trained."""
+    try:
+        return model_config(model)
+    except QSAM2Error as error:
+        logger.warning("the prepared model can be trained and converted, but not saved: %s", error)
+        return None

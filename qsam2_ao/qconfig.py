@@ -1,0 +1,205 @@
+"""What to quantize and how: presets, and the translation of every accepted qconfig into one form.
+
+A qconfig is a preset's name, a torch.ao ``QConfig``, a ``QConfigMapping`` (its module names are paths in the SAM2
+model), or a mapping from region name to any of these (or None, to keep that region in float).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
+
+from .errors import QConfigError
+from .graph import REGIONS
+from .quantizers import LSCFakeQuantize
+
+QConfigLike: TypeAlias = "str | QConfig | QConfigMapping | Mapping[str, str | QConfig | QConfigMapping | None]"
+"""What ``prepare_qsam2`` accepts as ``qconfig``."""
+
+# Layers that read pixels or mask values, and layers whose outputs are masks and scores.
+FIRST_AND_LAST_LAYERS: tuple[str, ...] = (
+    r"image_encoder\.trunk\.patch_embed\.proj",
+    r"memory_encoder\.mask_downsampler\.encoder\.0",
+    r"sam_mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2",
+    r"sam_mask_decoder\.iou_prediction_head\.layers\.2",
+    r"sam_mask_decoder\.pred_obj_score_head(\.layers\.2)?",
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named recipe.
+
+    Attributes:
+        name: Its name, for example "w4a8".
+        weight_bits: Bits of the weights, per output channel.
+        activation_bits: Bits of the layers' inputs, per tensor; None keeps them in float.
+        first_last_bits: Bits of the weights and inputs of ``FIRST_AND_LAST_LAYERS`` (inputs stay float in
+            weight-only presets); never fewer than the rest has.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int | None
+    first_last_bits: int = 8
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("w8a8", 8, 8),
+        Preset("w4a8", 4, 8),
+        Preset("w4a16", 4, None),
+        Preset("w3a8", 3, 8),
+        Preset("w3a16", 3, None),
+        Preset("w2a8", 2, 8),
+        Preset("w2a16", 2, None),
+        Preset("w2a4", 2, 4),
+    )
+}
+
+
+def lsc_qconfig(
+    weight_bits: int,
+    activation_bits: int | None,
+    *,
+    granularity: str = "channel",
+    group_size: int | None = None,
+    grid: str | None = None,
+    momentum: float | None = None,
+) -> QConfig:
+    """A torch.ao ``QConfig`` whose weights and inputs are fake-quantized by learnable statistical clipping.
+
+    Args:
+        weight_bits: 2 to 8.
+        activation_bits: 4 to 8, or None to leave the inputs in float (weight-only).
+        granularity: "tensor", "channel" or "group" of the weights' scales.
+        group_size: Inputs per scale, for "group".
+        grid: The weights' grid; None for the default of the bit-width (mid-rise below 8 bits).
+        momentum: Momentum of the averaged clipping multiplier; None for LSC's default.
+
+    Returns:
+        A QConfig for ``prepare_qsam2`` or for torch.ao's own graph mode.
+
+    Raises:
+        QConfigError: A setting out of range.
+
+    Example:
+        >>> prepare_qsam2(model, {"image_encoder": lsc_qconfig(2, 8), "mask_decoder": lsc_qconfig(4, None)})
+    """
+    common = {} if momentum is None else {"momentum": momentum}
+    try:
+        weight = LSCFakeQuantize.with_args(
+            bits=weight_bits, is_weight=True, granularity=granularity, group_size=group_size, grid=grid, **common
+        )
+        weight()  # reports a bad setting here rather than in the middle of a trace
+        if activation_bits is None:
+            return QConfig(activation=PlaceholderObserver, weight=weight)
+        activation = LSCFakeQuantize.with_args(bits=activation_bits, is_weight=False, **common)
+        activation()
+    except ValueError as error:
+        raise QConfigError(f"cannot make a qconfig: {error}") from error
+    return QConfig(activation=activation, weight=weight)
+
+
+def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str, QConfigMapping]:
+    """A preset as one ``QConfigMapping`` per region.
+
+    Args:
+        name: A name out of ``PRESETS``.
+        first_last_bits: Bits of the first and last layers instead of the preset's 8; the preset's own
+            ``weight_bits`` switches the exception off.
+
+    Returns:
+        Region name -> mapping, to be edited or passed to ``prepare_qsam2``.
+
+    Raises:
+        QConfigError: An unknown preset.
+
+    Example:
+        >>> recipe = preset_qconfig("w2a8")
+        >>> recipe["memory_attention"].set_global(lsc_qconfig(4, 8))
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise QConfigError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
+    edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
+    inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)
+    edge = lsc_qconfig(edge_bits, edge_activation)
+    recipe = {}
+    for region in REGIONS:
+        mapping = QConfigMapping().set_global(inner)
+        if edge_bits != preset.weight_bits:
+            for pattern in FIRST_AND_LAST_LAYERS:
+                mapping.set_module_name_regex(pattern, edge)
+        recipe[region] = mapping
+    return recipe
+
+
+def resolve_qconfig(qconfig: QConfigLike) -> dict[str, QConfigMapping]:
+    """Bring any accepted qconfig into the form region -> ``QConfigMapping``.
+
+    Args:
+        qconfig: See ``QConfigLike``.
+
+    Returns:
+        The mappings of the regions to quantize; regions left out stay float.
+
+    Raises:
+        QConfigError: An unknown preset or region, a value of another type, or nothing to quantize.
+
+    Example:
+        >>> sorted(resolve_qconfig({"image_encoder": "w4a8", "mask_decoder": None}))
+        ['image_encoder']
+    """
+    if isinstance(qconfig, str):
+        return preset_qconfig(qconfig)
+    if isinstance(qconfig, QConfig):
+        return {region: QConfigMapping().set_global(qconfig) for region in REGIONS}
+    if isinstance(qconfig, QConfigMapping):
+        return dict.fromkeys(REGIONS, qconfig)
+    if not isinstance(qconfig, Mapping):
+        raise QConfigError(
+            f"a qconfig is a preset's name, a QConfig, a QConfigMapping or a mapping from region to one of those, "
+            f"not {type(qconfig).__name__}"
+        )
+    recipe = {}
+    for region, value in qconfig.items():
+        if region not in REGIONS:
+            raise QConfigError(f"unknown region {region!r}; the regions are {', '.join(REGIONS)}")
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            raise QConfigError(f"region {region!r}: expected a preset, QConfig or QConfigMapping, not a mapping")
+        recipe[region] = resolve_qconfig(value)[region]
+    if not recipe:
+        raise QConfigError("the qconfig leaves every region in float, so there is nothing to quantize")
+    return recipe
+
+
+def layer_qconfig(mapping: QConfigMapping, name: str, layer: nn.Module) -> QConfig | None:
+    """The QConfig of one layer, by torch.ao's precedence: module name, regular expression, type, global.
+
+    Args:
+        mapping: The region's mapping.
+        name: The layer's path in the SAM2 model.
+        layer: The layer.
+
+    Returns:
+        Its QConfig; None when it stays float.
+    """
+    parent = name
+    while parent:
+        if parent in mapping.module_name_qconfigs:
+            return mapping.module_name_qconfigs[parent]
+        parent = parent.rpartition(".")[0]
+    for pattern, qconfig in mapping.module_name_regex_qconfigs.items():
+        if re.fullmatch(pattern, name):
+            return qconfig
+    return mapping.object_type_qconfigs.get(type(layer), mapping.global_qconfig)
