@@ -1,7 +1,8 @@
-"""Packing of unsigned 2- to 8-bit codes into bytes: exactly ``bits`` bits per code, the same on every machine.
+"""Packing of unsigned 2- to 8-bit codes into bytes: exactly ``bits`` bits each, the same on every machine.
 
-The ``n`` codes, in row-major order, are padded with zeros to ``8 * m``, ``m = ceil(n / 8)``. Each code is cut into
-fields whose widths are the powers of two in ``bits``, low bits first, and each field goes to a plane of its own::
+The ``n`` codes, in row-major order, are padded with zeros to ``8 * m``, ``m = ceil(n / 8)``. Each code is cut
+into fields whose widths are the powers of two in ``bits``, low bits first, and each field goes to a plane of
+its own::
 
     bits   fields of a code, low bits first         planes, one after the other   bytes
     2      [1 0]                                    2                             2 m
@@ -12,17 +13,17 @@ fields whose widths are the powers of two in ``bits``, low bits first, and each 
     7      [3 2 1 0] [5 4] [6]                      4, 2, 1                       7 m
     8      [7 6 5 4 3 2 1 0]                        8                             8 m
 
-A plane of width ``w`` is ``w * m`` bytes of ``8 / w`` lanes, and the codes run along the lanes: lane ``i`` (bits
-``i * w`` and up) of byte ``j`` belongs to code ``i * (w * m) + j``. For 3 bits and ``m = 1``, codes ``a`` to ``h``,
-``a0`` the lowest bit of ``a``::
+A plane of width ``w`` is ``w * m`` bytes of ``8 / w`` lanes, and the codes run along the lanes: lane ``i``
+(bits ``i * w`` and up) of byte ``j`` belongs to code ``i * (w * m) + j``. For 3 bits and ``m = 1``, codes
+``a`` to ``h``, ``a0`` the lowest bit of ``a``::
 
                 bit 7    6    5    4    3    2    1    0
     byte 0         g1   g0   e1   e0   c1   c0   a1   a0     plane of width 2
     byte 1         h1   h0   f1   f0   d1   d0   b1   b0
     byte 2         h2   g2   f2   e2   d2   c2   b2   a2     plane of width 1
 
-Neighbouring codes lie in neighbouring bytes, so that unpacking is a few shifts and masks over contiguous memory.
-All arithmetic is on uint8, so that neither byte order nor instruction set enters the layout.
+Neighbouring codes lie in neighbouring bytes, so that unpacking is a few shifts and masks over contiguous
+memory. All arithmetic is on uint8, so that neither byte order nor instruction set enters the layout.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         uint8 ``[packed_size(codes.numel(), bits)]`` on the same device.
 
     Raises:
-        UnsupportedLayerError: ``bits`` is out of range, or ``codes`` are not integers in range (values are not
-            looked at inside ``torch.compile`` and on the meta device).
+        UnsupportedLayerError: ``bits`` is out of range, or ``codes`` are not integers in range (values are
+            not looked at inside ``torch.compile`` and on the meta device).
 
     Example:
         >>> pack(torch.tensor([0, 1, 2, 3, 3, 2, 1, 0]), bits=2).tolist()
@@ -81,7 +82,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.numel() and codes.device.type != "meta" and not torch.compiler.is_compiling():
         low, high = (int(extreme) for extreme in codes.aminmax())
         if low < 0 or high >= 2**bits:
-            raise UnsupportedLayerError(f"codes of {bits} bits run from 0 to {2**bits - 1}, not {low} to {high}")
+            raise UnsupportedLayerError(
+                f"codes of {bits} bits run from 0 to {2**bits - 1}, not {low} to {high}"
+            )
 
     octets = -(-codes.numel() // 8)
     flat = codes.reshape(-1).to(torch.uint8)

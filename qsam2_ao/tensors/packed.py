@@ -11,66 +11,38 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torchao.utils import TorchAOBaseTensor
 
-from ..errors import CheckpointError, NonFiniteError, UnsupportedLayerError
+from ..errors import CheckpointError, UnsupportedLayerError
 from ..quantizers.affine import broadcast_qparam, dequantize_affine
 from . import bitpack
+from .form import check_parts, qparam_shape
 
-GRANULARITIES = ("tensor", "channel", "group")
 _INNER = ("codes", "scale", "zero_point")
 _SPEC = {"shape", "bits", "granularity", "group_size", "dtype"}
 
 
-def qparam_shape(shape: Sequence[int], granularity: str, group_size: int | None = None) -> tuple[int, ...]:
-    """The shape of the scale and zero point of a weight.
-
-    Args:
-        shape: Shape of the weight, output channels first.
-        granularity: "tensor", "channel" or "group".
-        group_size: Inputs per group along the flattened input dimensions, for "group" alone.
-
-    Returns:
-        ``(1,)``, ``(out,)`` or ``(out, ceil(K / group_size))`` with ``K`` the inputs of an output channel.
-
-    Raises:
-        UnsupportedLayerError: The arguments do not fit together.
-
-    Example:
-        >>> qparam_shape((96, 3, 7, 7), "group", 64)
-        (96, 3)
-    """
-    if granularity not in GRANULARITIES:
-        raise UnsupportedLayerError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
-    if (granularity == "group") != (group_size is not None):
-        raise UnsupportedLayerError(
-            f"group_size={group_size!r} with granularity {granularity!r}; give it for 'group' and only there"
-        )
-    if len(shape) < 2 or any(size < 1 for size in shape):
-        raise UnsupportedLayerError(f"a packed weight has two or more non-empty dimensions, not {list(shape)}")
-    if group_size is None:
-        return (1,) if granularity == "tensor" else (shape[0],)
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-        raise UnsupportedLayerError(f"group_size must be a positive integer, not {group_size!r}")
-    return (shape[0], -(-math.prod(shape[1:]) // group_size))
-
-
 class PackedIntxTensor(TorchAOBaseTensor):
-    """An integer weight of 2 to 8 bits in exactly that many bits per value, with float32 scale and zero point.
+    """An integer weight of 2 to 8 bits in exactly that many bits per value, with its scale and zero point.
 
-    It stands for ``(u - zero_point) * scale`` with unsigned codes ``u``, and equals to the bit what quantization-aware
-    training computed with, since both use :mod:`qsam2_ao.quantizers.affine`. Signed codes are stored with an offset:
-    ``u = q - quant_min``, ``zero_point - quant_min``. ``F.linear`` and ``F.conv2d`` dequantize it in float32, cast
-    to the input's dtype and run the float kernel; gradients reach the input, never the weight. Other operations
-    raise :class:`~qsam2_ao.errors.UnsupportedLayerError` instead of silently becoming float.
+    It stands for ``(u - zero_point) * scale`` with unsigned codes ``u``, and equals to the bit what
+    quantization-aware training computed with, since both use :mod:`qsam2_ao.quantizers.affine`. Signed codes
+    are stored with an offset: ``u = q - quant_min``, ``zero_point - quant_min``. ``F.linear`` and
+    ``F.conv2d`` dequantize it in float32, cast to the input's dtype and run the float kernel; gradients reach
+    the input, never the weight. Other operations raise :class:`~qsam2_ao.errors.UnsupportedLayerError`
+    instead of silently becoming float.
 
-    Make one with :meth:`from_codes`, :meth:`from_inner` or :meth:`empty`; the constructor itself checks nothing.
+    Make one with :meth:`from_codes`, :meth:`from_inner` or :meth:`empty`; the constructor itself checks
+    nothing.
 
     Attributes:
-        codes: The packed codes, uint8 ``[ceil(n / 8) * bits]``, laid out as in :mod:`qsam2_ao.tensors.bitpack`.
-        scale: float32 ``[1]`` (per tensor), ``[out]`` (per channel) or ``[out, ceil(K / group_size)]`` (per group).
+        codes: The packed codes, uint8 ``[ceil(n / 8) * bits]``, laid out as in
+            :mod:`qsam2_ao.tensors.bitpack`.
+        scale: float32 ``[1]`` (per tensor), ``[out]`` (per channel) or ``[out, ceil(K / group_size)]`` (per
+            group).
         zero_point: float32, the shape of ``scale``; half-integers on the mid-rise grid.
         bits: Bits per code.
         group_size: Inputs per group along ``weight.reshape(out, -1)``; None unless per group.
-        dtype: The dtype that the weight appears to have (what ``.to(dtype)`` changes); storage does not depend on it.
+        dtype: The dtype that the weight appears to have (what ``.to(dtype)`` changes); storage does not
+            depend on it.
 
     Example:
         >>> codes = torch.tensor([[0, 1], [2, 3]])
@@ -156,7 +128,7 @@ class PackedIntxTensor(TorchAOBaseTensor):
             "scale": scale.detach().to(codes.device, torch.float32, copy=True),
             "zero_point": zero_point.detach().to(codes.device, torch.float32, copy=True),
         }
-        _check(inner, codes.shape, bits, granularity, group_size, dtype, error=UnsupportedLayerError)
+        check_parts(inner, codes.shape, bits, granularity, group_size, dtype, error=UnsupportedLayerError)
         return cls(**inner, bits=bits, shape=codes.shape, group_size=group_size, dtype=dtype)
 
     @classmethod
@@ -210,11 +182,14 @@ class PackedIntxTensor(TorchAOBaseTensor):
             The packed weight.
 
         Raises:
-            CheckpointError: A key or tensor is missing, unknown, or of the wrong type, dtype, shape or device.
+            CheckpointError: A key or tensor is missing, unknown, or of the wrong type, dtype, shape or
+                device.
             NonFiniteError: NaN or infinity in the scale or zero point.
         """
         if set(spec) != _SPEC:
-            raise CheckpointError(f"the description of a packed weight has the keys {sorted(_SPEC)}, not {sorted(spec)}")
+            raise CheckpointError(
+                f"the description of a packed weight has the keys {sorted(_SPEC)}, not {sorted(spec)}"
+            )
         if set(tensors) != set(_INNER):
             raise CheckpointError(f"a packed weight has the tensors {sorted(_INNER)}, not {sorted(tensors)}")
         dtype = getattr(torch, spec["dtype"], None) if isinstance(spec["dtype"], str) else None
@@ -224,7 +199,9 @@ class PackedIntxTensor(TorchAOBaseTensor):
         if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
             raise CheckpointError(f"the shape of a packed weight is a list of integers, not {shape!r}")
         try:
-            _check(tensors, shape, spec["bits"], spec["granularity"], spec["group_size"], dtype, CheckpointError)
+            check_parts(
+                tensors, shape, spec["bits"], spec["granularity"], spec["group_size"], dtype, CheckpointError
+            )
         except UnsupportedLayerError as unsupported:
             raise CheckpointError(f"not a packed weight: {unsupported}") from unsupported
         return cls(
@@ -282,53 +259,29 @@ class PackedIntxTensor(TorchAOBaseTensor):
     def __repr__(self) -> str:  # type: ignore[override]
         group = f", group_size={self.group_size}" if self.group_size is not None else ""
         return (
-            f"PackedIntxTensor(bits={self.bits}, shape={tuple(self.shape)}, granularity={self.granularity!r}{group}, "
-            f"dtype={self.dtype}, device={self.device})"
+            f"PackedIntxTensor(bits={self.bits}, shape={tuple(self.shape)}, "
+            f"granularity={self.granularity!r}{group}, dtype={self.dtype}, device={self.device})"
         )
+
+    def _stable_hash_for_caching(self) -> str:
+        """What torch.compile's cache may depend on, besides the inner tensors' own properties."""
+        return repr(self.spec())
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run one of the operations below; refuse any other by name."""
         if func not in cls._ATEN_OP_TABLE[cls]:
             raise UnsupportedLayerError(
-                f"{func} is not supported on a packed weight, only linear, conv2d, copies and moves between devices "
-                "are; call .dequantize() for an ordinary tensor"
+                f"{func} is not supported on a packed weight, only linear, conv2d, copies and moves between "
+                "devices are; call .dequantize() for an ordinary tensor"
             )
         return cls._ATEN_OP_TABLE[cls][func](func, types, args, kwargs or {})
-
-
-def _check(
-    tensors: Mapping[str, Tensor],
-    shape: Sequence[int],
-    bits: int,
-    granularity: str,
-    group_size: int | None,
-    dtype: torch.dtype,
-    error: type[Exception],
-) -> None:
-    """Refuse parts that do not make a packed weight; ``error`` is what wrong tensors raise."""
-    bitpack.check_bits(bits)
-    if not dtype.is_floating_point:
-        raise UnsupportedLayerError(f"a packed weight appears as a floating dtype, not {dtype}")
-    qparams = qparam_shape(shape, granularity, group_size)
-    expected = {
-        "codes": (torch.uint8, (bitpack.packed_size(math.prod(shape), bits),)),
-        "scale": (torch.float32, qparams),
-        "zero_point": (torch.float32, qparams),
-    }
-    for name, (inner_dtype, inner_shape) in expected.items():
-        tensor = tensors[name]
-        if tensor.dtype != inner_dtype or tensor.shape != inner_shape:
-            raise error(
-                f"{name} of a {bits}-bit weight {list(shape)} with granularity {granularity!r} must be {inner_dtype} "
-                f"{list(inner_shape)}, not {tensor.dtype} {list(tensor.shape)}"
-            )
-        if tensor.device != tensors["codes"].device:
-            raise error(f"{name} is on {tensor.device} but codes are on {tensors['codes'].device}; move one of them")
-        if name != "codes" and tensor.device.type != "meta" and not bool(tensor.isfinite().all()):
-            raise NonFiniteError(f"{name} of a packed weight {list(shape)} has NaN or infinite values")
 
 
 _implements = PackedIntxTensor.implements
@@ -336,11 +289,13 @@ _implements_torch_function = PackedIntxTensor.implements_torch_function
 _aten = torch.ops.aten
 
 
-# F.linear and F.conv2d are caught as torch functions so that autograd (for the input) and autocast see the float
-# kernel; the aten forms are what is left where torch functions are switched off.
+# F.linear and F.conv2d are caught as torch functions so that autograd (for the input) and autocast see the
+# float kernel; the aten forms are what is left where torch functions are switched off.
 @_implements_torch_function([torch.nn.functional.linear, torch.nn.functional.conv2d])
 @_implements([_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding, _aten.convolution.default])
-def _run_dequantized(func: Callable[..., Tensor], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _run_dequantized(
+    func: Callable[..., Tensor], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     arguments = dict(zip(("input", "weight"), args, strict=False)) | kwargs
     x, weight = arguments.pop("input"), arguments.pop("weight")
     if isinstance(x, PackedIntxTensor) or not isinstance(weight, PackedIntxTensor):
@@ -350,11 +305,13 @@ def _run_dequantized(func: Callable[..., Tensor], types: Any, args: tuple[Any, .
 
 
 @_implements_torch_function([torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__])  # type: ignore[attr-defined]
-def _refuse_grad(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+def _refuse_grad(
+    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Any:
     if (kwargs or {}).get("requires_grad", args[1] if len(args) > 1 else True):
         raise UnsupportedLayerError(
-            "a packed weight cannot require gradients: wrap it in nn.Parameter(weight, requires_grad=False), and "
-            "train the prepared model instead of the converted one"
+            "a packed weight cannot require gradients: wrap it in nn.Parameter(weight, requires_grad=False), "
+            "and train the prepared model instead of the converted one"
         )
     return args[0]
 
@@ -362,34 +319,44 @@ def _refuse_grad(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kw
 @_implements(_aten.clone.default)
 @_implements_torch_function(torch.Tensor.contiguous)
 def _clone(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    # Codes have one layout: a memory format (channels_last, for the other tensors of a model) changes nothing.
+    # Codes have one layout: a memory format (channels_last, for the other tensors of a model) changes
+    # nothing.
     if func is torch.Tensor.contiguous:
         return args[0]
     return return_and_correct_aliasing(func, args, kwargs, args[0]._apply_fn_to_data(torch.clone))
 
 
 @_implements(_aten._to_copy.default)
-def _to_copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedIntxTensor:
+def _to_copy(
+    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PackedIntxTensor:
     self = args[0]
     dtype = kwargs.get("dtype") or self.dtype
     if not dtype.is_floating_point:
-        raise UnsupportedLayerError(f"a packed weight appears as a floating dtype, not {dtype}; see .unpack() for codes")
+        raise UnsupportedLayerError(
+            f"a packed weight appears as a floating dtype, not {dtype}; see .unpack() for codes"
+        )
     device, non_blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
-    inner = [
-        tensor.to(device or tensor.device, non_blocking=non_blocking, copy=True)
-        for tensor in self.inner_tensors().values()
-    ]
-    copy = PackedIntxTensor(*inner, self.bits, self.shape, self.group_size, dtype)
+    inner = {
+        name: tensor.to(device or tensor.device, non_blocking=non_blocking, copy=True)
+        for name, tensor in self.inner_tensors().items()
+    }
+    copy = PackedIntxTensor(
+        **inner, bits=self.bits, shape=self.shape, group_size=self.group_size, dtype=dtype
+    )
     return return_and_correct_aliasing(func, args, kwargs, copy)
 
 
 @_implements(_aten.copy_.default)
-def _copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedIntxTensor:
+def _copy(
+    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PackedIntxTensor:
     target, source = args[:2]
     if not isinstance(target, PackedIntxTensor) or not isinstance(source, PackedIntxTensor):
         raise UnsupportedLayerError(
-            f"cannot copy a {type(source).__name__} into a {type(target).__name__}: packed weights are only copied into "
-            "packed weights (call .dequantize() on the source, or convert the model before loading packed weights)"
+            f"cannot copy a {type(source).__name__} into a {type(target).__name__}: packed weights are only "
+            "copied into packed weights (call .dequantize() on the source, or convert the model before "
+            "loading packed weights)"
         )
     ours, theirs = ({**tensor.spec(), "dtype": None} for tensor in (target, source))
     if ours != theirs:
