@@ -1,8 +1,8 @@
 """Procedural videos with exact instance masks: an endless, seeded data set that needs no download.
 
-Every sequence is a function of (split, index, size, number of frames): a textured background under a moving camera,
-two to five textured objects that move, turn, scale, deform, hide one another, leave and return, and look-alikes
-that nobody asks about. A longer sequence begins with the frames of the shorter one.
+Every sequence is a function of (split, index, size, number of frames): a textured background under a moving
+camera, two to five textured objects that move, turn, scale, deform, hide one another, leave and return, and
+look-alikes that nobody asks about. A longer sequence begins with the frames of the shorter one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Prompt:
             )
         rng = np.random.default_rng(seed)
         y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-        inner = _innermost(mask[y0:y1, x0:x1]) + (x0, y0)
+        inner = _innermost(mask[y0:y1, x0:x1]) + np.array([x0, y0])
         pick = int(rng.integers(len(rows)))
         outside_rows, outside_columns = np.nonzero(~mask)
         if len(outside_rows):
@@ -135,6 +135,7 @@ def generate_sequence(
     *,
     size: tuple[int, int] = (96, 96),
     num_frames: int = 16,
+    stride: int = 1,
     seed: int = 0,
 ) -> Sequence:
     """Generate one video; the same arguments always give the same bits.
@@ -144,6 +145,7 @@ def generate_sequence(
         index: Which video of the split, 0 or more; there is no last one.
         size: Height and width in pixels, each 16 or more.
         num_frames: Number of frames, 1 or more.
+        stride: Keep every ``stride``-th frame only, so that everything moves faster.
         seed: Another value is another data set.
 
     Returns:
@@ -160,10 +162,10 @@ def generate_sequence(
     height, width = size
     if split not in SPLITS:
         raise DataError(f"split must be one of {list(SPLITS)}, got {split!r}")
-    if index < 0 or seed < 0 or num_frames < 1 or min(size) < 16:
+    if min(index, seed) < 0 or min(num_frames, stride) < 1 or min(size) < 16:
         raise DataError(
-            "index and seed must be 0 or more, num_frames 1 or more, size at least 16 by 16; got "
-            f"index={index}, seed={seed}, num_frames={num_frames}, size={size}"
+            "index and seed must be 0 or more, num_frames and stride 1 or more, size at least 16 by 16; got "
+            f"index={index}, seed={seed}, num_frames={num_frames}, stride={stride}, size={size}"
         )
     for attempt in range(100):
         key = (SPLITS.index(split), index, attempt)
@@ -176,7 +178,7 @@ def generate_sequence(
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     masks = np.empty((num_frames, height, width), np.uint8)
     for t in range(num_frames):
-        frames[t], masks[t] = scene.render(t)
+        frames[t], masks[t] = scene.render(t * stride)
     return Sequence(frames, masks, scene.object_ids, f"{split}-{index:05d}")
 
 
@@ -220,7 +222,7 @@ class _Scene:
         count, clutter = int(rng.integers(2, 6)), int(rng.integers(0, 3))
         span = np.array([self.shape[1], self.shape[0]]) / min(self.shape) * 0.4
         homes: list[np.ndarray] = []
-        palette = []
+        palette: list[tuple[np.ndarray, np.ndarray]] = []
         for _ in range(count + clutter):
             candidates = rng.uniform(-1, 1, (6, 2)) * span
             if homes:  # the candidate farthest from the others, so that few are hidden from the start
@@ -275,7 +277,8 @@ class _Scene:
 def write_sequence(sequence: Sequence, root: str | os.PathLike[str]) -> None:
     """Write a sequence as DAVIS stores it, so that SAM2's own tools can read it.
 
-    Frames become ``JPEGImages/<name>/00000.jpg`` (quality 95), masks ``Annotations/<name>/00000.png`` with a palette.
+    Frames become ``JPEGImages/<name>/00000.jpg`` (quality 95), masks ``Annotations/<name>/00000.png`` with a
+    palette.
 
     Args:
         sequence: What to write.

@@ -268,7 +268,7 @@ class Thing:
 
 
 def random_colour(rng: np.random.Generator, away_from: Array | None = None) -> Array:
-    """A random colour, float32 ``[3]``, at least 80 apart from ``away_from`` in RGB distance where that is given."""
+    """A random colour, float32 ``[3]``, at an RGB distance of 80 or more from ``away_from``."""
     colour = rng.uniform(20, 235, 3)
     while away_from is not None and np.linalg.norm(colour - away_from) < 80:
         colour = rng.uniform(20, 235, 3)

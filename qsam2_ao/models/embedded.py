@@ -26,8 +26,8 @@ EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
 #: The trained weights, stored as float16.
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "qsam2_embedded.safetensors"
 
-#: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its ``fill_hole_area=8`` is
-#: left out: it needs the CUDA extension that ``sam2`` builds optionally.
+#: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its
+#: ``fill_hole_area=8`` is left out: it needs the CUDA extension that ``sam2`` builds optionally.
 _POSTPROCESSING: dict[str, Any] = {
     "sam_mask_decoder_extra_args": {
         "dynamic_multimask_via_stability": True,
@@ -82,8 +82,9 @@ def build_embedded(
 
 @torch.no_grad()
 def _start_learnable(model: Any) -> None:
-    """Change the initial weights where the package's defaults, meant for fine-tuning, block learning from scratch."""
-    # A negative object score replaces the mask by a constant, which has no gradient: start sure of the object.
+    """Change the initial weights where those of the package block learning from scratch."""
+    # A negative object score replaces the mask by a constant, which has no gradient: start sure of the
+    # object.
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(4.0)
     # Equal query and key biases make rotary attention look at the same place first.
     for layer in model.memory_attention.layers:

@@ -1,0 +1,72 @@
+"""SAM2's own loss with the weights of its own training, and how much SAM2Train is prompted with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
+from training.utils.data_utils import BatchedVideoDatapoint
+
+#: Arguments of ``SAM2Train`` for clips, after ``sam2.1_hiera_b+_MOSE_finetune.yaml``: half of the clips start
+#: from a mask, the others from a box or a click, which is then corrected once (SAM2Train needs at least one
+#: correction).
+TRAIN_OVERRIDES: dict[str, Any] = {
+    "prob_to_use_pt_input_for_train": 0.5,
+    "prob_to_use_box_input_for_train": 0.5,
+    "prob_to_use_pt_input_for_eval": 0.0,
+    "num_frames_to_correct_for_train": 1,
+    "num_init_cond_frames_for_train": 1,
+    "prob_to_sample_from_gt_for_train": 0.1,
+    "num_correction_pt_per_frame": 1,
+}
+
+
+class SAM2Loss(nn.Module):
+    """Focal, Dice, IoU and object-score loss of SAM2's training, as the mean over frames.
+
+    The weights are those of SAM2's own configuration (20, 1, 1, 1). Taking the mean over frames lets images
+    and clips weigh alike.
+
+    Example:
+        >>> loss = SAM2Loss()(prompted_forward(model, batch), batch)  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.criterion = MultiStepMultiMasksAndIous(
+            weight_dict={"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1},
+            supervise_all_iou=True,
+            iou_use_l1_loss=True,
+            pred_obj_scores=True,
+            focal_gamma_obj_score=0.0,
+            focal_alpha_obj_score=-1.0,
+        )
+
+    def forward(self, outputs: list[dict[str, Any]], batch: BatchedVideoDatapoint) -> Tensor:
+        """The loss of what ``SAM2Train`` returned for a batch: a scalar."""
+        loss: Tensor = self.criterion(outputs, batch.masks)[CORE_LOSS_KEY]
+        return loss / len(outputs)
+
+
+def prompted_forward(model: nn.Module, batch: BatchedVideoDatapoint) -> list[dict[str, Any]]:
+    """Run a ``SAM2Train`` on a batch; single images are always prompted with points or boxes.
+
+    SAM2Train returns a mask prompt as its own answer, which leaves nothing to learn on a single frame.
+
+    Args:
+        model: A ``SAM2Train``, float or prepared for quantization.
+        batch: Clips, or images as clips of one frame.
+
+    Returns:
+        SAM2Train's outputs, one dictionary per frame.
+    """
+    settings: Any = getattr(model, "module", model)  # DistributedDataParallel keeps the model inside
+    usual = settings.prob_to_use_pt_input_for_train
+    try:
+        if batch.num_frames == 1:
+            settings.prob_to_use_pt_input_for_train = 1.0
+        outputs: list[dict[str, Any]] = model(batch)
+    finally:
+        settings.prob_to_use_pt_input_for_train = usual
+    return outputs
