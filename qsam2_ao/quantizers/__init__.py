@@ -8,7 +8,6 @@ from .affine import (
     quantize_affine,
 )
 from .lsc import LSCFakeQuantize
-from .mse import mse_quantize
 
 __all__ = [
     "LSCFakeQuantize",
@@ -16,6 +15,5 @@ __all__ = [
     "dequantize_affine",
     "expand_groups",
     "fake_quantize_affine",
-    "mse_quantize",
     "quantize_affine",
 ]

@@ -156,8 +156,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         for key in _LAZY:
             current, incoming = getattr(self, key), state_dict.get(prefix + key)
             # Another granularity's shape is left to torch, which refuses the mismatch.
-            fits = incoming is not None and incoming.dim() == (2 if self.granularity == "group" else 1)
-            if fits and current.numel() == 0:
+            dims = 2 if self.granularity == "group" else 1
+            if incoming is not None and incoming.dim() == dims and current.numel() == 0:
                 current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -193,6 +193,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     @property
     def _stats(self) -> RangeStats:
         return RangeStats(self.mean, self.std, self.low, self.high)
+
+    @property
+    def activation_post_process(self) -> LSCFakeQuantize:
+        """The observer that torch.ao's FX mode looks for inside a fake-quantizer: LSC observes by itself."""
+        return self
 
     # --- starting ----------------------------------------------------------------------------------------
 

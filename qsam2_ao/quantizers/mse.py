@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .affine import broadcast_qparam, fake_quantize_affine
-from .grids import Grid, RangeStats, weight_grid
-from .statistics import check_granularity, sum_rows, weight_statistics
+from .grids import Grid, RangeStats
+from .statistics import sum_rows
 
 _COARSE = 24
 _FINE = 6
@@ -132,35 +132,3 @@ def _weigh(difference: Tensor, gram: Tensor, granularity: str, group_size: int |
     blocks = [gram[i : i + group_size, i : i + group_size] for i in range(0, gram.shape[0], group_size)]
     parts = [e @ block for e, block in zip(difference.split(group_size, dim=1), blocks, strict=True)]
     return torch.cat(parts, dim=1) * difference
-
-
-def mse_quantize(
-    weight: Tensor,
-    bits: int,
-    granularity: str = "channel",
-    group_size: int | None = None,
-    grid: str | None = None,
-) -> Tensor:
-    """Weight after quantization with the least-squared-error clip range: what LSC starts from.
-
-    Args:
-        weight: Shape [out, ...].
-        bits: 2 to 8.
-        granularity: "tensor", "channel" or "group".
-        group_size: Inputs per group, for "group".
-        grid: Weight grid; None for the default of the bit width.
-
-    Returns:
-        float32 tensor of the weight's shape.
-
-    Raises:
-        QConfigError: Unknown bits, granularity or grid.
-
-    Example:
-        >>> error = (mse_quantize(linear.weight, bits=4) - linear.weight).square().mean()
-    """
-    check_granularity(granularity, group_size)
-    chosen = weight_grid(grid, bits)
-    stats = weight_statistics(weight, granularity, group_size, zero_centred=chosen.zero_centred)
-    alpha = search_alpha(weight, stats, chosen, granularity, group_size)
-    return quantize_with_alpha(weight.detach(), stats, alpha, chosen, group_size)

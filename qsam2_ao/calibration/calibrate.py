@@ -1,0 +1,254 @@
+"""calibrate_qsam2: variance-reduced calibration of a float SAM2, as a function of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import CalibrationError
+from ..quantizers.lsc import LSCFakeQuantize
+from .exercise import exercise, inference
+from .gram import VRCObserver
+from .images import load_images
+from .report import LayerReport, VRCReport
+from .vrc import calibrate_weight
+
+_IMAGE_ENCODER = "image_encoder"
+QuantizerFactory = Callable[[], Any]
+"""Makes a weight fake-quantizer: ``LSCFakeQuantize.with_args(...)``, or one of torch.ao's."""
+
+
+def calibrate_qsam2(
+    model: nn.Module,
+    calibration_data: Any,
+    *,
+    damping: float | str = "auto",
+    bits: int | Mapping[str, int] = 4,
+    granularity: str = "channel",
+    group_size: int | None = None,
+    grid: str | None = None,
+    quantizers: Mapping[str, QuantizerFactory] | None = None,
+    scope: str | tuple[str, ...] | Callable[[str], bool] | None = None,
+    tolerance: float = 0.01,
+    max_images: int = 50,
+    batch_size: int = 1,
+    seed: int = 0,
+    max_gram_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> tuple[Any, VRCReport]:
+    """Replace the weights of linear layers and 1x1 convolutions by their variance-reduced ones.
+
+    The method is VRC of Q-SAM2 (arXiv 2506.09782): the ridge regression of each layer's own output on its
+    calibration inputs. No labels are needed and the result is still a float model. All Gram matrices are
+    those of the uncalibrated model.
+
+    Args:
+        model: A float ``SAM2Base`` or a subclass; it is not modified.
+        calibration_data: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        damping: lambda / mean(diag G) for all layers, or "auto" to choose it per layer.
+        bits: Bit width that "auto" minimises the quantization error at, for all layers or by layer name.
+        granularity: Of the weight scales: "tensor", "channel" or "group".
+        group_size: Inputs per group, for "group".
+        grid: Weight grid; None for the default of the bit width.
+        quantizers: Weight quantizer of each layer by name, in place of the four settings above.
+        scope: Layers to calibrate: one or several module paths, or a predicate on layer names. By default the
+            layers that ``quantizers`` or a mapping of ``bits`` names, or else the image encoder, as in the
+            paper.
+        tolerance: Largest relative change of a layer's output energy.
+        max_images: Number of images to use at most.
+        batch_size: Images per forward pass.
+        seed: Of the choice of images and of the prompts.
+        max_gram_bytes: Memory for Gram matrices. Layers beyond it wait for another pass over the images.
+        progress: Show progress bars.
+
+    Returns:
+        A calibrated copy of the model, of its class, and the report.
+
+    Raises:
+        CalibrationError: Empty or unusable images, no layer in scope, or a layer that cannot be solved.
+        NonFiniteError: A layer's inputs hold NaN or infinity.
+
+    Example:
+        >>> calibrated, report = calibrate_qsam2(model, "photos/", bits=4)
+        >>> rich.print(report)
+    """
+    if quantizers is None:
+        quantizers = _lsc_quantizers(model, bits, granularity, group_size, grid)
+        if scope is None and not isinstance(bits, Mapping):
+            scope = _IMAGE_ENCODER
+    layers = _layers_in_scope(model, quantizers, scope)
+    images = load_images(calibration_data, max_images=max_images, seed=seed)
+    calibrated = copy.deepcopy(model)
+    reports: list[LayerReport] = []
+    chunks = list(_chunks(layers, max_gram_bytes))
+    for k, chunk in enumerate(chunks):
+        part = f" {k + 1}/{len(chunks)}" if len(chunks) > 1 else ""
+        observers = observe_inputs(
+            model,
+            {name: layers[name] for name in chunk},
+            images,
+            batch_size=batch_size,
+            seed=seed,
+            progress=f"observing{part}" if progress else None,
+        )
+        for name in tqdm(chunk, desc=f"solving{part}", unit="layer", disable=not progress):
+            observer = observers.pop(name)
+            weight, report = calibrate_weight(
+                layers[name].weight,
+                observer.checked_gram(),
+                observer.n,
+                _quantize_with(quantizers[name]),
+                damping=damping,
+                tolerance=tolerance,
+                name=name,
+            )
+            with torch.no_grad():
+                calibrated.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
+            reports.append(report)
+    return calibrated, VRCReport(reports, images=len(images), passes=len(chunks))
+
+
+def observe_inputs(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    images: Any,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    progress: str | None = None,
+) -> dict[str, VRCObserver]:
+    """Gram matrices of the inputs of ``layers`` while ``model`` runs on ``images``.
+
+    Args:
+        model: The model; its mode is restored.
+        layers: Linear layers and 1x1 convolutions by name. Where all are the image encoder's, it runs alone,
+            without prompts.
+        images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        batch_size: Images per forward pass.
+        seed: Of the prompts.
+        progress: Title of a progress bar.
+
+    Returns:
+        One observer per layer, summed over all data-parallel ranks.
+    """
+    observers: dict[str, VRCObserver] = {}
+    hooks = []
+    for name, layer in layers.items():
+        observers[name] = VRCObserver("nchw" if isinstance(layer, nn.Conv2d) else "last", name=name)
+        hooks.append(layer.register_forward_pre_hook(_feed(observers[name])))
+    try:
+        if all(name.startswith(_IMAGE_ENCODER + ".") for name in layers):
+            batches = load_images(images, seed=seed).batches(model, batch_size, progress)
+            with inference(model):
+                for batch in batches:
+                    model.get_submodule(_IMAGE_ENCODER)(batch)
+        else:
+            exercise(model, images, batch_size=batch_size, seed=seed, progress=progress)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for observer in observers.values():
+        observer.synchronize()
+    return observers
+
+
+def _feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        observer(inputs[0])
+
+    return hook
+
+
+def _quantize_with(factory: QuantizerFactory) -> Callable[[Tensor], Tensor]:
+    """The quantized weight as QAT will start from it."""
+
+    def quantize(weight: Tensor) -> Tensor:
+        quantizer = factory().to(weight.device)
+        if isinstance(quantizer, LSCFakeQuantize):
+            quantizer.initialize(weight)
+        with torch.no_grad():
+            return quantizer(weight)
+
+    return quantize
+
+
+def is_calibratable(module: nn.Module) -> bool:
+    """Whether VRC applies: a linear layer, or a 1x1 convolution without groups, stride 1 and no padding."""
+    if isinstance(module, nn.Conv2d):
+        return (
+            module.kernel_size == (1, 1)
+            and module.groups == 1
+            and module.stride == (1, 1)
+            and module.padding in ((0, 0), "valid", "same")
+        )
+    return isinstance(module, nn.Linear)
+
+
+def _lsc_quantizers(
+    model: nn.Module,
+    bits: int | Mapping[str, int],
+    granularity: str,
+    group_size: int | None,
+    grid: str | None,
+) -> dict[str, QuantizerFactory]:
+    by_name = (
+        bits
+        if isinstance(bits, Mapping)
+        else {name: bits for name, module in model.named_modules() if is_calibratable(module)}
+    )
+    factories = {
+        b: LSCFakeQuantize.with_args(
+            bits=b, is_weight=True, granularity=granularity, group_size=group_size, grid=grid
+        )
+        for b in set(by_name.values())
+    }
+    return {name: factories[b] for name, b in by_name.items()}
+
+
+def _layers_in_scope(
+    model: nn.Module,
+    quantizers: Mapping[str, QuantizerFactory],
+    scope: str | tuple[str, ...] | Callable[[str], bool] | None,
+) -> dict[str, Any]:
+    """Layers to calibrate by name, in the order of the model's modules."""
+    applicable = {name: module for name, module in model.named_modules() if is_calibratable(module)}
+    unknown = sorted(set(quantizers) - set(applicable))
+    if unknown:
+        raise CalibrationError(
+            "VRC applies to linear layers and 1x1 convolutions; the model has none named "
+            + ", ".join(unknown)
+        )
+    in_scope: Callable[[str], bool]
+    if scope is None:
+        in_scope = quantizers.__contains__
+    elif callable(scope):
+        in_scope = scope
+    else:
+        paths = (scope,) if isinstance(scope, str) else tuple(scope)
+        in_scope = lambda name: any(f"{name}.".startswith(f"{path}.") for path in paths)  # noqa: E731
+    layers = {name: module for name, module in applicable.items() if name in quantizers and in_scope(name)}
+    if not layers:
+        raise CalibrationError(
+            "no linear layer or 1x1 convolution is in the calibration's scope; check `scope`"
+        )
+    return layers
+
+
+def _chunks(layers: Mapping[str, Any], max_bytes: int) -> Iterator[list[str]]:
+    """Layer names in groups whose float64 Gram matrices fit ``max_bytes`` (one layer at least)."""
+    chunk: list[str] = []
+    used = 0
+    for name, layer in layers.items():
+        size = 8 * layer.weight.shape[1] ** 2
+        if chunk and used + size > max_bytes:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(name)
+        used += size
+    if chunk:
+        yield chunk

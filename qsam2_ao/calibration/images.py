@@ -1,0 +1,192 @@
+"""Calibration images: whatever the user has, as batches of normalised tensors of the model's size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import CalibrationError
+
+#: What SAM2 normalises RGB values in 0..1 with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class CalibrationImages:
+    """A fixed set of images that can be run through a model several times.
+
+    Args:
+        data: A folder of image files (searched recursively), or an iterable (a DataLoader too) of
+
+            - paths of image files, PIL images, uint8 arrays [H, W, 3],
+            - tensors [3, H, W] or [B, 3, H, W], uint8 or float with values in 0..1,
+            - tuples whose first element, or mappings whose "image", is one of these,
+            - SAM2's own training batches (``flat_img_batch``), which are normalised already.
+        max_images: Number of images to use. Of a folder or a sequence with more, a random choice; an iterator
+            or DataLoader is read until it has given that many.
+        seed: Of the choice.
+
+    Raises:
+        CalibrationError: No image, or an unknown kind of data. A single image that cannot be used is named
+            when it is read.
+
+    Example:
+        >>> for batch in CalibrationImages("photos/").batches(model):
+        ...     model.forward_image(batch)
+    """
+
+    def __init__(self, data: Any, *, max_images: int = 50, seed: int = 0) -> None:
+        if max_images < 1:
+            raise CalibrationError(f"max_images must be positive, got {max_images}")
+        chosen = _single_images(_choose(data, max_images, seed))
+        self._items: list[tuple[str, Any, bool]] = list(islice(chosen, max_images))
+        if not self._items:
+            raise CalibrationError("the calibration set is empty: give at least one image")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._items)
+
+    def batches(self, model: nn.Module, batch_size: int = 1, progress: str | None = None) -> Iterator[Tensor]:
+        """Yield float32 batches [B, 3, S, S] on the model's device, S its ``image_size``, normalised as SAM2
+        does.
+
+        Args:
+            model: A SAM2 model.
+            batch_size: Images per batch.
+            progress: Title of a progress bar.
+
+        Raises:
+            CalibrationError: An image cannot be read, is not RGB, or holds NaN; it is named.
+        """
+        size = getattr(model, "image_size", None)
+        if not isinstance(size, int):
+            raise CalibrationError(
+                f"{type(model).__name__} has no image_size: calibration needs a SAM2 model"
+            )
+        if batch_size < 1:
+            raise CalibrationError(f"batch_size must be positive, got {batch_size}")
+        device = next(model.parameters()).device
+        with tqdm(total=len(self), desc=progress, unit="image", disable=progress is None) as bar:
+            for start in range(0, len(self), batch_size):
+                items = self._items[start : start + batch_size]
+                yield torch.stack([_normalized_tensor(*item, size) for item in items]).to(device)
+                bar.update(len(items))
+
+
+def load_images(data: Any, *, max_images: int = 50, seed: int = 0) -> CalibrationImages:
+    """Calibration images from whatever the user has; a :class:`CalibrationImages` is returned as it is.
+
+    Args:
+        data: See :class:`CalibrationImages`.
+        max_images: Number of images to use.
+        seed: Of the choice.
+
+    Raises:
+        CalibrationError: No image, or an unknown kind of data.
+    """
+    if isinstance(data, CalibrationImages):
+        return data
+    return CalibrationImages(data, max_images=max_images, seed=seed)
+
+
+def _normalized_tensor(name: str, item: Any, normalized: bool, size: int) -> Tensor:
+    """Image as a normalised float32 tensor [3, size, size], as ``SAM2Transforms`` makes it."""
+    image = _to_tensor(name, item)
+    if not normalized and (float(image.min()) < 0 or float(image.max()) > 1):
+        raise CalibrationError(
+            f"{name}: float images must have values in 0..1 (they are normalised here), got "
+            f"{float(image.min()):.3g}..{float(image.max()):.3g}"
+        )
+    if image.shape[-2:] != (size, size):
+        image = F.interpolate(
+            image[None], (size, size), mode="bilinear", antialias=True, align_corners=False
+        )[0]
+    if normalized:
+        return image
+    return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]
+
+
+def _choose(data: Any, max_images: int, seed: int) -> Iterable[tuple[str, Any]]:
+    """Named items of ``data``: a seeded choice where its length is known and it can be indexed."""
+    if isinstance(data, (str, os.PathLike)):
+        folder = Path(data)
+        if not folder.is_dir():
+            raise CalibrationError(f"calibration folder {folder} does not exist or is not a folder")
+        data = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        if not data:
+            raise CalibrationError(f"calibration folder {folder} holds no image ({', '.join(EXTENSIONS)})")
+    elif isinstance(data, (Image.Image, np.ndarray)) or (isinstance(data, torch.Tensor) and data.dim() == 3):
+        data = [data]
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"cannot calibrate on {type(data).__name__}: give a folder, a DataLoader or an iterable of images"
+        )
+    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+        indices = np.arange(len(data))
+        if len(data) > max_images:
+            indices = np.sort(np.random.default_rng(seed).choice(len(data), max_images, replace=False))
+        return ((f"calibration item {i}", data[int(i)]) for i in indices)
+    return ((f"calibration item {i}", item) for i, item in enumerate(data))
+
+
+def _single_images(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any, bool]]:
+    """Split batches; yield (name, image, whether it is normalised already)."""
+    for name, item in items:
+        normalized = hasattr(item, "flat_img_batch")
+        if normalized:
+            item = item.flat_img_batch
+        elif isinstance(item, Mapping):
+            if "image" not in item:
+                raise CalibrationError(f"{name}: a mapping without 'image': {sorted(map(str, item))}")
+            item = item["image"]
+        elif isinstance(item, (tuple, list)) and item:
+            item = item[0]
+        if isinstance(item, (str, os.PathLike)):
+            name = f"calibration image {item}"
+        if isinstance(item, torch.Tensor) and item.dim() == 4:
+            for k, image in enumerate(item):
+                yield f"{name}[{k}]", image, normalized
+        else:
+            yield name, item, normalized
+
+
+def _to_tensor(name: str, item: Any) -> Tensor:
+    """Image as float32 [3, H, W]; RGB in 0..1, or already normalised."""
+    if isinstance(item, (str, os.PathLike)):
+        try:
+            with Image.open(item) as opened:
+                item = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise CalibrationError(f"{name}: not a readable image ({error})") from error
+    if isinstance(item, Image.Image):
+        item = np.array(item.convert("RGB"))
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            raise CalibrationError(
+                f"{name}: arrays must be uint8 [H, W, 3], got {item.dtype} of shape {list(item.shape)}"
+            )
+        item = torch.from_numpy(np.ascontiguousarray(item)).permute(2, 0, 1)
+    if not isinstance(item, torch.Tensor):
+        raise CalibrationError(f"{name}: cannot use a {type(item).__name__} as an image")
+    if item.dim() != 3 or item.shape[0] != 3 or item.numel() == 0:
+        raise CalibrationError(f"{name}: tensors must have shape [3, H, W], got {list(item.shape)}")
+    if item.dtype == torch.uint8:
+        return item.float() / 255
+    if not item.is_floating_point():
+        raise CalibrationError(f"{name}: tensors must be uint8 or floating point, got {item.dtype}")
+    item = item.detach().float()
+    if not bool(torch.isfinite(item).all()):
+        raise CalibrationError(f"{name}: holds NaN or infinite values")
+    return item

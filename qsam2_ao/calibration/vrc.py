@@ -1,0 +1,228 @@
+"""VRC, variance-reduced calibration of one layer: the ridge solve and the search for its lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError
+from .report import LayerReport
+
+AUTO_DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Relative lambdas that "auto" tries beside 0, which keeps the weight."""
+HUGE_CONDITION = 1e12
+# The Gram matrix is made of float32 products: eigenvalues below this share of the largest are rounding noise.
+_NOISE = torch.finfo(torch.float32).eps
+
+
+def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -> Tensor:
+    """W_hat = W G (G + lambda I)^-1, the ridge regression of the layer's own output on its input.
+
+    Solved in float64 by Cholesky as W - lambda W (G + lambda I)^-1. Every eigen-direction of G with
+    eigenvalue g shrinks by g / (g + lambda). With ``damping`` 0 the limit is taken, the minimum-norm solution
+    W X^+ X, by an eigendecomposition: directions that the data never visited vanish, everything else stays.
+
+    Args:
+        weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
+        gram: X^T X of the layer's inputs, [d_in, d_in].
+        damping: lambda / mean(diag G), zero or positive.
+        name: Of the layer, for error messages.
+
+    Returns:
+        Calibrated weight in the shape and dtype of ``weight``.
+
+    Raises:
+        CalibrationError: The shapes do not fit, ``gram`` is not finite or no Gram matrix, naming the layer.
+
+    Example:
+        >>> w_hat = solve_vrc(linear.weight, inputs.T @ inputs, damping=0.01)
+    """
+    flat = _flatten(weight, gram, name)
+    if damping < 0:
+        raise CalibrationError(f"layer {name!r}: damping must be zero or positive, got {damping}")
+    gram = gram.double()
+    lam = damping * float(gram.diagonal().mean())
+    if lam > 0:
+        damped = gram.clone()
+        damped.diagonal().add_(lam)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return (
+                (flat - lam * torch.cholesky_solve(flat.T, factor).T).reshape(weight.shape).to(weight.dtype)
+            )
+    # lambda = 0, or so small that rounding noise makes the matrix indefinite.
+    try:
+        values, vectors = torch.linalg.eigh(gram)
+    except torch.linalg.LinAlgError as error:
+        raise CalibrationError(
+            f"layer {name!r}: cannot decompose its Gram matrix ({error}); use more calibration images"
+        ) from error
+    largest = float(values[-1])
+    if float(values[0]) < -1e-3 * abs(largest):
+        raise CalibrationError(
+            f"layer {name!r}: its Gram matrix has a negative eigenvalue ({float(values[0]):.3g}, largest "
+            f"{largest:.3g}), so the Cholesky solve fails; calibrate again in float32"
+        )
+    values = torch.where(values > _NOISE * largest, values, 0.0)
+    keep = values / (values + lam) if lam > 0 else (values > 0).double()
+    return ((flat @ vectors) * keep @ vectors.T).reshape(weight.shape).to(weight.dtype)
+
+
+def output_energy(difference: Tensor, gram: Tensor) -> float:
+    """tr(D G D^T): squared output, summed over the data, of the linear map D.
+
+    Args:
+        difference: D, [d_out, d_in] or [d_out, d_in, 1, 1].
+        gram: G, [d_in, d_in].
+    """
+    flat = difference.reshape(difference.shape[0], -1).double()
+    return max(0.0, float(((flat @ gram.double()) * flat).sum()))
+
+
+def condition_number(gram: Tensor, n: int) -> float:
+    """Ratio of the largest to the smallest eigenvalue of G; infinite for a singular G.
+
+    Args:
+        gram: [d_in, d_in].
+        n: Rows of X; fewer than d_in make G singular.
+    """
+    if n < gram.shape[0]:
+        return float("inf")
+    values = torch.linalg.eigvalsh(gram.double())
+    smallest, largest = float(values[0]), float(values[-1])
+    return largest / smallest if smallest > 0 else float("inf")
+
+
+def calibrate_weight(
+    weight: Tensor,
+    gram: Tensor,
+    n: int,
+    quantize: Callable[[Tensor], Tensor],
+    *,
+    damping: float | str = "auto",
+    tolerance: float = 0.01,
+    name: str = "",
+) -> tuple[Tensor, LayerReport]:
+    """Calibrate one layer's weight and report what that did.
+
+    With ``damping="auto"``, the lambda of a small grid that minimises the error of the quantized layer's
+    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows.
+
+    Args:
+        weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
+        gram: X^T X of the layer's inputs, [d_in, d_in].
+        n: Rows of X.
+        quantize: Q, the quantized form of a weight at the bits, granularity and grid that the layer will get.
+        damping: lambda / mean(diag G), or "auto".
+        tolerance: Largest relative change of the output's energy; a fixed damping beyond it is refused and W
+            kept, "auto" leaves such a lambda out.
+        name: Of the layer, for the report and for errors.
+
+    Returns:
+        The calibrated weight, in the shape and dtype of ``weight``, and the report.
+
+    Raises:
+        CalibrationError: As :func:`solve_vrc`, or an unknown ``damping``.
+    """
+    weight = weight.detach()
+    _flatten(weight, gram, name)
+    if damping != "auto" and not (isinstance(damping, (int, float)) and 0 <= damping < float("inf")):
+        raise CalibrationError(f'damping must be "auto" or a finite number >= 0, got {damping!r}')
+    gram = gram.double()
+    energy = output_energy(weight, gram)
+    d_in = gram.shape[0]
+    cond = condition_number(gram, n)
+    warnings = _data_warnings(n, d_in, cond)
+
+    def relative(difference: Tensor) -> float:
+        return output_energy(difference, gram) / energy if energy > 0 else 0.0
+
+    def quantized_error(candidate: Tensor) -> float:
+        return relative(quantize(candidate).double() - weight.double())
+
+    before = quantized_error(weight)
+    solved, chosen, change, after = weight, 0.0, 0.0, before
+    refused = None
+    if energy == 0:
+        refused = "its inputs or its weight are all zero"
+    elif damping == "auto":
+        for candidate_damping in AUTO_DAMPINGS:
+            candidate = solve_vrc(weight, gram, candidate_damping, name=name)
+            candidate_change = relative(candidate.double() - weight.double())
+            if candidate_change > tolerance:
+                break  # the change grows with lambda
+            error = quantized_error(candidate)
+            if error < after:
+                solved, chosen, change, after = candidate, candidate_damping, candidate_change, error
+    else:
+        chosen = float(damping)
+        solved = solve_vrc(weight, gram, chosen, name=name)
+        change = relative(solved.double() - weight.double())
+        after = quantized_error(solved)
+        if change > tolerance:
+            refused = f"output change {change:.3g} is over the tolerance {tolerance:.3g}"
+    report = LayerReport(
+        layer=name,
+        shape=tuple(weight.shape),
+        n=n,
+        d_in=d_in,
+        damping=chosen,
+        lam=chosen * float(gram.diagonal().mean()),
+        auto=damping == "auto",
+        cond=cond,
+        output_change=change,
+        norm_ratio=_ratio(float(solved.double().norm()), float(weight.double().norm())),
+        std_before=_std(weight),
+        std_after=_std(solved),
+        kurtosis_before=_kurtosis(weight),
+        kurtosis_after=_kurtosis(solved),
+        max_before=float(weight.abs().max()),
+        max_after=float(solved.abs().max()),
+        quantized_error_before=before,
+        quantized_error_after=after,
+        refused=refused,
+        warnings=warnings,
+    )
+    return (weight.clone() if refused else solved), report
+
+
+def _flatten(weight: Tensor, gram: Tensor, name: str) -> Tensor:
+    """Weight as [d_out, d_in] in float64, after checking both operands."""
+    flat = weight.detach().reshape(weight.shape[0], -1).double()
+    if gram.shape != (flat.shape[1], flat.shape[1]):
+        raise CalibrationError(
+            f"layer {name!r}: a Gram matrix of shape {list(gram.shape)} does not fit a weight of shape "
+            f"{list(weight.shape)}"
+        )
+    for what, tensor in (("Gram matrix", gram), ("weight", flat)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise CalibrationError(
+                f"layer {name!r}: its {what} holds NaN or infinite values; check the calibration images and "
+                "the float checkpoint"
+            )
+    return flat
+
+
+def _data_warnings(n: int, d_in: int, cond: float) -> list[str]:
+    if n < d_in:
+        return [f"only {n} input rows for {d_in} inputs: G is singular, use more calibration images"]
+    if cond > HUGE_CONDITION:
+        return [f"cond(G) = {cond:.1e}: the calibration images hardly vary in some directions"]
+    return []
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 1.0
+
+
+def _std(weight: Tensor) -> float:
+    return float(weight.double().std(correction=0))
+
+
+def _kurtosis(weight: Tensor) -> float:
+    """Excess kurtosis, 0 for a normal distribution and for a constant weight."""
+    centred = weight.double() - weight.double().mean()
+    var = float(centred.square().mean())
+    return float(centred.pow(4).mean()) / var**2 - 3 if var > 0 else 0.0
