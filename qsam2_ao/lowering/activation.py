@@ -13,10 +13,9 @@ from ..quantizers.affine import dequantize_affine, quantize_affine
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds its input to the learned grid and returns it as floats: what the trained fake-quantizer does in
-    eval.
+    """Rounds its input to the learned grid and returns floats, as the trained fake-quantizer does in eval.
 
-    Equal to the bit to it, since both compute with :mod:`qsam2_ao.quantizers.affine` in float32.
+    The two are equal to the bit, since both compute with :mod:`qsam2_ao.quantizers.affine` in float32.
 
     Attributes:
         scale: Step of the grid, float32 ``[1]``; stays float32 when a model is cast to another dtype.
@@ -26,15 +25,14 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         quant_min: Smallest code.
-        quant_max: Largest code; ``quant_max - quant_min + 1`` is a power of two.
+        quant_max: Largest code.
         scale: A number or a tensor with one value; the default serves modules whose state is loaded
             afterwards.
         zero_point: A number or a tensor with one value.
         device: Where to put the buffers.
 
     Raises:
-        QConfigError: The codes are not a power of two in number, or a parameter is not one positive (scale)
-            value.
+        QConfigError: The codes are no range, a parameter is not one value, or the scale is not positive.
         NonFiniteError: The scale or zero point is NaN or infinite.
 
     Example:
@@ -56,11 +54,8 @@ class ActivationQuantizer(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        levels = quant_max - quant_min + 1
-        if levels < 2 or levels & (levels - 1):
-            raise QConfigError(
-                f"the codes {quant_min}..{quant_max} of an activation are not a power of two in number"
-            )
+        if quant_max <= quant_min:
+            raise QConfigError(f"the codes {quant_min}..{quant_max} of an activation are not a range")
         self.quant_min = quant_min
         self.quant_max = quant_max
         self.register_buffer("scale", _one_value("scale", scale, device))
@@ -70,7 +65,7 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Bits per code."""
+        """Bits that a code needs."""
         return (self.quant_max - self.quant_min).bit_length()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import QConfigError
+from ..errors import QConfigError, UnsupportedLayerError
 from ..tensors.packed import PackedIntxTensor
 from .packed import lower_packed, unsupported_reason
 from .torchao_int4 import int4_support, lower_int4
@@ -71,25 +72,32 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         target: A key of ``TARGETS``.
 
     Returns:
-        The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target asked
-        for was taken, and else says why it was not.
+        The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
+        asked for was taken, and else says why it was not.
 
     Raises:
         QConfigError: An unknown target.
+        UnsupportedLayerError: The model was lowered to another target before.
     """
     chosen = get_target(target)
+    deployed: Any = model
     taken: dict[str, tuple[str, str | None]] = {}
-    for plan in model.qsam2_plan:
+    for plan in deployed.qsam2_plan:
         path = f"{plan.part}.{plan.layer}"
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
         packed = module.weight
+        if not isinstance(packed, PackedIntxTensor):
+            raise UnsupportedLayerError(
+                f"the weight of {plan.name} is a {type(packed).__name__}, not packed codes: load the model "
+                f"again to lower it to {target!r}"
+            )
         reason = (
-            "its input is quantized; this target is for weight-only layers"
+            "Its input is quantized, and this target runs weight-only layers."
             if plan.activation is not None and target != "packed"
             else chosen.support(module, packed, packed.device)
         )
         if reason is None and target != "packed":
             model.set_submodule(path, chosen.lower(module, packed, packed.device))
         taken[plan.name] = (target if reason is None else "packed", reason)
-    model.qsam2_targets = taken
+    deployed.qsam2_targets = taken
     return model

@@ -126,9 +126,9 @@ def int4_support(
     if group_size is not None and group_size not in GROUP_SIZES:
         return f"The int4 kernels run groups of {_choices()}, not {group_size}."
     if _group_size(columns, packed.group_size, group_size) is None:
-        wanted = str(group_size) if group_size is not None else f"any of {_choices()}"
+        none = f"{group_size} does not" if group_size is not None else f"none of {_choices()} does"
         own = f" and the weight's own group size {packed.group_size}" if packed.group_size is not None else ""
-        return f"The int4 group size must divide in_features {columns}{own}, which {wanted} does not."
+        return f"The int4 group size must divide in_features {columns}{own}, and {none}."
     return None
 
 
