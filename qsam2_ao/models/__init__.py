@@ -1,1 +1,1 @@
-"""SAM2 models: the official configurations, the small embedded model, and rebuilding a model from its config."""
+"""SAM2 models: the official ones, the small embedded one, and rebuilding a model from its config."""
