@@ -1,5 +1,4 @@
-"""torchao's int4 kernels, fed with the codes of a packed weight: weight-only, for nn.Linear of at most 4
-bits.
+"""torchao's int4 kernels, fed with the codes of a packed weight: weight-only, nn.Linear, at most 4 bits.
 
 Both kernels compute with ``w = (u - 8) * s + z`` and float ``z``, so a packed weight ``(u - zero_point) * s``
 fits exactly, whatever its zero point: fewer than 4 bits are moved to the middle of the 16 codes (``u + 8 -
@@ -19,13 +18,12 @@ Weight-only int4 saves memory; at the many tokens of an image encoder it is slow
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torchao.prototype.quantization.int4.int4_opaque_tensor import Int4OpaqueTensor
-from torchao.quantization import Int4TilePackedTo4dTensor
 
 from ..errors import CheckpointError, UnsupportedLayerError
 from ..quantizers.affine import expand_groups
@@ -33,6 +31,11 @@ from ..tensors.packed import PackedIntxTensor
 from .packed import unsupported_reason
 
 GROUP_SIZES = (128, 64, 32)
+# Looked up when needed, since torchao may move or drop what it calls a prototype.
+_TENSOR_CLASSES = {
+    "cpu": ("torchao.prototype.quantization.int4", "Int4OpaqueTensor"),
+    "cuda": ("torchao.quantization", "Int4TilePackedTo4dTensor"),
+}
 _CPU_ROWS = 16
 _CUDA_ROWS, _CUDA_COLUMNS, _CUDA_INNER_TILES = 8, 1024, 8
 
@@ -109,6 +112,9 @@ def int4_support(
     if packed.bits > 4:
         return f"The weight has {packed.bits} bits and int4 holds 4 at most."
     target = torch.device(device) if device is not None else packed.device
+    if target.type in _TENSOR_CLASSES and _tensor_class(target.type) is None:
+        module_name, class_name = _TENSOR_CLASSES[target.type]
+        return f"The installed torchao has no {module_name}.{class_name}; version 0.18 has."
     rows, columns = packed.shape
     if target.type == "cpu":
         if packed.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -173,10 +179,18 @@ def lower_int4(
     return Int4Linear(build(packed, group_size), bias).train(module.training)
 
 
+def _tensor_class(device_type: str) -> Any:
+    module, name = _TENSOR_CLASSES[device_type]
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
 def _cpu_weight(packed: PackedIntxTensor, group_size: int | None) -> Tensor:
     codes, scale_and_zero, group = _kernel_operands(packed, group_size, 1, 1, packed.dtype)
     qdata = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    return Int4OpaqueTensor(qdata, scale_and_zero, [1, group], packed.shape)
+    return _tensor_class("cpu")(qdata, scale_and_zero, [1, group], packed.shape)
 
 
 def _cuda_weight(packed: PackedIntxTensor, group_size: int | None) -> Tensor:
@@ -185,7 +199,7 @@ def _cuda_weight(packed: PackedIntxTensor, group_size: int | None) -> Tensor:
     )
     nibbles = (codes[:, ::2] << 4) | codes[:, 1::2]
     qdata = torch.ops.aten._convert_weight_to_int4pack(nibbles.contiguous(), _CUDA_INNER_TILES)
-    return Int4TilePackedTo4dTensor(qdata, scale_and_zero, [1, group], packed.shape)
+    return _tensor_class("cuda")(qdata, scale_and_zero, [1, group], packed.shape)
 
 
 def _kernel_operands(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
+from qsam2_ao.lowering import torchao_int4
 from qsam2_ao.lowering.torchao_int4 import Int4Linear, _kernel_operands, int4_support, lower_int4
 from qsam2_ao.tensors import PackedIntxTensor
 
@@ -179,6 +180,22 @@ def test_more_reasons() -> None:
     assert "not torch.float64" in (int4_support(module, packed) or "")
     if not torch.cuda.is_available():
         assert int4_support(*make(), "cuda") == "No CUDA device is available."
+
+
+@pytest.mark.parametrize(
+    "moved", [("torchao.no.such.module", "Int4OpaqueTensor"), ("torchao.quantization", "NoTensor")]
+)
+def test_a_torchao_without_the_tensor_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, moved: tuple[str, str]
+) -> None:
+    monkeypatch.setitem(torchao_int4._TENSOR_CLASSES, "cpu", moved)
+    assert f"has no {'.'.join(moved)}" in (int4_support(*make()) or "")
+
+
+def test_gradients_through_the_kernel_are_an_error_not_zero() -> None:
+    module, packed = make()
+    with pytest.raises(RuntimeError, match=r"derivative .* not implemented"):
+        lower_int4(module, packed)(x_of(2, 96).requires_grad_()).sum().backward()
 
 
 @pytest.mark.parametrize("case", [*CASES, {"shape": (5, 7)}, {"shape": (9, 112), "group_size": 32}], ids=str)
