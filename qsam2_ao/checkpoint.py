@@ -146,9 +146,8 @@ def load_qsam2(
                 if name is not None
             }
             deploy_part(graphs[part], layers, weights, quantizers)
-        own = model.state_dict()
-        state = {name: file.get_tensor(name) for name, value in own.items() if value.device.type == "meta"}
-        state = {**own, **state}
+        stored = set(file.keys())
+        state = {name: file.get_tensor(name) if name in stored else own for name, own in model.state_dict().items()}
         model.load_state_dict(state, strict=True, assign=True)
     model.qsam2_config, model.qsam2_plan, model.qsam2_info = header.config, header.plan, header.info
     model.to(device).eval()
@@ -184,7 +183,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return Header(
             config=json.loads(metadata["config"]),
             plan=tuple(LayerPlan.from_dict(layer) for layer in json.loads(metadata["plan"])),
-            quantizers={name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()},
+            quantizers={
+                name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
+            },
             info=json.loads(metadata["info"]),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:

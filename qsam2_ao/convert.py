@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.ao.quantization import FakeQuantizeBase
 
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from .fake_quant import (
+    code_range,
     fake_quantizers,
     input_quantizer,
     layer_nodes,
@@ -78,6 +78,43 @@ def convert_qsam2(
     return converted
 
 
+def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPlan:
+    """What a fake-quantized layer of a part will be deployed as.
+
+    Args:
+        prepared: The part's fake-quantized graph.
+        part: Which part it is.
+        layer: Name of the layer in the graph.
+
+    Returns:
+        Its plan.
+
+    Raises:
+        QConfigError: A quantizer of more than 8 bits.
+    """
+    module: Any = prepared.get_submodule(layer)
+    where, quantizer = part.layer_name(layer), module.weight_fake_quant
+    found = input_quantizer(prepared, layer)
+    group_size = getattr(quantizer, "group_size", None)
+    return LayerPlan(
+        region=part.region,
+        part=part.path,
+        layer=layer,
+        kind="conv2d" if isinstance(module, nn.Conv2d) else "linear",
+        shape=tuple(module.weight.shape),
+        bits=code_range(quantizer, where)[2],
+        granularity="group" if group_size else "tensor" if _per_tensor(quantizer) else "channel",
+        group_size=group_size,
+        grid=getattr(quantizer, "grid", type(quantizer).__name__),
+        activation=found[0] if found else None,
+        activation_bits=code_range(found[1], where)[2] if found else None,
+    )
+
+
+def _per_tensor(quantizer: FakeQuantizeBase) -> bool:
+    return quantizer.qscheme in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+
+
 def _read_part(
     prepared: fx.GraphModule, part: Part
 ) -> tuple[list[LayerPlan], dict[str, PackedIntxTensor], dict[str, ActivationQuantizer]]:
@@ -87,47 +124,24 @@ def _read_part(
     quantizers: dict[str, ActivationQuantizer] = {}
     for name in [node for node in layer_nodes(prepared) if node in layers]:
         layer, where = layers[name], part.layer_name(name)
-        packed = weights[name] = _pack_weight(layer.weight_fake_quant, layer.weight, where)
+        plan = describe_layer(prepared, part, name)
+        weights[name] = _pack_weight(layer.weight_fake_quant, layer.weight, plan)
         found = input_quantizer(prepared, name)
         if found is not None and found[0] not in quantizers:
             quantizers[found[0]] = _activation_quantizer(found[1], where)
-        plans.append(
-            LayerPlan(
-                region=part.region,
-                part=part.path,
-                layer=name,
-                kind="conv2d" if isinstance(layer, nn.Conv2d) else "linear",
-                shape=tuple(layer.weight.shape),
-                bits=packed.bits,
-                granularity=packed.granularity,
-                group_size=packed.group_size,
-                grid=getattr(layer.weight_fake_quant, "grid", type(layer.weight_fake_quant).__name__),
-                activation=found[0] if found else None,
-                activation_bits=quantizers[found[0]].bits if found else None,
-            )
-        )
+        plans.append(plan)
     return plans, weights, quantizers
 
 
-def _range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
-    """(quant_min, quant_max, bits) of a fake-quantizer, ours or torch.ao's."""
-    observer = getattr(quantizer, "activation_post_process", quantizer)
-    quant_min, quant_max = int(observer.quant_min), int(observer.quant_max)
-    bits = max(2, math.ceil(math.log2(quant_max - quant_min + 1)))
-    if bits > 8:
-        raise QConfigError(f"{where}: {bits}-bit codes ({quant_min}..{quant_max}) do not fit in 8 bits")
-    return quant_min, quant_max, bits
-
-
-def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, where: str) -> PackedIntxTensor:
+def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -> PackedIntxTensor:
+    where, group_size = plan.name, plan.group_size
     if not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(f"{where}: the weight has NaN or infinite values; the training may have diverged")
     torch.ao.quantization.disable_observer(quantizer)
     torch.ao.quantization.enable_fake_quant(quantizer)
     fake_quantized = quantizer(weight)
     scale, zero_point = (torch.atleast_1d(t.detach().float()) for t in quantizer.calculate_qparams())
-    quant_min, _, bits = _range(quantizer, where)
-    group_size = getattr(quantizer, "group_size", None) if scale.dim() == 2 else None
+    quant_min, _, _ = code_range(quantizer, where)
     if scale.dim() == 1 and scale.numel() > 1 and getattr(quantizer, "ch_axis", 0) != 0:
         raise UnsupportedLayerError(
             f"{where}: its weight has one scale per index of dimension {quantizer.ch_axis}; packed weights have one "
@@ -137,7 +151,7 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, where: str) -> Pac
     scale_b, zero_b = (broadcast_qparam(t, weight.shape, group_size) for t in (scale, zero_point))
     codes = torch.round(fake_quantized.float() / scale_b + zero_b)
     packed = PackedIntxTensor.from_codes(
-        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, bits, group_size
+        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, plan.bits, group_size
     )
     error = (packed.dequantize() - fake_quantized).abs().max()
     if not bool(error <= 1e-5 * fake_quantized.abs().max()):
@@ -152,7 +166,7 @@ def _activation_quantizer(quantizer: FakeQuantizeBase, where: str) -> Activation
     observer = getattr(quantizer, "activation_post_process", None)
     if observer is not None and not bool(torch.isfinite(getattr(observer, "min_val", torch.zeros(1))).all()):
         raise CalibrationError(f"{where}: its input was never observed; give calibration data or train first")
-    quant_min, quant_max, _ = _range(quantizer, where)
+    quant_min, quant_max, _ = code_range(quantizer, where)
     scale, zero_point = quantizer.calculate_qparams()
     if scale.numel() != 1:
         raise UnsupportedLayerError(f"{where}: inputs are quantized per tensor, got {scale.numel()} scales")

@@ -82,7 +82,7 @@ def without_input_quantizers(prepared: fx.GraphModule) -> fx.GraphModule:
     return graph.train(prepared.training)
 
 
-def quantized_layers(graph: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def quantized_layers(graph: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers of a graph (or model) whose weights are fake-quantized, with their names."""
     for name, module in graph.named_modules():
         if type(module) in _QAT_CLASSES:
@@ -110,6 +110,27 @@ def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantizeBase]]:
             yield name, module
 
 
+def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
+    """Smallest code, largest code and bits of a fake-quantizer, ours or torch.ao's.
+
+    Args:
+        quantizer: The fake-quantizer.
+        where: Name of its layer, for the error message.
+
+    Returns:
+        ``(quant_min, quant_max, bits)``.
+
+    Raises:
+        QConfigError: Its codes do not fit in 8 bits.
+    """
+    observer = getattr(quantizer, "activation_post_process", quantizer)
+    quant_min, quant_max = int(observer.quant_min), int(observer.quant_max)
+    bits = max(2, (quant_max - quant_min).bit_length())
+    if bits > 8:
+        raise QConfigError(f"{where}: {bits}-bit codes ({quant_min}..{quant_max}) do not fit in 8 bits")
+    return quant_min, quant_max, bits
+
+
 def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig], part: Part) -> None:
     """Keep fake-quantizers in front of quantized layers only, each with the settings that its layer asks for.
 
@@ -121,7 +142,7 @@ def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConf
     kept: list[fx.Node] = []
     for name in [n.target for n in prepared.graph.nodes if n.op == "call_module" and n.target in qconfigs]:
         node, wanted = nodes[name], _new_quantizer(qconfigs[name].activation)
-        source = node.args[0]
+        source: Any = node.args[0]
         while _is_quantizer(prepared, source):
             source = source.args[0]
         if wanted is None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase, QConfigMapping
+from torch.ao.quantization import FakeQuantizeBase, QConfig, QConfigMapping
 
 from .backend_config import QAT_MODULES
 from .calibration import calibrate_qsam2, exercise, load_images
+from .calibration.calibrate import is_calibratable
 from .errors import NonFiniteError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, find_parts, trace_part
@@ -80,11 +82,11 @@ def prepare_qsam2(
         "vrc": None,
     }
     if images is None and vrc is not None:
-        logger.info("no calibration data: VRC does not run, and input ranges start from the first training batch")
-    if images is not None and vrc is not None:
-        scope = _vrc_scope(model, parts, recipe, vrc_regions)
+        logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
+    quantizers = _weight_quantizers(model, [p for p in parts if p.region in vrc_regions], recipe)
+    if images is not None and vrc is not None and quantizers:
         prepared, report = calibrate_qsam2(
-            model, images, damping=vrc, quantizers=scope, seed=seed, progress=progress
+            model, images, damping=vrc, quantizers=quantizers, seed=seed, progress=progress
         )
         info["vrc"] = report.to_dict()
     else:
@@ -105,41 +107,55 @@ def prepare_qsam2(
     return prepared
 
 
-def calibrate_activations(prepared: SAM2Base, images: Any, *, seed: int = 0, progress: bool = True) -> None:
+def calibrate_activations(
+    prepared: SAM2Base, calibration_data: Any, *, max_images: int = 50, seed: int = 0, progress: bool = True
+) -> None:
     """Start the clipping ranges of a prepared model's inputs from images, in place.
+
+    Inputs are not quantized meanwhile, weights are.
 
     Args:
         prepared: A model from ``prepare_qsam2``.
-        images: As ``calibration_data`` of ``prepare_qsam2``.
+        calibration_data: As for ``prepare_qsam2``.
+        max_images: How many of the images are used.
         seed: Seed of the choice of images and of the prompts.
         progress: Show a progress bar.
 
     Raises:
         CalibrationError: Empty or unusable images.
+        NonFiniteError: An input holds NaN or infinity, naming its quantizer.
 
     Example:
         >>> calibrate_activations(prepared, "photos/")
     """
-    with contextlib.ExitStack() as stack:
-        for _, quantizer in fake_quantizers(prepared):
+    images = load_images(calibration_data, max_images=max_images, seed=seed)
+    inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
+    with ExitStack() as stack:
+        for quantizer in inputs.values():
             stack.enter_context(_observing(quantizer))
-        exercise(prepared, load_images(images, seed=seed), seed=seed, progress=progress)
+        exercise(prepared, images, seed=seed, progress="input ranges" if progress else None)
+    for name, quantizer in inputs.items():
+        if isinstance(quantizer, LSCFakeQuantize) and not quantizer.is_initialized:
+            logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
 
 
-@contextlib.contextmanager
-def _observing(quantizer: FakeQuantizeBase) -> Any:
-    """Let an input's quantizer observe without quantizing; leave a weight's quantizer out of it."""
-    switched = bool(quantizer.fake_quant_enabled)
-    if isinstance(quantizer, LSCFakeQuantize) and not quantizer.is_weight:
+@contextmanager
+def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
+    """Let an input's quantizer observe without quantizing."""
+    if isinstance(quantizer, LSCFakeQuantize):
         with quantizer.calibrating():
             yield
         return
+    enabled = bool(quantizer.fake_quant_enabled)
     quantizer.disable_fake_quant()
-    yield
-    quantizer.enable_fake_quant(switched)
+    try:
+        yield
+    finally:
+        quantizer.enable_fake_quant(enabled)
 
 
-def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Any:
+def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Iterator[tuple[str, nn.Module, QConfig]]:
+    """The layers of a float part that get a QConfig: path in the model, layer, QConfig."""
     for name, layer in module.named_modules():
         if type(layer) in QAT_MODULES:
             where = f"{part.path}.{name}" if name else part.path
@@ -148,16 +164,15 @@ def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Any:
                 yield where, layer, qconfig
 
 
-def _vrc_scope(
-    model: SAM2Base, parts: list[Part], recipe: dict[str, QConfigMapping], regions: tuple[str, ...]
-) -> dict[str, Any]:
-    """Layers to calibrate, each with the weight quantizer that it will get."""
+def _weight_quantizers(
+    model: SAM2Base, parts: list[Part], recipe: dict[str, QConfigMapping]
+) -> dict[str, Callable[[], FakeQuantizeBase]]:
+    """The layers that VRC applies to, each with the weight quantizer that it will get."""
     return {
         where: qconfig.weight
         for part in parts
-        if part.region in regions
         for where, layer, qconfig in _quantized(model.get_submodule(part.path), part, recipe[part.region])
-        if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
+        if is_calibratable(layer)
     }
 
 

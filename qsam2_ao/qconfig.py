@@ -95,7 +95,12 @@ def lsc_qconfig(
     common = {} if momentum is None else {"momentum": momentum}
     try:
         weight = LSCFakeQuantize.with_args(
-            bits=weight_bits, is_weight=True, granularity=granularity, group_size=group_size, grid=grid, **common
+            bits=weight_bits,
+            is_weight=True,
+            granularity=granularity,
+            group_size=group_size,
+            grid=grid,
+            **common,
         )
         weight()  # reports a bad setting here rather than in the middle of a trace
         if activation_bits is None:

@@ -58,8 +58,7 @@ class AxialRoPE(nn.Module):
         tokens = q.shape[-2]
         if tokens != k.shape[-2] and not self.k_repeat:
             raise ValueError(
-                f"rotary attention got {tokens} queries and {k.shape[-2]} keys, but was built without "
-                "rope_k_repeat"
+                f"rotary attention got {tokens} queries and {k.shape[-2]} keys, but was built without rope_k_repeat"
             )
         freqs_cis = self._frequencies(tokens, q.device)
         rotated = k.shape[-2] - num_k_exclude_rope

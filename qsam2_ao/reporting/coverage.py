@@ -1,0 +1,191 @@
+"""The coverage report: every layer of a model, what it is quantized to, and why it stayed float where it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+
+from ..convert import describe_layer
+from ..graph import Part, find_parts
+from ..lowering.plan import LayerPlan
+
+_FLOAT_REASONS: dict[str, str] = {
+    "LayerNorm": "normalization is computed in float",
+    "LayerNorm2d": "normalization is computed in float",
+    "ConvTranspose2d": "transposed convolutions have no low-bit pattern in this backend",
+    "Embedding": "an embedding table is looked up, not multiplied",
+    "Parameter": "an embedding or scale, added or multiplied elementwise",
+}
+
+
+@dataclass(frozen=True)
+class LayerCoverage:
+    """One layer (or lone parameter) of the model.
+
+    Attributes:
+        name: Path in the model.
+        region: Region of SAM2; None outside the regions that are quantized.
+        type: Class of the layer.
+        shape: Shape of its weight.
+        parameters: Number of its parameters, bias included.
+        weight_bits: Bits per weight; the float width where it is not quantized.
+        activation_bits: Bits of its input; the float width where it is not quantized.
+        granularity: What shares one scale; None in float.
+        target: "float", "fake-quantized" (prepared), "packed" or another lowering target.
+        reason: Why it stayed float, or why it did not get the target that was asked for; empty otherwise.
+    """
+
+    name: str
+    region: str | None
+    type: str
+    shape: tuple[int, ...]
+    parameters: int
+    weight_bits: int
+    activation_bits: int
+    granularity: str | None
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """The rows of a coverage report."""
+
+    layers: tuple[LayerCoverage, ...]
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the model's parameters that belong to quantized layers, 0 to 1."""
+        total = sum(layer.parameters for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers if layer.target != "float") / max(total, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return {"quantized_share": self.quantized_share, "layers": [asdict(layer) for layer in self.layers]}
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        table = Table(
+            title=f"{len(self.layers)} layers, {100 * self.quantized_share:.1f}% of the parameters in quantized layers"
+        )
+        for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", "note"):
+            table.add_column(column, overflow="fold")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.region or "-",
+                layer.type,
+                "x".join(map(str, layer.shape)),
+                f"{layer.weight_bits}",
+                f"{layer.activation_bits}",
+                layer.granularity or "-",
+                layer.target,
+                layer.reason,
+                style="dim" if layer.target == "float" else None,
+            )
+        return table
+
+
+def coverage_report(model: SAM2Base) -> CoverageReport:
+    """List every layer of a float, prepared or deployed model.
+
+    Args:
+        model: A model of the ``SAM2Base`` family.
+
+    Returns:
+        One row per layer, in the order of the model.
+
+    Example:
+        >>> rich.print(coverage_report(quantized).table())
+        >>> [layer.name for layer in coverage_report(quantized).layers if layer.target == "float"]
+    """
+    parts = find_parts(model)
+    deployed = {f"{plan.part}.{plan.layer}": plan for plan in getattr(model, "qsam2_plan", ())}
+    targets = getattr(model, "qsam2_targets", {})
+    rows = []
+    for path, module in model.named_modules():
+        part = _part_of(path, parts)
+        if part is not None and hasattr(module, "weight_fake_quant"):
+            rows.append(_prepared_row(model, part, path, module))
+        elif path in deployed:
+            rows.append(_deployed_row(deployed[path], module, targets))
+        else:
+            rows += _float_rows(path, module, part, quantized=bool(deployed) or hasattr(model, "qsam2_info"))
+    return CoverageReport(tuple(rows))
+
+
+def _part_of(path: str, parts: list[Part]) -> Part | None:
+    return next((p for p in parts if path == p.path or path.startswith(p.path + ".")), None)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def _float_bits(tensor: torch.Tensor) -> int:
+    return 8 * tensor.dtype.itemsize
+
+
+def _prepared_row(model: SAM2Base, part: Part, path: str, module: Any) -> LayerCoverage:
+    plan = describe_layer(model.get_submodule(part.path), part, path.removeprefix(part.path + "."))
+    return _row(plan, module, "fake-quantized", "")
+
+
+def _deployed_row(plan: LayerPlan, module: Any, targets: dict[str, tuple[str, str | None]]) -> LayerCoverage:
+    target, reason = targets.get(plan.name, ("packed", None))
+    return _row(plan, module, target, reason or "")
+
+
+def _row(plan: LayerPlan, module: nn.Module, target: str, reason: str) -> LayerCoverage:
+    bias = getattr(module, "bias", None)
+    count = torch.Size(plan.shape).numel() + (0 if bias is None else bias.numel())
+    return LayerCoverage(
+        name=plan.name,
+        region=plan.region,
+        type=plan.kind,
+        shape=plan.shape,
+        parameters=count,
+        weight_bits=plan.bits,
+        activation_bits=plan.activation_bits or 32,
+        granularity=plan.granularity + (f" ({plan.group_size})" if plan.group_size else ""),
+        target=target,
+        reason=reason,
+    )
+
+
+def _float_rows(path: str, module: nn.Module, part: Part | None, *, quantized: bool) -> Iterator[LayerCoverage]:
+    own = dict(module.named_parameters(recurse=False))
+    if not own:
+        return
+    region = part.region if part else None
+    is_layer = "weight" in own
+    for name in ["weight"] if is_layer else own:
+        kind = type(module).__name__ if is_layer else "Parameter"
+        reason = _FLOAT_REASONS.get(kind)
+        if reason is None and not quantized:
+            reason = "the model is not quantized"
+        elif reason is None:
+            reason = "its qconfig keeps it in float" if region else "outside the regions that are quantized"
+        yield LayerCoverage(
+            name=(part.layer_name(path.removeprefix(part.path + ".")) if part and path != part.path else path)
+            if is_layer
+            else f"{path}.{name}".lstrip("."),
+            region=region,
+            type=kind.lower() if kind in ("Linear", "Conv2d") else kind,
+            shape=tuple(own[name].shape),
+            parameters=_count(module) if is_layer else own[name].numel(),
+            weight_bits=_float_bits(own[name]),
+            activation_bits=32,
+            granularity=None,
+            target="float",
+            reason=reason,
+        )
+
+
+__all__ = ["CoverageReport", "LayerCoverage", "coverage_report"]
