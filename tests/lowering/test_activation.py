@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qsam2_ao.errors import NonFiniteError, QConfigError
 from qsam2_ao.lowering.activation import ActivationQuantizer
 from qsam2_ao.quantizers.affine import dequantize_affine, quantize_affine
+from qsam2_ao.quantizers.lsc import LSCFakeQuantize
 
 
 @given(
@@ -18,9 +19,7 @@ from qsam2_ao.quantizers.affine import dequantize_affine, quantize_affine
     zero_point=st.integers(0, 255),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_rounds_to_the_grid_as_training_does(
-    bits: int, scale: float, zero_point: int, dtype: torch.dtype
-) -> None:
+def test_rounds_to_the_grid_as_training_does(bits: int, scale: float, zero_point: int, dtype: torch.dtype) -> None:
     quantizer = ActivationQuantizer(0, 2**bits - 1, scale, zero_point)
     assert quantizer.bits == bits
     x = (torch.randn(4, 33, generator=torch.Generator().manual_seed(bits)) * scale * 2**bits).to(dtype)
@@ -30,6 +29,22 @@ def test_rounds_to_the_grid_as_training_does(
     assert y.dtype == dtype
     assert torch.equal(y, expected)
     assert y.unique().numel() <= 2**bits
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_trained_quantizer_in_eval_to_the_bit(bits: int, dtype: torch.dtype) -> None:
+    trained = LSCFakeQuantize(bits=bits, is_weight=False)
+    generator = torch.Generator().manual_seed(bits)
+    for _ in range(3):
+        trained(torch.randn(64, 32, generator=generator) * 3 + 1)
+    trained.eval()
+    deployed = ActivationQuantizer(trained.quant_min, trained.quant_max, *trained.calculate_qparams())
+    assert deployed.bits == bits
+    x = (torch.randn(200, 32, generator=generator) * 5).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(deployed(x), trained(x))
+    assert deployed(x).unique().numel() > 2 ** (bits - 1)
 
 
 def test_range_and_rounding_by_hand() -> None:
@@ -80,9 +95,7 @@ def test_codes_that_are_no_range_are_refused(low: int, high: int) -> None:
         ActivationQuantizer(low, high)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "bits"), [(0, 1, 1), (0, 15, 4), (-127, 127, 8), (0, 255, 8), (0, 2, 2)]
-)
+@pytest.mark.parametrize(("low", "high", "bits"), [(0, 1, 1), (0, 15, 4), (-127, 127, 8), (0, 255, 8), (0, 2, 2)])
 def test_bits_are_what_the_codes_need(low: int, high: int, bits: int) -> None:
     assert ActivationQuantizer(low, high).bits == bits
 

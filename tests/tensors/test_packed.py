@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qsam2_ao.errors import CheckpointError, NonFiniteError, UnsupportedLayerError
-from qsam2_ao.quantizers.affine import dequantize_affine
+from qsam2_ao.quantizers.affine import broadcast_qparam, dequantize_affine, quantize_affine
+from qsam2_ao.quantizers.lsc import LSCFakeQuantize
 from qsam2_ao.tensors import PackedIntxTensor
 from qsam2_ao.tensors.form import qparam_shape
 
@@ -41,9 +42,7 @@ def make(
     zero_point = torch.full(qparams, (2**bits - 1) / 2) + torch.randint(0, 3, qparams, generator=generator)
     flat = codes.reshape(shape[0], -1)
     column = torch.arange(flat.shape[1]) // (group or flat.shape[1])
-    index = (
-        (slice(None), column) if group else (slice(None), None) if granularity == "channel" else (None, ...)
-    )
+    index = (slice(None), column) if group else (slice(None), None) if granularity == "channel" else (None, ...)
     reference = dequantize_affine(flat, scale[index], zero_point[index]).reshape(shape)
     return PackedIntxTensor.from_codes(codes, scale, zero_point, bits, group), reference
 
@@ -73,10 +72,32 @@ def test_dequantize_is_the_affine_formula_to_the_bit(
     n, qparams = math.prod(shape), math.prod(packed.scale.shape)
     assert packed.nbytes_packed == -(-n // 8) * bits + 2 * 4 * qparams
     assert packed.unpack().dtype == torch.uint8
-    again = PackedIntxTensor.from_codes(
-        packed.unpack(), packed.scale, packed.zero_point, bits, packed.group_size
-    )
+    again = PackedIntxTensor.from_codes(packed.unpack(), packed.scale, packed.zero_point, bits, packed.group_size)
     assert torch.equal(again.codes, packed.codes)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(("bits", "grid"), [(2, "midrise"), (3, "asymmetric"), (4, "mean"), (8, "symmetric")])
+def test_equals_the_trained_weight_quantizer_in_eval_to_the_bit(bits: int, grid: str, granularity: str) -> None:
+    group = GROUP if granularity == "group" else None
+    trained = LSCFakeQuantize(bits=bits, is_weight=True, granularity=granularity, group_size=group, grid=grid)
+    weight = x_of(6, 4, 3, 3)
+    trained(weight)
+    trained.eval()
+    scale, zero_point = trained.calculate_qparams()
+    with torch.no_grad():
+        fake_quantized = trained(weight)
+    codes = quantize_affine(
+        weight,
+        broadcast_qparam(scale, weight.shape, group),
+        broadcast_qparam(zero_point, weight.shape, group),
+        trained.quant_min,
+        trained.quant_max,
+    )
+    packed = PackedIntxTensor.from_codes(
+        (codes - trained.quant_min).to(torch.uint8), scale, zero_point - trained.quant_min, bits, group
+    )
+    assert torch.equal(packed.dequantize(), fake_quantized)
 
 
 def test_signed_codes_are_stored_with_an_offset() -> None:
@@ -88,9 +109,7 @@ def test_signed_codes_are_stored_with_an_offset() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("shape", LINEAR_SHAPES)
-def test_linear_equals_the_float_layer_to_the_bit(
-    shape: tuple[int, int], granularity: str, bits: int
-) -> None:
+def test_linear_equals_the_float_layer_to_the_bit(shape: tuple[int, int], granularity: str, bits: int) -> None:
     packed, reference = make(shape, bits, granularity)
     bias = x_of(shape[0])
     for leading in [(), (5,), (2, 3, 4), (0,)]:
@@ -167,9 +186,7 @@ def test_gradients_reach_the_input() -> None:
     assert torch.equal(gradient, expected)
 
 
-@pytest.mark.parametrize(
-    "requires", [lambda w: w.requires_grad_(), lambda w: setattr(w, "requires_grad", True)]
-)
+@pytest.mark.parametrize("requires", [lambda w: w.requires_grad_(), lambda w: setattr(w, "requires_grad", True)])
 def test_requiring_gradients_is_refused(requires: object) -> None:
     layer = linear()
     with pytest.raises(UnsupportedLayerError, match=r"cannot require gradients.*requires_grad=False"):
@@ -368,8 +385,7 @@ def test_the_weight_keeps_no_tie_to_what_it_was_made_of() -> None:
 def test_repr_is_one_short_line() -> None:
     text = repr(make((16, 32), 3, "group")[0])
     assert text == (
-        "PackedIntxTensor(bits=3, shape=(16, 32), granularity='group', group_size=5, "
-        "dtype=torch.float32, device=cpu)"
+        "PackedIntxTensor(bits=3, shape=(16, 32), granularity='group', group_size=5, dtype=torch.float32, device=cpu)"
     )
 
 
