@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qsam2_ao.data.procedural import generate_sequence
+from qsam2_ao.errors import DataError
+from qsam2_ao.training.batches import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    BatchKind,
+    ProceduralBatches,
+    RawBatch,
+    Stage,
+    to_datapoint,
+)
+
+CLIPS = BatchKind(videos=2, frames=3, objects=2)
+IMAGES = BatchKind(videos=2, frames=3, objects=2, images=True)
+
+
+def source(*kinds, seed=0, size=(32, 48)):
+    return ProceduralBatches((Stage(0, tuple((kind, 1.0) for kind in kinds)),), seed=seed, size=size)
+
+
+def test_clips_become_sam2s_batches():
+    raw = source(CLIPS)[0]
+    batch = to_datapoint(raw)
+    objects = len(raw.objects)
+    assert batch.img_batch.shape == (3, 2, 3, 32, 48)
+    assert batch.img_batch.dtype == torch.float32
+    assert batch.masks.shape == (3, objects, 32, 48)
+    assert batch.masks.dtype == torch.bool
+    assert batch.obj_to_frame_idx.shape == (3, objects, 2)
+    assert batch.num_frames == 3
+    assert batch.num_videos == 2
+    # sam2's own index into the flattened images points at the frame that the mask belongs to
+    images = batch.flat_img_batch[batch.flat_obj_to_img_idx.long()]
+    mean, std = torch.tensor(IMAGE_MEAN)[:, None, None], torch.tensor(IMAGE_STD)[:, None, None]
+    for t in range(3):
+        for o, (video, identity) in enumerate(raw.objects):
+            restored = ((images[t, o] * std + mean) * 255).round().permute(1, 2, 0).numpy()
+            assert np.array_equal(restored, raw.frames[t, video])
+            assert np.array_equal(batch.masks[t, o].numpy(), raw.masks[t, video] == identity)
+
+
+def test_images_stand_alone_with_visible_objects():
+    raw = source(IMAGES)[0]
+    assert raw.frames.shape == (1, 6, 32, 48, 3)
+    assert np.bincount(raw.objects[:, 0]).max() <= 2
+    assert to_datapoint(raw).masks.flatten(2).any(-1).all()
+
+
+def test_steps_are_reproducible_and_different():
+    first, again, other, seeded = (
+        source(CLIPS)[5],
+        source(CLIPS)[5],
+        source(CLIPS)[6],
+        source(CLIPS, seed=1)[5],
+    )
+    assert np.array_equal(first.frames, again.frames)
+    assert np.array_equal(first.objects, again.objects)
+    assert not np.array_equal(first.frames, other.frames)
+    assert not np.array_equal(first.frames, seeded.frames)
+
+
+def test_stages_follow_their_starts():
+    batches = ProceduralBatches((Stage(0, ((IMAGES, 1.0),)), Stage(2, ((CLIPS, 1.0),))), size=(32, 32))
+    assert [batches[step].frames.shape[0] for step in range(4)] == [1, 1, 3, 3]
+
+
+def test_kinds_are_drawn_by_weight():
+    one_image, one_clip = BatchKind(1, 1, 2, images=True), BatchKind(1, 2, 2)
+    batches = ProceduralBatches((Stage(0, ((one_image, 0.25), (one_clip, 0.75))),), size=(16, 16))
+    images = sum(batches[step].frames.shape[0] == 1 for step in range(48))
+    assert 4 <= images <= 22
+
+
+def test_absent_objects_have_empty_masks():
+    for index in range(40):
+        sequence = generate_sequence("train", index, size=(32, 32), num_frames=20)
+        away = [i for i in sequence.object_ids if not (sequence.masks == i).any((1, 2)).all()]
+        if away:
+            raw = RawBatch(sequence.frames[:, None], sequence.masks[:, None], np.array([(0, away[0])]))
+            present = to_datapoint(raw).masks.flatten(2).any(-1)[:, 0]
+            assert present[0]
+            assert not present.all()
+            return
+    pytest.fail("no object ever left in 40 sequences")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stream_starts_anywhere(workers):
+    batches = source(CLIPS)
+    stream = list(batches.stream(4, workers=workers)(2))
+    assert len(stream) == 2
+    assert torch.equal(stream[0].img_batch, to_datapoint(batches[2]).img_batch)
+    assert torch.equal(stream[1].masks, to_datapoint(batches[3]).masks)
+
+
+def test_bad_batches_are_refused():
+    raw = source(CLIPS)[0]
+    with pytest.raises(DataError, match="without objects"):
+        to_datapoint(RawBatch(raw.frames, raw.masks, raw.objects[:0]))
+    with pytest.raises(DataError, match="step 0"):
+        ProceduralBatches((Stage(3, ((CLIPS, 1.0),)),))
