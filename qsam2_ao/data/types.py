@@ -1,0 +1,41 @@
+"""What evaluation asks of a video with masks, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class VideoSequence(Protocol):
+    """A video with instance masks: ``procedural.Sequence``, ``davis.DavisSequence`` or a user's own class.
+
+    Attributes:
+        name: What to call it in reports.
+        object_ids: The ids to ask about, each from 1 to 255.
+        frames: ``frames[t]`` is uint8 ``[height, width, 3]``, RGB; ``len(frames)`` is the number of frames.
+        masks: ``masks[t]`` is uint8 ``[height, width]``, 0 or an object's id, or ``None`` where nothing is
+            known.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def object_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def frames(self) -> Indexed: ...  # noqa: D102
+
+    @property
+    def masks(self) -> Indexed: ...  # noqa: D102
+
+
+class Indexed(Protocol):
+    """An array, a list or a lazy reader."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...

@@ -1,0 +1,144 @@
+"""Video files and folders of frames, as RGB arrays in and an MP4 out (PyAV, which has FFmpeg in its wheel)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError, QSAM2Error
+from ..files import atomic_write
+from .pictures import list_pictures, read_rgb
+
+
+def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Read the frames of a video file or of a folder of pictures, one at a time.
+
+    Args:
+        path: Any video that FFmpeg decodes, or a folder whose pictures are the frames, in the order of their
+            names.
+        max_frames: Stop after so many.
+
+    Yields:
+        uint8 ``[height, width, 3]``, RGB, all of one size.
+
+    Raises:
+        DataError: The path is absent, holds no frames, cannot be decoded, or has frames of several sizes.
+
+    Example:
+        >>> sum(1 for _ in read_frames("clip.mp4", max_frames=8))  # doctest: +SKIP
+        8
+    """
+    path = Path(path)
+    if path.is_dir():
+        frames: Iterator[NDArray[np.uint8]] = map(read_rgb, list_pictures(path))
+    elif path.is_file():
+        frames = _decode(path)
+    else:
+        raise DataError(f"{path}: no such video file or folder of frames")
+    first: NDArray[np.uint8] | None = None
+    for index, frame in enumerate(islice(frames, max_frames)):
+        first = frame if first is None else first
+        if frame.shape != first.shape:
+            raise DataError(
+                f"{path}: frame {index} is {frame.shape[1]} x {frame.shape[0]} pixels, the first is "
+                f"{first.shape[1]} x {first.shape[0]}; all must have one size"
+            )
+        yield frame
+    if first is None:
+        raise DataError(f"{path} has no frames; give a video file or a folder of pictures")
+
+
+def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                yield frame.to_ndarray(format="rgb24")
+    except av.error.FFmpegError as error:
+        raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
+
+
+def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fraction:
+    """Frames per second of a video file.
+
+    Args:
+        path: A video file or a folder of pictures.
+        default: What a folder of pictures, or a file that doesn't say, counts as.
+
+    Returns:
+        The average rate.
+
+    Raises:
+        DataError: The file is absent or cannot be decoded.
+
+    Example:
+        >>> frame_rate("clip.mp4")  # doctest: +SKIP
+        Fraction(30, 1)
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Fraction(default)
+    try:
+        with av.open(path) as container:
+            rate = container.streams.video[0].average_rate if container.streams.video else None
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error
+    return Fraction(rate or default)
+
+
+def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]], fps: Fraction | float = 24) -> None:
+    """Write an MP4 that players and browsers show: H.264, or MPEG-4 where FFmpeg was built without it.
+
+    Args:
+        path: The file, ending in ``.mp4``; written under a temporary name and renamed when complete.
+        frames: uint8 ``[height, width, 3]``, RGB, all of one size. The codecs want even sides: the last
+            column or row of an odd side is doubled.
+        fps: Frames per second.
+
+    Raises:
+        DataError: There are no frames, or one of them has another type or size.
+        QSAM2Error: The file cannot be written.
+
+    Example:
+        >>> write_video("overlay.mp4", overlays, fps=30)  # doctest: +SKIP
+    """
+    if fps <= 0:
+        raise DataError(f"fps must be positive, got {fps}")
+    codec, settings = ("libx264", {"crf": "20"}) if "libx264" in av.codecs_available else ("mpeg4", {})
+    rate = Fraction(fps).limit_denominator(65535)
+    with atomic_write(path) as temporary:
+        try:
+            with av.open(temporary, "w", format="mp4") as container:
+                stream = container.add_stream(codec, rate=rate, options=settings)
+                stream.pix_fmt = "yuv420p"
+                shape: tuple[int, ...] | None = None
+                for index, frame in enumerate(frames):
+                    frame = np.asarray(frame)
+                    shape = frame.shape if shape is None else shape
+                    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
+                        raise DataError(
+                            f"frame {index} is {frame.dtype} {list(frame.shape)}; a video takes uint8 frames "
+                            f"[height, width, 3] of one size, the first was {list(shape)}"
+                        )
+                    height, width = shape[:2]
+                    even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                    if index == 0:
+                        stream.height, stream.width = even.shape[:2]
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+                if shape is None:
+                    raise DataError(f"{path}: there are no frames to write")
+                container.mux(stream.encode())
+        except av.error.FFmpegError as error:
+            raise QSAM2Error(
+                f"cannot write {path}: {error.strerror}; free some space or choose another place"
+            ) from error
