@@ -202,9 +202,7 @@ def _lsc_quantizers(
         else {name: bits for name, module in model.named_modules() if is_calibratable(module)}
     )
     factories = {
-        b: LSCFakeQuantize.with_args(
-            bits=b, is_weight=True, granularity=granularity, group_size=group_size, grid=grid
-        )
+        b: LSCFakeQuantize.with_args(bits=b, is_weight=True, granularity=granularity, group_size=group_size, grid=grid)
         for b in set(by_name.values())
     }
     return {name: factories[b] for name, b in by_name.items()}
@@ -220,8 +218,7 @@ def _layers_in_scope(
     unknown = sorted(set(quantizers) - set(applicable))
     if unknown:
         raise CalibrationError(
-            "VRC applies to linear layers and 1x1 convolutions; the model has none named "
-            + ", ".join(unknown)
+            "VRC applies to linear layers and 1x1 convolutions; the model has none named " + ", ".join(unknown)
         )
     in_scope: Callable[[str], bool]
     if scope is None:
@@ -233,9 +230,7 @@ def _layers_in_scope(
         in_scope = lambda name: any(f"{name}.".startswith(f"{path}.") for path in paths)  # noqa: E731
     layers = {name: module for name, module in applicable.items() if name in quantizers and in_scope(name)}
     if not layers:
-        raise CalibrationError(
-            "no linear layer or 1x1 convolution is in the calibration's scope; check `scope`"
-        )
+        raise CalibrationError("no linear layer or 1x1 convolution is in the calibration's scope; check `scope`")
     return layers
 
 

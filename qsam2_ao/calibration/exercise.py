@@ -55,9 +55,7 @@ def exercise(
 def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
     size, count = batch.shape[-1], batch.shape[0]
     shift = max(1, size // 32)
-    frames = [
-        _features(model, frame) for frame in (batch, batch.roll((shift, -shift), dims=(2, 3)), batch.flip(3))
-    ]
+    frames = [_features(model, frame) for frame in (batch, batch.roll((shift, -shift), dims=(2, 3)), batch.flip(3))]
 
     clip: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     point = _point(count, size, generator).to(batch.device)
@@ -65,9 +63,7 @@ def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
     for index in (1, 2):
         clip["non_cond_frame_outputs"][index] = _step(model, frames[index], index, clip)
     low_res = clip["non_cond_frame_outputs"][2]["pred_masks"].clamp(-32, 32)
-    _step(
-        model, frames[2], 2, clip, points=(_point(count, size, generator).to(batch.device), 1), logits=low_res
-    )
+    _step(model, frames[2], 2, clip, points=(_point(count, size, generator).to(batch.device), 1), logits=low_res)
 
     corner = torch.rand(count, 1, 2, generator=generator) * 0.4 * size
     extent = (0.2 + 0.3 * torch.rand(count, 1, 2, generator=generator)) * size

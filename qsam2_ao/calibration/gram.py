@@ -115,9 +115,7 @@ class VRCObserver(ObserverBase):
             raise NonFiniteError(f"layer {self.name!r}: its calibration inputs hold NaN or infinite values")
         return (self.gram + self.gram.T) / 2
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         incoming = state_dict.get(prefix + "gram")
         if incoming is not None and self.gram.numel() == 0:
             self.gram = torch.zeros(incoming.shape, dtype=torch.float64, device=self.gram.device)

@@ -72,9 +72,7 @@ class CalibrationImages:
         """
         size = getattr(model, "image_size", None)
         if not isinstance(size, int):
-            raise CalibrationError(
-                f"{type(model).__name__} has no image_size: calibration needs a SAM2 model"
-            )
+            raise CalibrationError(f"{type(model).__name__} has no image_size: calibration needs a SAM2 model")
         if batch_size < 1:
             raise CalibrationError(f"batch_size must be positive, got {batch_size}")
         device = next(model.parameters()).device
@@ -110,9 +108,7 @@ def _normalized_tensor(name: str, item: Any, normalized: bool, size: int) -> Ten
             f"{float(image.min()):.3g}..{float(image.max()):.3g}"
         )
     if image.shape[-2:] != (size, size):
-        image = F.interpolate(
-            image[None], (size, size), mode="bilinear", antialias=True, align_corners=False
-        )[0]
+        image = F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     if normalized:
         return image
     return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]

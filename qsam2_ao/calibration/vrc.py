@@ -49,9 +49,7 @@ def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -
         damped.diagonal().add_(lam)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            return (
-                (flat - lam * torch.cholesky_solve(flat.T, factor).T).reshape(weight.shape).to(weight.dtype)
-            )
+            return (flat - lam * torch.cholesky_solve(flat.T, factor).T).reshape(weight.shape).to(weight.dtype)
     # lambda = 0, or so small that rounding noise makes the matrix indefinite.
     try:
         values, vectors = torch.linalg.eigh(gram)

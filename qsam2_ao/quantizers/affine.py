@@ -49,9 +49,7 @@ def dequantize_affine(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tenso
     return (codes.float() - zero_point) * scale
 
 
-def fake_quantize_affine(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
-) -> Tensor:
+def fake_quantize_affine(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Quantize and dequantize with one temporary: equal to the two functions above to the bit.
 
     Args:
@@ -97,9 +95,7 @@ def expand_groups(t: Tensor, in_features: int, group_size: int) -> Tensor:
     return expanded.reshape(t.shape[0], groups * group_size)[:, :in_features]
 
 
-def broadcast_qparam(
-    t: Tensor, weight_shape: torch.Size | tuple[int, ...], group_size: int | None = None
-) -> Tensor:
+def broadcast_qparam(t: Tensor, weight_shape: torch.Size | tuple[int, ...], group_size: int | None = None) -> Tensor:
     """Reshape a scale or zero point so that it broadcasts against the tensor that it belongs to.
 
     Args:

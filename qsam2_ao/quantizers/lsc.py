@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -150,9 +150,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         super().__setstate__(state)
         self._reset_transients()
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for key in _LAZY:
             current, incoming = getattr(self, key), state_dict.get(prefix + key)
             # Another granularity's shape is left to torch, which refuses the mismatch.
@@ -160,6 +158,14 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if incoming is not None and incoming.dim() == dims and current.numel() == 0:
                 current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSCFakeQuantize:
+        # Ranges stay float32 when the model is cast to a shorter type.
+        def keep_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved.float() if tensor.is_floating_point() else moved
+
+        return super()._apply(keep_float32, recurse)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch fake quantization on or off."""
@@ -265,9 +271,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     # --- ranges ------------------------------------------------------------------------------------------
 
     def _weight_statistics(self, weight: Tensor) -> RangeStats:
-        return weight_statistics(
-            weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred
-        )
+        return weight_statistics(weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred)
 
     def _store(self, stats: RangeStats) -> None:
         for key, value in stats._asdict().items():

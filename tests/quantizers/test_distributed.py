@@ -1,0 +1,76 @@
+"""Two data-parallel ranks with different data keep equal ranges."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from qsam2_ao.calibration.gram import VRCObserver
+from qsam2_ao.quantizers import LSCFakeQuantize
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.weight_fake_quant = LSCFakeQuantize(4, is_weight=True)
+        self.weight_fake_quant.initialize(self.linear.weight)
+        self.input_fake_quant = LSCFakeQuantize(8)
+
+    def forward(self, x):
+        weight = self.weight_fake_quant(self.linear.weight)
+        return nn.functional.linear(self.input_fake_quant(x), weight, self.linear.bias)
+
+
+def batch(rank, step):
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    return torch.randn(16 * (rank + 1), 8, generator=generator) * (1 + rank) + rank
+
+
+def train(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        torch.manual_seed(0)
+        layer = Layer()
+        model = DistributedDataParallel(layer, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(batch(rank, step)).square().mean().backward()
+            optimizer.step()
+        state = layer.state_dict()
+        calibrated = LSCFakeQuantize(8)
+        with calibrated.calibrating():
+            calibrated(batch(rank, 0))
+        observer = VRCObserver()
+        observer(batch(rank, 0))
+        observer.synchronize()
+        torch.save(
+            {"state": state, "calibrated": calibrated.state_dict(), "gram": observer.gram, "n": observer.n},
+            os.path.join(folder, f"rank{rank}.pt"),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_hold_the_same_ranges(tmp_path):
+    mp.spawn(train, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for part in ("state", "calibrated"):
+        for key, value in first[part].items():
+            assert torch.equal(value, second[part][key]), key
+    everything = torch.cat([batch(0, 0), batch(1, 0)])
+    torch.testing.assert_close(first["calibrated"]["mean"], everything.mean().reshape(1))
+    torch.testing.assert_close(first["calibrated"]["std"], everything.std(correction=0).reshape(1))
+    assert first["calibrated"]["low"].item() == everything.min().item()
+    assert first["n"] == second["n"] == 48
+    assert torch.equal(first["gram"], second["gram"])
+    torch.testing.assert_close(first["gram"], (everything.T @ everything).double())
