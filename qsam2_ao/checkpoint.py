@@ -199,8 +199,8 @@ def _open(path: str | os.PathLike[str], device: str) -> Any:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no complete safetensors file ({error}); it may be truncated, or a .pt checkpoint (quantize that "
-            "first: qsam2 quantize)"
+            f"{path} is no complete safetensors file ({error}); it may be truncated, or a .pt checkpoint (quantize "
+            "that first: qsam2 quantize)"
         ) from error
 
 

@@ -123,7 +123,7 @@ def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
     Raises:
         QConfigError: Its codes do not fit in 8 bits.
     """
-    observer = getattr(quantizer, "activation_post_process", quantizer)
+    observer: Any = getattr(quantizer, "activation_post_process", quantizer)
     quant_min, quant_max = int(observer.quant_min), int(observer.quant_max)
     bits = max(2, (quant_max - quant_min).bit_length())
     if bits > 8:

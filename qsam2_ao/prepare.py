@@ -47,7 +47,8 @@ def prepare_qsam2(
         model: A float model of the ``SAM2Base`` family (``SAM2VideoPredictor``, ``SAM2Train``, ...), on any device.
             It is not changed.
         qconfig: A preset's name ("w8a8", "w4a8", "w4a16", "w3a8", "w3a16", "w2a8", "w2a16", "w2a4"), a torch.ao
-            ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of those.
+            ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of
+            those.
         calibration_data: A folder of images, an iterable of PIL images, arrays [H, W, 3] or tensors [3, H, W], or
             a DataLoader. 50 images are enough.
         vrc: "auto" chooses the damping of each layer, a number is the same for all, None switches VRC off.

@@ -61,6 +61,8 @@ def _memory_attention(
     memory_pos: Tensor | None = None,
     num_obj_ptr_tokens: int = 0,
 ) -> Tensor:
+    assert curr_pos is not None  # the optional arguments are optional in name only
+    assert memory_pos is not None
     output = only_level(curr)
     query_pos = only_level(curr_pos)
     if self.pos_enc_at_input:

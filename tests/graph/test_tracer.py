@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sam2.modeling.sam2_utils import MLP
+from sam2.modeling.sam.transformer import Attention
+from torch import fx, nn
+
+from qsam2_ao.errors import GraphTraceError
+from qsam2_ao.graph import trace_part
+from qsam2_ao.models.embedded import build_embedded
+
+
+def test_parameters_keep_their_names_and_are_shared() -> None:
+    encoder = build_embedded().image_encoder
+    graph = trace_part(encoder, "image_encoder")
+    assert isinstance(graph, fx.GraphModule)
+    ours, theirs = dict(graph.named_parameters()), dict(encoder.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in theirs)
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    attention = build_embedded().memory_attention
+    before = [name for name, _ in attention.named_modules()]
+    trace_part(attention, "memory_attention")
+    assert [name for name, _ in attention.named_modules()] == before
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 1)])
+def test_a_lone_layer_becomes_a_graph_around_it(layer: nn.Module) -> None:
+    graph = trace_part(layer, "part")
+    x = torch.randn(4, 3) if isinstance(layer, nn.Linear) else torch.randn(1, 3, 4, 4)
+    assert torch.equal(graph(x), layer(x))
+    assert graph.layer is layer
+
+
+def test_a_subclass_of_a_known_class_is_refused_by_name() -> None:
+    class MyMLP(MLP):
+        pass
+
+    with pytest.raises(GraphTraceError, match=r"head is a .*MyMLP, which cannot be traced.*[Ll]eave its region"):
+        trace_part(MyMLP(2, 2, 2, 2), "head")
+
+
+def test_a_graph_is_refused() -> None:
+    graph = trace_part(MLP(2, 2, 2, 2), "head")
+    with pytest.raises(GraphTraceError, match="head is a .*graph already"):
+        trace_part(graph, "head")
+
+
+def test_an_untraceable_module_is_named_with_the_reason() -> None:
+    attention = Attention(4, 1)
+    attention.q_proj = nn.Sequential(_data_dependent())
+    with pytest.raises(GraphTraceError, match=r"part \(Attention\) cannot be traced: TraceError: .*control flow"):
+        trace_part(attention, "part")
+
+
+def _data_dependent() -> nn.Module:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+    module = nn.Sequential()
+    module.forward = forward  # type: ignore[method-assign]
+    return module

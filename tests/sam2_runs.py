@@ -1,0 +1,51 @@
+"""Running a SAM2 model through its own methods and keeping every tensor that comes out, for comparisons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+
+def images(count: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def run_image(model: SAM2Base, batch: Tensor) -> list[Tensor]:
+    """The image path: encoder features, then masks for a point on each image."""
+    out = model.forward_image(batch)
+    tensors = [*out["backbone_fpn"], *out["vision_pos_enc"]]
+    _, features, _, sizes = model._prepare_backbone_features(out)
+    maps = [f.permute(1, 2, 0).reshape(f.shape[1], -1, *s) for f, s in zip(features, sizes, strict=True)]
+    points = torch.full((len(batch), 1, 2), model.image_size / 3)
+    heads = model._forward_sam_heads(
+        maps[-1],
+        point_inputs={"point_coords": points, "point_labels": torch.ones(len(batch), 1, dtype=torch.int32)},
+        high_res_features=maps[:-1] or None,
+        multimask_output=True,
+    )
+    return [*tensors, *heads]
+
+
+def run_video(model: SAM2Base, batch: Tensor, frames: int = 3) -> list[Tensor]:
+    """The video path: a point on frame 0, then ``frames - 1`` frames tracked from memory and object pointers."""
+    _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(batch))
+    memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    points = torch.full((len(batch), 2, 2), model.image_size / 3)
+    prompt = {"point_coords": points, "point_labels": torch.ones(len(batch), 2, dtype=torch.int32)}
+    tensors: list[Tensor] = []
+    for t in range(frames):
+        out = SAM2Base.track_step(
+            model, t, t == 0, features, positions, sizes, prompt if t == 0 else None, None, memory, frames
+        )
+        memory["cond_frame_outputs" if t == 0 else "non_cond_frame_outputs"][t] = out
+        tensors += [out["pred_masks"], out["obj_ptr"], out["maskmem_features"], *out["maskmem_pos_enc"]]
+    return tensors
+
+
+def assert_identical(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, b), f"output {i} {tuple(a.shape)} differs by {(a - b).abs().max():.3g}"
