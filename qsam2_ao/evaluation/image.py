@@ -1,0 +1,193 @@
+"""Mean IoU of single images with box and click prompts, by SAM2's own image predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from ..data.types import VideoSequence
+from ..errors import DataError
+from .jf import object_masks
+from .miou import mask_iou
+from .state import eval_mode
+
+if TYPE_CHECKING:
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+ImagePrompt = Literal["box", "click", "3-click"]
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """A picture with the masks of some of its objects.
+
+    Attributes:
+        image: uint8 ``[height, width, 3]``, RGB.
+        masks: bool ``[objects, height, width]``, none of them empty.
+        name: What to call it in errors.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    name: str = "image"
+
+    def __post_init__(self) -> None:
+        image, masks = np.asarray(self.image), np.asarray(self.masks)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(f"{self.name}: the image is {image.dtype} {list(image.shape)}, not uint8 [h, w, 3]")
+        if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+            raise DataError(
+                f"{self.name}: the masks are {masks.dtype} {list(masks.shape)}, not bool [objects, "
+                f"{image.shape[0]}, {image.shape[1]}] like the image"
+            )
+        if not masks.any(axis=(1, 2)).all():
+            raise DataError(f"{self.name}: a mask is empty, which cannot be prompted; leave the object out")
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Mean IoU of prompted objects.
+
+    Attributes:
+        prompt: "box", "click" or "3-click".
+        miou: Mean over all objects, in percent.
+        num_images: How many images.
+        num_objects: How many objects in them.
+    """
+
+    prompt: str
+    miou: float
+    num_images: int
+    num_objects: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def image_samples(
+    sequences: Iterable[VideoSequence], *, per_sequence: int = 1, min_area: int = 16, seed: int = 0
+) -> list[ImageSample]:
+    """Single frames of videos with all of their visible objects.
+
+    Args:
+        sequences: The videos.
+        per_sequence: How many different frames of each, chosen at random among those that show an object.
+        min_area: Objects with fewer visible pixels are left out.
+        seed: Chooses the frames.
+
+    Returns:
+        The samples; a sequence with too few frames gives those that it has.
+
+    Example:
+        >>> from qsam2_ao.data.procedural import generate_split
+        >>> len(image_samples(generate_split("test", 2, num_frames=3), per_sequence=2))
+        4
+    """
+    rng = np.random.default_rng(seed)
+    samples = []
+    for sequence in sequences:
+        usable = []
+        for t in range(len(sequence.frames)):
+            ids = sequence.masks[t]
+            if ids is not None:
+                masks = object_masks(ids, sequence.object_ids)
+                masks = masks[masks.sum(axis=(1, 2)) >= max(min_area, 1)]
+                if len(masks):
+                    usable.append((t, masks))
+        for index in sorted(rng.permutation(len(usable))[:per_sequence]):
+            t, masks = usable[index]
+            samples.append(ImageSample(np.asarray(sequence.frames[t]), masks, f"{sequence.name}, frame {t}"))
+    return samples
+
+
+def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], prompt: ImagePrompt) -> NDArray[np.bool_]:
+    """Ask the predictor, whose image is set, for each object by a prompt derived from its true mask.
+
+    A box is the mask's bounding box. A click is the mask's innermost point, and the one of three answers that
+    the model thinks best is taken. With three clicks, each further one is the innermost point of the largest
+    error, and the last answer is fed back, as in SAM2's own training and evaluation.
+
+    Args:
+        predictor: After ``set_image``.
+        masks: bool ``[objects, height, width]``, the true masks.
+        prompt: "box", "click" or "3-click".
+
+    Returns:
+        bool ``[objects, height, width]``.
+
+    Raises:
+        DataError: The prompt's name is unknown.
+
+    Example:
+        >>> predictor.set_image(image)  # doctest: +SKIP
+        >>> predict_objects(predictor, masks, "box")  # doctest: +SKIP
+    """
+    from sam2.modeling.sam2_utils import get_next_point
+    from sam2.utils.misc import mask_to_box
+
+    if prompt not in get_args(ImagePrompt):
+        raise DataError(f"prompt must be one of {', '.join(get_args(ImagePrompt))}, got {prompt!r}")
+    truth = torch.from_numpy(masks)[:, None]
+    count = len(masks)
+    if prompt == "box":
+        boxes = mask_to_box(truth)[:, 0].numpy()
+        answers, _, _ = predictor.predict(box=boxes, multimask_output=False)
+        return answers.reshape(count, *masks.shape[1:]).astype(bool)
+    points, labels = get_next_point(truth, None, "center")
+    answers, qualities, logits = predictor.predict(points.numpy(), labels.numpy(), multimask_output=True)
+    best = qualities.reshape(count, -1).argmax(axis=1)
+    rows = np.arange(count)
+    predicted = answers.reshape(count, -1, *masks.shape[1:])[rows, best].astype(bool)
+    low_resolution = logits.reshape(count, -1, *logits.shape[-2:])[rows, best]
+    for _ in range(2 if prompt == "3-click" else 0):
+        point, label = get_next_point(truth, torch.from_numpy(predicted)[:, None], "center")
+        points, labels = torch.cat([points, point], dim=1), torch.cat([labels, label], dim=1)
+        answers, _, logits = predictor.predict(
+            points.numpy(), labels.numpy(), mask_input=low_resolution[:, None], multimask_output=False
+        )
+        predicted = answers.reshape(count, *masks.shape[1:]).astype(bool)
+        low_resolution = logits.reshape(count, *logits.shape[-2:])
+    return predicted
+
+
+def evaluate_image(
+    model: nn.Module, samples: Iterable[ImageSample], *, prompt: ImagePrompt = "box", progress: bool = False
+) -> ImageScores:
+    """Mean IoU of SAM2's image predictor with prompts derived from the true masks.
+
+    Args:
+        model: A model of the SAM2Base family, float, prepared or quantized; its mode is restored afterwards.
+        samples: The pictures with their masks; see :func:`image_samples`.
+        prompt: "box", "click" or "3-click", as :func:`predict_objects` describes.
+        progress: Show a progress bar.
+
+    Returns:
+        The scores, the same on every run.
+
+    Raises:
+        DataError: There are no samples or no objects, or the prompt's name is unknown.
+
+    Example:
+        >>> evaluate_image(load_embedded(), samples, prompt="click").miou  # doctest: +SKIP
+        81.5
+    """
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    ious: list[NDArray[np.float64]] = []
+    with eval_mode(model):
+        predictor = SAM2ImagePredictor(model)
+        for sample in tqdm(samples, desc=f"images, {prompt}", unit="image", disable=not progress):
+            predictor.set_image(sample.image)
+            ious.append(mask_iou(predict_objects(predictor, sample.masks, prompt), sample.masks))
+    objects = sum(map(len, ious))
+    if not objects:
+        raise DataError("there are no samples with objects to evaluate")
+    return ImageScores(prompt, 100 * float(np.concatenate(ious).mean()), len(ious), objects)

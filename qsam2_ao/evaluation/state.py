@@ -1,0 +1,124 @@
+"""Running SAM2's own predictors for evaluation: on frames in memory, in eval mode, whatever class the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..compat.quiet import quiet_sam2
+from ..data.types import Indexed
+from ..errors import DataError
+from ..models.config import rehouse
+
+if TYPE_CHECKING:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+# ImageNet's, as in sam2.utils.misc.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
+    """The model itself if it is a ``SAM2VideoPredictor``, otherwise one that shares all of its parts.
+
+    Args:
+        model: A model of the SAM2Base family, also a prepared or a quantized one.
+
+    Returns:
+        The predictor, with the model's own settings.
+
+    Raises:
+        GraphTraceError: It is not a SAM2 model.
+
+    Example:
+        >>> predictor = as_video_predictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml"))  # doctest: +SKIP
+    """
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    return model if isinstance(model, SAM2VideoPredictor) else rehouse(model, SAM2VideoPredictor)
+
+
+def preprocess(frames: Indexed, size: int) -> Tensor:
+    """Frames as SAM2's own loader hands them to the network.
+
+    Args:
+        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
+        size: Side of the network's square input in pixels.
+
+    Returns:
+        float32 ``[frames, 3, size, size]``, normalised.
+
+    Raises:
+        DataError: There are no frames, or one of them has another type or size.
+
+    Example:
+        >>> preprocess(np.zeros((2, 48, 64, 3), np.uint8), 96).shape
+        torch.Size([2, 3, 96, 96])
+    """
+    if len(frames) == 0:
+        raise DataError("a video needs at least one frame")
+    images = torch.empty(len(frames), 3, size, size)
+    shape = np.shape(frames[0])
+    for index, frame in enumerate(frames):
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
+            raise DataError(
+                f"frame {index} is {frame.dtype} {list(frame.shape)}; frames must be uint8 [height, width, 3] of "
+                f"one size, the first was {list(shape)}"
+            )
+        resized = np.asarray(Image.fromarray(frame).resize((size, size)))
+        images[index] = torch.from_numpy(resized / 255.0).permute(2, 0, 1)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    return images.sub_(mean).div_(std)
+
+
+def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed) -> dict[str, Any]:
+    """What ``predictor.init_state`` returns for a folder of the same frames, without the folder.
+
+    Args:
+        predictor: The predictor.
+        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
+
+    Returns:
+        The inference state.
+
+    Raises:
+        DataError: As for :func:`preprocess`.
+
+    Example:
+        >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
+        >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
+    """
+    from sam2 import sam2_video_predictor
+
+    images = preprocess(frames, predictor.image_size)
+    height, width = np.shape(frames[0])[:2]
+
+    # init_state knows paths only; it asks this function of its module for what is there.
+    def in_memory(*, compute_device: torch.device, **_: Any) -> tuple[Tensor, int, int]:
+        return images.to(compute_device), height, width
+
+    original = sam2_video_predictor.load_video_frames
+    sam2_video_predictor.load_video_frames = in_memory
+    try:
+        with quiet_sam2():
+            return predictor.init_state("frames in memory")
+    finally:
+        sam2_video_predictor.load_video_frames = original
