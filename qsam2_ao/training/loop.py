@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -122,17 +121,21 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         _load(Path(checkpoint), model, optimizer, result, settings)
     saved = result.step
+    # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
+    main = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
 
     def save() -> None:
         nonlocal saved
-        if checkpoint is not None and saved != result.step:
+        if checkpoint is not None and main and saved != result.step:
             _save(Path(checkpoint), model, optimizer, result, settings)
             saved = result.step
 
     mode = model.training
     model.train()
     run = forward if forward is not None else lambda module, batch: module(batch)
-    bar = tqdm(total=steps, initial=result.step, desc=description, disable=not progress, dynamic_ncols=True)
+    bar = tqdm(total=steps, initial=result.step, desc=description, disable=not (progress and main), dynamic_ncols=True)
     stream = iter(batches(result.step) if result.step < steps else ())
     try:
         with bar, _interrupts_between_steps() as interruptible:
@@ -140,9 +143,7 @@ def train(
                 with interruptible():
                     batch = next(stream, None)
                 if batch is None:
-                    raise ValueError(
-                        f"the batches ended after step {result.step} of {steps}; give as many as steps"
-                    )
+                    raise ValueError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
                 factor = _schedule(result.step, steps, warmup)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
@@ -151,9 +152,7 @@ def train(
                         value = loss(run(model, batch), batch)
                     number = float(value.detach())
                     if not math.isfinite(number):
-                        raise NonFiniteError(
-                            f"the loss is {number} at step {result.step}; lower lr or check the data"
-                        )
+                        raise NonFiniteError(f"the loss is {number} at step {result.step}; lower lr or check the data")
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                 if clip is not None:
@@ -162,9 +161,7 @@ def train(
                 result.step += 1
                 result.losses.append(number)
                 if result.average is not None and ema is not None:
-                    _average(
-                        result.average, model.state_dict(), min(ema, (result.step + 1) / (result.step + 10))
-                    )
+                    _average(result.average, model.state_dict(), min(ema, (result.step + 1) / (result.step + 10)))
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
@@ -266,9 +263,7 @@ def _copy(state: State) -> State:
 def _average(average: State, state: State, decay: float) -> None:
     """Move the average towards the state; what is not a floating point number is copied."""
     floats = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_(
-        [average[name] for name in floats], [state[name].detach() for name in floats], 1 - decay
-    )
+    torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
     for name in state.keys() - set(floats):
         average[name].copy_(state[name])
 
@@ -285,7 +280,7 @@ def _randomness_of_step(model: nn.Module, seed: int, step: int) -> Iterator[None
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     settings: Any = getattr(model, "module", model)  # DistributedDataParallel keeps the model inside
-    with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(number)
         if isinstance(getattr(settings, "rng", None), np.random.Generator):
             settings.rng = np.random.default_rng(number)
