@@ -93,36 +93,24 @@ class VRCReport:
         }
 
     def table(self) -> Table:
-        """The report as a rich table, one row per layer."""
+        """The main figures as a rich table, one row per layer; before > after."""
         table = Table(title=f"VRC from {self.images} images")
         table.add_column("layer", overflow="fold")
-        for heading in (
-            "shape",
-            "n",
-            "cond(G)",
-            "damping",
-            "output change",
-            "norm",
-            "std",
-            "kurtosis",
-            "max",
-        ):
+        headings = ("n", "cond(G)", "damping", "output change", "norm", "kurtosis", "max", "quantized error")
+        for heading in headings:
             table.add_column(heading, justify="right")
-        table.add_column("quantized error", justify="right")
         table.add_column("note", overflow="fold")
         for r in self.layers:
             table.add_row(
                 r.layer,
-                "x".join(map(str, r.shape)),
                 str(r.n),
-                f"{r.cond:.1e}",
-                f"{r.damping:.0e}" if r.damping else "off" if r.auto else "0",
+                f"{r.cond:.0e}",
+                "off" if r.auto and not r.damping else f"{r.damping:g}",
                 f"{r.output_change:.1e}",
                 f"{r.norm_ratio:.3f}",
-                f"{r.std_before:.3g} -> {r.std_after:.3g}",
-                f"{r.kurtosis_before:.2f} -> {r.kurtosis_after:.2f}",
-                f"{r.max_before:.3g} -> {r.max_after:.3g}",
-                f"{r.quantized_error_before:.2e} -> {r.quantized_error_after:.2e}",
+                f"{r.kurtosis_before:.2f} > {r.kurtosis_after:.2f}",
+                f"{r.max_before:.2g} > {r.max_after:.2g}",
+                f"{r.quantized_error_before:.1e} > {r.quantized_error_after:.1e}",
                 "; ".join(([f"kept: {r.refused}"] if r.refused else []) + r.warnings),
             )
         return table

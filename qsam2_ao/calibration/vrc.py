@@ -205,9 +205,9 @@ def _flatten(weight: Tensor, gram: Tensor, name: str) -> Tensor:
 
 def _data_warnings(n: int, d_in: int, cond: float) -> list[str]:
     if n < d_in:
-        return [f"only {n} input rows for {d_in} inputs: G is singular, use more calibration images"]
+        return [f"n={n} < d_in={d_in}: use more images"]
     if cond > HUGE_CONDITION:
-        return [f"cond(G) = {cond:.1e}: the calibration images hardly vary in some directions"]
+        return [f"cond(G)={cond:.0e}: some directions are hardly visited"]
     return []
 
 

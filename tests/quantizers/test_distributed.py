@@ -39,7 +39,7 @@ def train(rank, folder):
     try:
         torch.manual_seed(0)
         layer = Layer()
-        model = DistributedDataParallel(layer, broadcast_buffers=False)
+        model = DistributedDataParallel(layer)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(3):
             optimizer.zero_grad()
@@ -73,4 +73,4 @@ def test_ranks_hold_the_same_ranges(tmp_path):
     assert first["calibrated"]["low"].item() == everything.min().item()
     assert first["n"] == second["n"] == 48
     assert torch.equal(first["gram"], second["gram"])
-    torch.testing.assert_close(first["gram"], (everything.T @ everything).double())
+    torch.testing.assert_close(first["gram"], everything.double().T @ everything.double(), rtol=1e-5, atol=1e-4)
