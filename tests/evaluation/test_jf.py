@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from vos_benchmark.benchmark import benchmark
+
+from qsam2_ao.data.procedural import Sequence, generate_split, write_sequence
+from qsam2_ao.errors import DataError
+from qsam2_ao.evaluation import score_folders, score_sequence
+from qsam2_ao.evaluation.jf import JFScores, ObjectScore, object_masks
+
+
+def wrong(sequence: Sequence) -> np.ndarray:
+    """Plausible predictions: everything shifted, one object missing on one frame."""
+    masks = np.roll(sequence.masks, 2, axis=2)
+    masks[2][masks[2] == 1] = 0
+    return masks
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for sequence in generate_split("test", 3, num_frames=5):
+        write_sequence(sequence, tmp_path / "truth")
+        (tmp_path / "predicted" / sequence.name).mkdir(parents=True)
+        for t, mask in enumerate(wrong(sequence)):
+            Image.fromarray(mask).save(tmp_path / "predicted" / sequence.name / f"{t:05d}.png")
+    return tmp_path / "predicted", tmp_path / "truth" / "Annotations"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_equals_vos_benchmark(folders: tuple[Path, Path], skip: bool) -> None:
+    predicted, truth = folders
+    scores = score_folders(predicted, truth, skip_first_and_last=skip)
+    [jf], [j], [f], [objects] = benchmark(
+        [str(truth)], [str(predicted)], num_processes=1, verbose=False, skip_first_and_last=skip
+    )
+    assert scores.jf == pytest.approx(jf, abs=1e-9)
+    assert scores.j == pytest.approx(j, abs=1e-9)
+    assert scores.f == pytest.approx(f, abs=1e-9)
+    assert 20 < scores.jf < 95
+    theirs = {(name, i): js[i] for name, (js, _) in objects.items() for i in js}
+    assert {(o.sequence, o.object_id): o.j for o in scores.objects} == theirs
+
+
+def test_folder_and_memory_agree(folders: tuple[Path, Path]) -> None:
+    scores = score_folders(*folders, sequences=["test-00001"])
+    sequence = list(generate_split("test", 2, num_frames=5))[1]
+    assert score_sequence(sequence.name, wrong(sequence), sequence.masks) == scores.objects
+
+
+def test_perfect_and_empty_predictions() -> None:
+    sequence = next(iter(generate_split("test", 1, num_frames=4)))
+    perfect = score_sequence("s", sequence.masks, sequence.masks)
+    assert [o.object_id for o in perfect] == list(sequence.object_ids)
+    assert all(o.jf == 100 for o in perfect)
+    nothing = score_sequence("s", np.zeros_like(sequence.masks), sequence.masks)
+    assert all(o.jf < 1 for o in nothing)
+
+
+def test_first_and_last_frames_do_not_count_by_default() -> None:
+    truth = np.zeros((4, 8, 8), np.uint8)
+    truth[:, 2:5, 2:5] = 1
+    predicted = truth.copy()
+    predicted[[0, -1]] = 0
+    assert score_sequence("s", predicted, truth)[0].j == 100
+    assert score_sequence("s", predicted, truth, skip_first_and_last=False)[0].j == 50
+
+
+def test_other_objects_and_frames_without_annotation_do_not_count() -> None:
+    truth = np.zeros((5, 8, 8), np.uint8)
+    truth[:, :4], truth[:, 4:] = 1, 2
+    predicted = truth.copy()
+    predicted[truth == 2] = 3
+    predicted[2] = 0
+    annotated = [mask if t != 2 else None for t, mask in enumerate(truth)]
+    scores = score_sequence("s", predicted, annotated, object_ids=[1])
+    assert [(o.object_id, o.j) for o in scores] == [(1, 100.0)]
+    assert score_sequence("s", predicted, truth, object_ids=[1])[0].j == pytest.approx(200 / 3)
+
+
+def test_means_are_over_objects() -> None:
+    scores = JFScores((ObjectScore("a", 1, 10, 30), ObjectScore("a", 2, 20, 40), ObjectScore("b", 1, 90, 80)), False)
+    assert (scores.j, scores.f, scores.jf) == (40, 50, 45)
+    assert scores.by_sequence()["a"].jf == 25
+    data = scores.to_dict()
+    assert data["jf"] == 45
+    assert data["skip_first_and_last"] is False
+    assert data["sequences"]["b"]["objects"]["1"] == {"jf": 85, "j": 90, "f": 80}
+
+
+def test_object_masks() -> None:
+    ids = np.array([[0, 2], [5, 2]], np.uint8)
+    assert object_masks(ids, [2, 3, 5]).sum(axis=(1, 2)).tolist() == [2, 0, 1]
+
+
+def test_bad_input_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    masks = np.ones((4, 8, 8), np.uint8)
+    with pytest.raises(DataError, match="dog: 3 predicted masks for 4"):
+        score_sequence("dog", masks[:3], masks)
+    with pytest.raises(DataError, match=r"dog, frame 1: the predicted mask is \[8, 7\]"):
+        score_sequence("dog", masks[:, :, :7], masks)
+    with pytest.raises(DataError, match="dog: no annotated frame is left"):
+        score_sequence("dog", masks[:2], masks[:2])
+    predicted, truth = folders
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        score_folders(predicted, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no sequences"):
+        score_folders(predicted, tmp_path / "empty")
+    (predicted / "test-00002" / "00001.png").unlink()
+    with pytest.raises(DataError, match=r"test-00002/00001\.png: no such file"):
+        score_folders(predicted, truth)
+    blank = tmp_path / "blank" / "s"
+    blank.mkdir(parents=True)
+    for t in range(3):
+        Image.new("L", (8, 8)).save(blank / f"{t}.png")
+    with pytest.raises(DataError, match="hold no objects"):
+        score_folders(blank.parent, blank.parent)

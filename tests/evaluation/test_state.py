@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sam2 import sam2_video_predictor
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+from training.model.sam2 import SAM2Train
+
+from qsam2_ao.errors import DataError
+from qsam2_ao.evaluation.state import as_video_predictor, eval_mode, predictor_state, preprocess
+from qsam2_ao.models.embedded import build_embedded
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), np.uint8)
+
+
+def test_equals_the_state_of_a_folder(predictor: Any, tmp_path: Path) -> None:
+    for t, frame in enumerate(FRAMES):
+        # sam2 looks at the ending, Pillow at the content: lossless frames.
+        Image.fromarray(frame).save(tmp_path / f"{t:05d}.jpg", format="PNG")
+    from_folder = predictor.init_state(str(tmp_path))
+    loader = sam2_video_predictor.load_video_frames
+    from_memory = predictor_state(predictor, FRAMES)
+    assert sam2_video_predictor.load_video_frames is loader
+    assert torch.equal(from_memory["images"], from_folder["images"])
+    assert from_memory.keys() == from_folder.keys()
+    for key in ("num_frames", "video_height", "video_width", "device", "storage_device"):
+        assert from_memory[key] == from_folder[key]
+
+
+def test_prints_nothing(predictor: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor_state(predictor, FRAMES)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "at least one frame"),
+        ([FRAMES[0], FRAMES[1][:50]], r"frame 1 is uint8 \[50, 80, 3\]"),
+        (FRAMES.astype(np.float32), "frame 0 is float32"),
+        (FRAMES[..., 0], "frame 0 is uint8"),
+    ],
+)
+def test_unusable_frames_are_named(frames: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        preprocess(frames, 96)
+
+
+def test_eval_mode_restores_each_module() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+    with pytest.raises(KeyError), eval_mode(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("model_class", [SAM2Base, SAM2Train])
+def test_other_classes_become_predictors_that_share_the_parts(model_class: type[SAM2Base]) -> None:
+    model = build_embedded(model_class)
+    moved = as_video_predictor(model)
+    assert moved.image_encoder is model.image_encoder
+    assert as_video_predictor(moved) is moved

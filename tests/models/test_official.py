@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor, nn
+from training.model.sam2 import SAM2Train
+
+from qsam2_ao.errors import CheckpointError, QSAM2Error
+from qsam2_ao.models.embedded import EMBEDDED_CONFIG, build_embedded
+from qsam2_ao.models.official import OFFICIAL, build_official, load_official_state, read_checkpoint
+
+# An official-style config with an official-style checkpoint, at the size of the embedded model.
+SMALL = str(EMBEDDED_CONFIG)
+
+
+class MyPredictor(SAM2VideoPredictor):
+    pass
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return build_embedded(seed=7).state_dict()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, state: dict[str, Tensor]) -> Path:
+    torch.save({"model": state}, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_short_names() -> None:
+    assert len(OFFICIAL) == 8
+    assert OFFICIAL["sam2.1-b+"] == "configs/sam2.1/sam2.1_hiera_b+.yaml"
+    assert OFFICIAL["sam2-t"] == "configs/sam2/sam2_hiera_t.yaml"
+
+
+@pytest.mark.slow
+def test_an_official_model_with_its_checkpoint(tmp_path: Path) -> None:
+    model = build_official("sam2.1-t")
+    assert type(model) is SAM2VideoPredictor
+    assert not model.training
+    assert model.image_size == 1024
+    assert model.fill_hole_area == 8
+    torch.save({"model": model.state_dict()}, tmp_path / "tiny.pt")
+    other = build_official(OFFICIAL["sam2.1-t"], tmp_path / "tiny.pt", model_class=SAM2Base, image_size=512)
+    assert type(other) is SAM2Base
+    assert other.sam_image_embedding_size == 32
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"tiny\.pt is not a checkpoint of this model"):
+        build_official("sam2.1-s", tmp_path / "tiny.pt")
+
+
+@pytest.mark.parametrize("model_class", [None, SAM2Base, SAM2Train, MyPredictor])
+def test_any_class_and_a_config_file_of_ones_own(checkpoint: Path, state: dict[str, Tensor], model_class: Any) -> None:
+    model = build_official(SMALL, checkpoint, model_class=model_class)
+    assert type(model).__name__ == (model_class or SAM2VideoPredictor).__name__
+    assert not model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_input_size_and_hydra_state(checkpoint: Path) -> None:
+    before = GlobalHydra.instance().hydra
+    model = build_official(SMALL, checkpoint, image_size=160)
+    assert model.image_size == 160
+    assert model.sam_prompt_encoder.mask_input_size == (40, 40)
+    assert GlobalHydra.instance().hydra is before
+    with pytest.raises(QSAM2Error, match="multiple of 32, got 100"):
+        build_official(SMALL, image_size=100)
+    assert GlobalHydra.instance().hydra is before
+
+
+@pytest.mark.parametrize("name", ["sam3-t", "configs/none.yaml", "sam2.1", ""])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(QSAM2Error, match=r"unknown model .*sam2\.1-t"):
+        build_official(name)
+
+
+# --- checkpoint files
+
+
+def test_an_absent_file_is_named_before_anything_is_built() -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.pt: no such file"):
+        build_official("sam2.1-l", "gone.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
+def test_truncated_files(checkpoint: Path, keep: float) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(keep if keep >= 10 else keep * len(content))])
+    with pytest.raises(CheckpointError, match=r"model\.pt is not a complete PyTorch checkpoint"):
+        build_official(SMALL, checkpoint)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code from the file ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, r'no state dict under "model" \(found keys \[\'state_dict\'\]\)'),
+        ([1, 2], "found a list"),
+        ({"model": torch.zeros(2)}, 'no state dict under "model"'),
+        ({"model": Evil()}, "not a complete PyTorch checkpoint of plain tensors"),
+        (nn.Linear(2, 2), "not a complete PyTorch checkpoint of plain tensors"),
+    ],
+)
+def test_foreign_files(tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "foreign.pt")
+    assert "code from the file ran" not in capsys.readouterr().out
+
+
+def test_tensors_that_do_not_fit_are_named(state: dict[str, Tensor]) -> None:
+    model = build_embedded()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wrong: dict[str, Any] = dict(state)
+    del wrong["no_mem_embed"]
+    wrong["extra.weight"] = torch.zeros(1)
+    wrong["maskmem_tpos_enc"] = torch.zeros(3)
+    wrong["no_mem_pos_enc"] = "text"
+    with pytest.raises(CheckpointError) as caught:
+        load_official_state(model, wrong, "some.pt")
+    message = str(caught.value)
+    assert message.startswith("some.pt is not a checkpoint of this model")
+    assert "1 missing, first no_mem_embed" in message
+    assert "1 unknown, first extra.weight" in message
+    assert "maskmem_tpos_enc has shape (3,) instead of (7, 1, 1, 32)" in message
+    assert "no_mem_pos_enc has shape ()" in message
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
