@@ -6,7 +6,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError

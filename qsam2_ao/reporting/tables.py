@@ -17,7 +17,7 @@ class ModelRow:
 
     Attributes:
         name: For example "float32" or "w4a8".
-        bits: Bits of weights and activations as people write them, for example "4 / 8" or "32".
+        bits: Bits of weights and activations as people write them, for example "4 / 8"; None where not known.
         file_bytes: Size of its file.
         j: Region similarity J in percent; None where not measured, as for all that follow.
         f: Contour accuracy F in percent.
@@ -26,7 +26,7 @@ class ModelRow:
     """
 
     name: str
-    bits: str
+    bits: str | None = None
     file_bytes: int | None = None
     j: float | None = None
     f: float | None = None
@@ -39,7 +39,7 @@ class ModelRow:
 
 
 def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") -> Table:
-    """A rich table of models, each measure with its difference to the first row.
+    """A rich table of models, each measure with its difference to the first row below it.
 
     Args:
         rows: The reference first.
@@ -54,8 +54,10 @@ def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") 
     """
     table = Table(title=title, title_justify="left")
     table.add_column("model", no_wrap=True)
-    table.add_column("bits (w / a)", justify="right", no_wrap=True)
     columns: list[Callable[[ModelRow], str]] = []
+    if any(row.bits is not None for row in rows):
+        table.add_column("bits w / a", justify="right", no_wrap=True)
+        columns.append(lambda row: row.bits or "-")
     for heading, field in (("J&F", "jf"), ("J", "j"), ("F", "f"), ("mIoU", "miou")):
         if any(getattr(row, field) is not None for row in rows):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -64,7 +66,7 @@ def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") 
         table.add_column("file", justify="right", no_wrap=True)
         columns.append(lambda row: _size(row, rows[0]))
     for row in rows:
-        table.add_row(row.name, row.bits, *(column(row) for column in columns))
+        table.add_row(row.name, *(column(row) for column in columns))
     return table
 
 
@@ -72,7 +74,7 @@ def _score(row: ModelRow, reference: ModelRow, field: str) -> str:
     value, before = getattr(row, field), getattr(reference, field)
     if value is None:
         return "-"
-    return f"{value:.1f}" if row is reference or before is None else f"{value:.1f} ({value - before:+.1f})"
+    return f"{value:.1f}" if row is reference or before is None else f"{value:.1f}\n{value - before:+.1f}"
 
 
 def _size(row: ModelRow, reference: ModelRow) -> str:
@@ -81,4 +83,4 @@ def _size(row: ModelRow, reference: ModelRow) -> str:
     text = human_bytes(row.file_bytes)
     if row is reference or not reference.file_bytes:
         return text
-    return f"{text} ({reference.file_bytes / row.file_bytes:.1f}x smaller)"
+    return f"{text}\n{reference.file_bytes / row.file_bytes:.1f}x smaller"

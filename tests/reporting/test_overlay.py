@@ -87,9 +87,7 @@ def test_panels_keep_every_picture(grey: np.ndarray):
     pictures = [Image.new("RGB", (60, 40), colour(i)) for i in (1, 2, 3)]
     sheet = side_by_side(pictures, ["a", "b", "c"], columns=2, min_width=60)
     assert sheet.size == (2 * 66 + 6, 2 * 66)
-    assert [sheet.getpixel(place) for place in ((30, 40), (100, 40), (30, 106))] == [
-        colour(i) for i in (1, 2, 3)
-    ]
+    assert [sheet.getpixel(place) for place in ((30, 40), (100, 40), (30, 106))] == [colour(i) for i in (1, 2, 3)]
     assert np.asarray(sheet)[:20, :66].max() == 255  # a title
 
 

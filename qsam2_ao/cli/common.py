@@ -1,0 +1,121 @@
+"""What the commands share: the arguments for models, devices and results, and reading a model by its name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import torch
+import typer
+
+from ..checkpoint import load_qsam2
+from ..errors import QSAM2Error
+from ..models.embedded import load_embedded
+from ..models.official import OFFICIAL, build_official
+
+EMBEDDED = "embedded"
+
+ModelName: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="'embedded', a packed .safetensors file, or an official config (sam2.1-t, "
+        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        show_default=False,
+    ),
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The official config's .pt checkpoint.", show_default=False),
+]
+Device: TypeAlias = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        QSAM2Error: There is no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise QSAM2Error(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
+    if device.type == "meta":
+        raise QSAM2Error("--device meta computes nothing; try --device cpu")
+    return device
+
+
+def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu") -> Any:
+    """Load a model for SAM2's predictors by what people write on the command line.
+
+    Args:
+        name: "embedded", the path of a packed file, an official name or config.
+        checkpoint: The ``.pt`` file of an official config.
+        device: Where to put it.
+
+    Returns:
+        A ``SAM2VideoPredictor`` in eval mode.
+
+    Raises:
+        QSAM2Error: The name or file is not a model, or the checkpoint is missing or out of place.
+
+    Example:
+        >>> predictor = load_model("sam2.1-t", Path("sam2.1_hiera_tiny.pt"))  # doctest: +SKIP
+    """
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    where = parse_device(device)
+    official = name in OFFICIAL or Path(name).suffix in (".yaml", ".yml")
+    if checkpoint is not None and not official:
+        raise QSAM2Error(
+            f"--checkpoint belongs to an official config, but the model is {name!r}; use one of {', '.join(OFFICIAL)}"
+        )
+    if official:
+        if checkpoint is None:
+            raise QSAM2Error(f"{name} is a config without weights; name its .pt file with --checkpoint")
+        model = build_official(name, checkpoint, device=where)
+    elif name == EMBEDDED:
+        model = load_embedded(SAM2VideoPredictor).to(where)
+    elif Path(name).suffix in (".pt", ".pth"):
+        raise QSAM2Error(
+            f"{name} looks like a PyTorch checkpoint; give the official config that it belongs to as MODEL, "
+            f"and this file as --checkpoint (configs: {', '.join(OFFICIAL)})"
+        )
+    elif Path(name).exists():
+        model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor)
+    else:
+        raise QSAM2Error(
+            f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
+        )
+    return without_hole_filling(model)
+
+
+def without_hole_filling(model: Any) -> Any:
+    """Switch off the filling of small holes where the sam2 package lacks its CUDA extension, and say so.
+
+    It would warn once, at length, and leave the holes anyway.
+    """
+    if getattr(model, "fill_hole_area", 0) > 0:
+        try:
+            from sam2 import _C  # noqa: F401
+        except ImportError:
+            note("small holes in masks are left: the sam2 package has no CUDA extension here")
+            model.fill_hole_area = 0
+    return model
+
+
+def note(message: str) -> None:
+    """Tell the user something that is not the result: on standard error."""
+    typer.echo(message, err=True)
+
+
+def print_json(result: Any) -> None:
+    """Print a result for scripts: indented JSON on standard output, without NaN or infinity."""
+    json.dump(result, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")

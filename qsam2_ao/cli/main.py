@@ -1,0 +1,81 @@
+"""``qsam2``: the application, and how it ends: exit codes, errors in one line on standard error."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import QSAM2Error
+from .demo import demo
+from .evaluate import evaluate
+from .inspect import inspect
+from .quantize import quantize
+from .segment import segment
+from .track import track
+
+BAD_INPUT, INTERRUPTED = 2, 130
+_RESUMABLE = ("demo", "quantize")
+
+
+class _Application(TyperGroup):
+    """Turns the expected ways of failing into a message and an exit code; the rest is a bug and shows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except QSAM2Error as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as interrupt:
+            hint = (
+                "run the same command again to go on from the last finished step"
+                if ctx.invoked_subcommand in _RESUMABLE
+                else "no file was left half written"
+            )
+            typer.echo(f"\ninterrupted; {hint}", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+
+app = typer.Typer(
+    name="qsam2",
+    cls=_Application,
+    help="Quantize Segment Anything Model 2 to 2-8 bits, and use the result on images and videos.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qsam2 {importlib.metadata.version('qsam2_ao')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _settings(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+for _command in (demo, quantize, evaluate, segment, track, inspect):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line; the entry point ``qsam2``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

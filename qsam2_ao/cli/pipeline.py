@@ -1,0 +1,131 @@
+"""Float model -> packed file in steps that survive an interruption; ``quantize`` runs it once, ``demo`` twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from ..checkpoint import save_qsam2
+from ..convert import convert_qsam2
+from ..data.procedural import generate_sequence
+from ..errors import CheckpointError
+from ..files import atomic_write
+from ..prepare import prepare_qsam2
+from ..training.qat import train_qat
+from .common import EMBEDDED, note
+from .workspace import Workspace
+
+Batches = Callable[[int], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize.
+
+    Attributes:
+        preset: A preset's name.
+        images: Calibrate on at most so many images.
+        steps: Steps of quantization-aware training; 0 is post-training quantization.
+        lr: Peak learning rate.
+        seed: Seed of everything random.
+    """
+
+    preset: str
+    images: int
+    steps: int
+    lr: float
+    seed: int
+
+
+def quantize_file(
+    model: Any,
+    recipe: Recipe,
+    output: Path,
+    work: Workspace,
+    *,
+    calibration_data: Any,
+    batches: Batches | None = None,
+) -> Any:
+    """Calibrate, train, convert and save, going on from what ``work`` has.
+
+    Args:
+        model: A float model; not changed.
+        recipe: How.
+        output: The packed file to write.
+        work: Where finished steps are kept. Its settings must name everything that the result depends on.
+        calibration_data: As ``prepare_qsam2`` takes it.
+        batches: As ``train_qat`` takes them; None for procedural clips.
+
+    Returns:
+        The quantized model, as it was saved.
+
+    Raises:
+        QSAM2Error: A step failed; the message says which layer, file or setting.
+        KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
+    """
+    note(f"{recipe.preset}: calibrating (VRC)")
+    prepared = _prepare(model, recipe, work.folder / f"{recipe.preset}-prepared.pt", calibration_data)
+    if recipe.steps:
+        note(f"{recipe.preset}: training (LSC), {recipe.steps} steps")
+        train_qat(
+            prepared,
+            steps=recipe.steps,
+            lr=recipe.lr,
+            seed=recipe.seed,
+            batches=batches,
+            checkpoint=work.folder / f"{recipe.preset}-training.pt",
+            description=f"{recipe.preset} QAT",
+        )
+    note(f"{recipe.preset}: packing into {output}")
+    quantized = convert_qsam2(prepared.eval())
+    save_qsam2(quantized, output)
+    return quantized
+
+
+def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> Any:
+    """The prepared model, calibrated now or by the run that was interrupted."""
+    if path.exists():
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            prepared = prepare_qsam2(model, recipe.preset, seed=recipe.seed, progress=False)
+            prepared.load_state_dict(stored["state"])
+        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
+            ) from error
+        prepared.qsam2_info = stored["info"]
+        return prepared
+    prepared = prepare_qsam2(
+        model, recipe.preset, calibration_data=calibration_data, max_images=recipe.images, seed=recipe.seed
+    )
+    with atomic_write(path) as temporary:
+        torch.save({"state": prepared.state_dict(), "info": prepared.qsam2_info}, temporary)
+    return prepared
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def procedural_images(count: int, side: int) -> list[Any]:
+    """First frames of procedural training videos, to calibrate on.
+
+    Args:
+        count: How many.
+        side: Side of the model's input in pixels; larger inputs get enlarged pictures of 256 pixels.
+
+    Returns:
+        uint8 ``[side, side, 3]`` each.
+    """
+    size = (min(side, 256), min(side, 256))
+    return [generate_sequence("train", i, size=size, num_frames=1).frames[0] for i in range(count)]
+
+
+def calibration_source(name: str, count: int, side: int) -> Any:
+    """What ``--calibration`` means: procedural images for "embedded", else the folder."""
+    return procedural_images(count, side) if name == EMBEDDED else name

@@ -1,0 +1,106 @@
+"""Finished steps on disk, so that an interrupted command goes on where it stopped when it is run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError
+from ..files import atomic_write
+
+T = TypeVar("T")
+
+
+class Workspace:
+    """The results of the steps of one run, in a folder that is named after a hash of the run's settings.
+
+    The same settings find the same folder again, others get another one. Files are written whole or not.
+
+    Args:
+        root: Where such folders are.
+        settings: Everything that the results depend on, as JSON-able values.
+
+    Attributes:
+        folder: This run's folder.
+
+    Raises:
+        QSAM2Error: The folder cannot be written.
+
+    Example:
+        >>> work = Workspace(Path("outputs/work"), {"steps": 100})  # doctest: +SKIP
+        >>> work.result("score", lambda: expensive())  # doctest: +SKIP
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+        text = json.dumps(settings, sort_keys=True, indent=2)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
+        with atomic_write(self.folder / "settings.json") as temporary:
+            temporary.write_text(text)
+
+    def file(self, name: str, write: Callable[[Path], object]) -> Path:
+        """The file of a step; ``write`` makes it, unless an earlier run did.
+
+        Args:
+            name: The file's name.
+            write: Called with the path to write to.
+
+        Returns:
+            The file's path.
+        """
+        path = self.folder / name
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                write(temporary)
+        return path
+
+    def result(self, name: str, compute: Callable[[], T]) -> T:
+        """The JSON-able result of a step; ``compute`` makes it, unless an earlier run did.
+
+        Args:
+            name: The step's name.
+            compute: Called without arguments.
+
+        Returns:
+            The result as JSON gives it back (tuples become lists, keys strings), computed now or before.
+
+        Raises:
+            CheckpointError: The stored result is damaged.
+        """
+        path = self.file(f"{name}.json", lambda to: to.write_text(json.dumps(compute(), indent=2)))
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again") from error
+
+    def discard(self) -> None:
+        """Remove this run's folder, and the root if nothing else is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
+
+
+def fingerprint(path: str | os.PathLike[str] | None) -> list[Any] | None:
+    """What tells a file or folder from a changed one: names, sizes and times, not contents.
+
+    Args:
+        path: A file, a folder, something else (a name, which stands for itself), or None.
+
+    Returns:
+        JSON-able values.
+    """
+    if path is None:
+        return None
+    place = Path(path)
+    if place.is_file():
+        stat = place.stat()
+        return [str(place.resolve()), stat.st_size, stat.st_mtime_ns]
+    if place.is_dir():
+        stats = [file.stat() for file in sorted(place.rglob("*")) if file.is_file()]
+        newest = max((stat.st_mtime_ns for stat in stats), default=0)
+        return [str(place.resolve()), len(stats), sum(stat.st_size for stat in stats), newest]
+    return [str(path)]

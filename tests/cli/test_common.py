@@ -1,0 +1,75 @@
+"""Models by name: the three kinds, and what is said about the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from qsam2_ao.cli.common import load_model, parse_device
+from qsam2_ao.errors import CheckpointError, QSAM2Error
+from qsam2_ao.models.official import build_official
+
+
+def test_a_packed_file(packed_file: Path):
+    model = load_model(str(packed_file))
+    assert type(model) is SAM2VideoPredictor
+    assert model.qsam2_plan
+
+
+def test_the_embedded_model():
+    assert type(load_model("embedded")) is SAM2VideoPredictor
+
+
+@pytest.mark.slow
+def test_an_official_config_and_checkpoint(tmp_path: Path):
+    source = build_official("sam2.1-t")
+    torch.save({"model": source.state_dict()}, tmp_path / "tiny.pt")
+    model = load_model("configs/sam2.1/sam2.1_hiera_t.yaml", tmp_path / "tiny.pt")
+    assert type(model) is SAM2VideoPredictor
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "message"),
+    [
+        ("sam2.1-t", None, "sam2.1-t is a config without weights"),
+        ("sam2.1-t", "absent.pt", r"absent\.pt: no such file"),
+        ("sam3-t", None, "no model 'sam3-t'"),
+        ("embedded", "some.pt", "--checkpoint belongs to an official config"),
+        ("sam2.1_hiera_tiny.pt", None, "give the official config"),
+        ("absent.yaml", "some.pt", "no such file"),
+    ],
+)
+def test_names_that_are_no_model(name: str, checkpoint: str | None, message: str):
+    with pytest.raises(QSAM2Error, match=message):
+        load_model(name, Path(checkpoint) if checkpoint else None)
+
+
+def test_a_file_that_is_no_packed_model(tmp_path: Path):
+    (tmp_path / "text.safetensors").write_text("nothing")
+    with pytest.raises(CheckpointError, match=r"text\.safetensors"):
+        load_model(str(tmp_path / "text.safetensors"))
+
+
+def test_holes_are_left_only_where_nothing_could_fill_them(capsys: pytest.CaptureFixture[str]):
+    from qsam2_ao.cli.common import without_hole_filling
+    from qsam2_ao.models.embedded import build_embedded
+
+    model = build_embedded(SAM2VideoPredictor, fill_hole_area=8)
+    try:
+        from sam2 import _C  # noqa: F401
+    except ImportError:
+        assert without_hole_filling(model).fill_hole_area == 0
+        assert "small holes" in capsys.readouterr().err
+    else:
+        assert without_hole_filling(model).fill_hole_area == 8
+
+
+def test_devices():
+    assert parse_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(QSAM2Error, match="try --device cpu"):
+            parse_device(name)

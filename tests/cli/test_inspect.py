@@ -1,0 +1,39 @@
+"""``qsam2 inspect``: what the file says, for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from qsam2_ao.checkpoint import read_header
+
+
+def test_facts_for_scripts(run, packed_file: Path):
+    result = run("inspect", packed_file, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    plan = read_header(packed_file).plan
+    layers = {layer["name"]: layer for layer in facts["coverage"]["layers"]}
+    assert facts["file_bytes"] == packed_file.stat().st_size
+    assert facts["info"]["qconfig"] == "w4a8"
+    assert facts["image_size"] == 96
+    assert all(layers[layer.name]["weight_bits"] == layer.bits for layer in plan)
+    assert facts["size"]["packed_values"] == sum(math.prod(layer.shape) for layer in plan)
+
+
+def test_facts_for_people(run, packed_file: Path):
+    result = run("inspect", packed_file)
+    assert result.exit_code == 0
+    assert "recipe w4a8" in result.stdout
+    assert "SAM2VideoPredictor, 96 pixels" in result.stdout
+    assert "image_encoder" in result.stdout
+
+
+def test_a_truncated_file(run, packed_file: Path, tmp_path: Path):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(packed_file.read_bytes()[:5000])
+    result = run("inspect", cut)
+    assert result.exit_code == 2
+    assert "cut.safetensors" in result.stderr
+    assert result.stdout == ""

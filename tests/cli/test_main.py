@@ -1,0 +1,75 @@
+"""The application: its commands, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("demo", "quantize", "evaluate", "segment", "track", "inspect")
+
+
+def test_help_names_every_command(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(run, command: str):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: qsam2 {command}" in result.stdout
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.stdout.strip() == f"qsam2 {version('qsam2_ao')}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["unknown"], ["segment"], ["demo", "--steps", "many"], ["demo", "--videos", "0"]]
+)
+def test_misspelt_command_lines_exit_with_2(run, arguments: list[str]):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_bugs_are_not_swallowed(run, monkeypatch: pytest.MonkeyPatch, packed_file: Path):
+    import qsam2_ao.cli.inspect as module
+
+    monkeypatch.setattr(module, "load_model", lambda *_: 1 / 0)
+    assert isinstance(run("inspect", packed_file).exception, ZeroDivisionError)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, packed_file: Path):
+    """In a process of its own, as a shell would send it."""
+    arguments = ["quantize", "embedded", "--steps", "100000", "-o", str(tmp_path / "out.safetensors")]
+    arguments += ["--images", "2", "--preset", "w8a8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qsam2_ao.cli.main", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    work = tmp_path / "out.safetensors.work"
+    for _ in range(1200):
+        if list(work.glob("*/w8a8-prepared.pt")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert b"run the same command again" in err
+    assert b"Traceback" not in err
+    assert out == b""
+    assert not (tmp_path / "out.safetensors").exists()
+    assert list(work.glob("*/w8a8-prepared.pt"))

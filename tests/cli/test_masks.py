@@ -1,0 +1,24 @@
+"""Id maps: who owns a pixel, and what the stored file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from qsam2_ao.cli.masks import label_map, save_label_map
+
+
+def test_the_surest_object_owns_a_pixel_and_nobody_owns_doubt():
+    first = np.array([[5.0, -1.0, 1.0, -3.0]], np.float32)
+    second = np.array([[4.0, 2.0, 0.5, -2.0]], np.float32)
+    np.testing.assert_array_equal(label_map({9: first, 200: second}), [[9, 200, 9, 0]])
+
+
+def test_the_file_holds_the_ids_and_shows_colours(tmp_path: Path):
+    ids = np.array([[0, 1], [2, 255]], np.uint8)
+    with Image.open(save_label_map(ids, tmp_path / "masks" / "00000.png")) as stored:
+        assert stored.mode == "P"
+        np.testing.assert_array_equal(np.asarray(stored), ids)
+        assert stored.convert("RGB").getpixel((1, 0)) == (128, 0, 0)

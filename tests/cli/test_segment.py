@@ -1,0 +1,69 @@
+"""``qsam2 segment``: the mask of SAM2's predictor, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from qsam2_ao import load_qsam2
+from qsam2_ao.data.pictures import read_ids
+
+
+def test_a_box_gives_the_predictors_mask(run, packed_file: Path, picture: Path, tmp_path: Path):
+    result = run("segment", packed_file, picture, "--box", "10,20,60,80", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    predictor = SAM2ImagePredictor(load_qsam2(packed_file))
+    predictor.set_image(Image.open(picture))
+    masks, scores, _ = predictor.predict(box=np.array([10, 20, 60, 80.0]), multimask_output=False)
+    np.testing.assert_array_equal(read_ids(report["mask"]), masks[0])
+    assert report["objects"] == [{"id": 1, "score": pytest.approx(float(scores[0])), "pixels": int(masks[0].sum())}]
+    assert Image.open(report["overlay"]).size == (96, 96)
+
+
+def test_several_objects_keep_their_ids(run, packed_file: Path, picture: Path, tmp_path: Path):
+    result = run(
+        "segment", packed_file, picture, "--point", "2:30,30", "--point", "2:5,90,0", "--box", "9:50,50,90,90",
+        "-o", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "object 2:" in result.stdout
+    assert "object 9:" in result.stdout
+    assert set(np.unique(read_ids(tmp_path / "picture_mask.png"))) <= {0, 2, 9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png", "--point", "1,1"], "absent.png: no such file"),
+        (["{picture}"], "say what to look for"),
+        (["{picture}", "--point", "1000,1"], "outside of the picture, which is 96 x 96"),
+        (["{text}", "--point", "1,1"], "cannot be read as a picture"),
+        (["{picture}", "--point", "1,1", "-o", "{text}/below"], "cannot write"),
+        (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu cannot be used"),
+    ],
+)
+def test_bad_input_is_named_on_stderr(
+    run, packed_file: Path, picture: Path, tmp_path: Path, arguments: list[str], message: str
+):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    places = {"picture": picture, "text": text}
+    result = run("segment", packed_file, *[argument.format(**places) for argument in arguments])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(run, full_disk, packed_file: Path, picture: Path, tmp_path: Path):
+    with full_disk(100):
+        result = run("segment", packed_file, picture, "--point", "9,9", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []

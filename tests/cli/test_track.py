@@ -1,0 +1,70 @@
+"""``qsam2 track``: the masks of SAM2's video predictor, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qsam2_ao import load_qsam2
+from qsam2_ao.data.pictures import read_ids
+from qsam2_ao.data.procedural import Sequence, write_sequence
+from qsam2_ao.data.video import frame_rate, read_frames, write_video
+
+
+@pytest.fixture
+def davis(tmp_path: Path, sequence: Sequence) -> Path:
+    write_sequence(sequence, tmp_path)
+    return tmp_path
+
+
+def test_a_folder_and_a_mask_give_the_predictors_masks(run, packed_file: Path, davis: Path, sequence: Sequence):
+    frames, masks = (davis / kind / sequence.name for kind in ("JPEGImages", "Annotations"))
+    result = run("track", packed_file, frames, "--mask", masks / "00000.png", "-o", davis / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert [found["id"] for found in report["objects"]] == list(sequence.object_ids)
+    assert report["frames"] == 3
+
+    predictor = load_qsam2(packed_file)
+    state = predictor.init_state(str(frames))
+    for object_id in sequence.object_ids:
+        predictor.add_new_mask(state, 0, object_id, sequence.masks[0] == object_id)
+    for frame, object_ids, logits in predictor.propagate_in_video(state):
+        values = logits[:, 0].numpy()
+        expected = np.where(values.max(0) > 0, np.array(object_ids)[values.argmax(0)], 0)
+        np.testing.assert_array_equal(read_ids(davis / "out" / "masks" / f"{frame:05d}.png"), expected)
+    assert len(list(read_frames(davis / "out" / "overlay.mp4"))) == 3
+
+
+def test_a_video_file_and_clicks_on_two_objects(run, packed_file: Path, tmp_path: Path, sequence: Sequence):
+    write_video(tmp_path / "clip.mp4", sequence.frames, fps=12)
+    result = run(
+        "track", packed_file, tmp_path / "clip.mp4", "--point", "20,20", "--point", "70,80,0",
+        "--box", "4:30,30,90,90", "--max-frames", 2, "-o", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "object 1: visible on" in result.stdout
+    assert "object 4: visible on" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
+    assert frame_rate(tmp_path / "overlay.mp4") == 12
+
+
+def test_a_mask_of_the_wrong_size_is_refused(run, packed_file: Path, davis: Path, sequence: Sequence, tmp_path: Path):
+    Image.new("L", (50, 40), 255).save(tmp_path / "small.png")
+    frames = davis / "JPEGImages" / sequence.name
+    result = run("track", packed_file, frames, "--mask", tmp_path / "small.png", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "small.png is 50 x 40 pixels but the picture is 96 x 96" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_and_absent_clips_are_refused(run, packed_file: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent.mp4"):
+        result = run("track", packed_file, tmp_path / name, "--point", "1,1")
+        assert result.exit_code == 2
+        assert name in result.stderr

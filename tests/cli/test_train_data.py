@@ -1,0 +1,59 @@
+"""Clips of a DAVIS folder as training batches: reproducible, resized, with objects that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qsam2_ao.cli.train_data import clip_batches
+from qsam2_ao.data.davis import read_davis
+from qsam2_ao.data.procedural import generate_sequence, write_sequence
+from qsam2_ao.errors import DataError
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    for i in range(2):
+        write_sequence(generate_sequence("train", i, size=(60, 80), num_frames=5), tmp_path)
+    return tmp_path
+
+
+def test_batches_are_what_the_training_reads(davis: Path):
+    kinds = set()
+    for batch in clip_batches(read_davis(davis), 64, 8, frames=3, objects=2)(0):
+        frames, images = batch.img_batch.shape[:2]
+        assert batch.img_batch.shape[2:] == (3, 64, 64)
+        assert batch.masks.shape[0] == frames
+        assert batch.masks.shape[2:] == (64, 64)
+        assert batch.masks[0].flatten(1).any(1).all(), "an object that the first frame does not show"
+        kinds.add((frames, images))
+    assert kinds == {(3, 1), (1, 3)}, "both clips and images that stand alone"
+
+
+def test_a_resumed_stream_goes_on_with_the_same_batches(davis: Path):
+    sequences = read_davis(davis)
+    whole = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=3)(0)]
+    rest = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=3)(2)]
+    assert len(rest) == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    other = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=4)(0)]
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
+def test_frames_without_masks_are_left_out(davis: Path):
+    for path in sorted((davis / "Annotations").rglob("*.png")):
+        if path.stem != "00002":
+            path.unlink()
+    batches = list(clip_batches(read_davis(davis), 32, 3)(0))
+    assert all(batch.img_batch.shape[:2] == (1, 1) for batch in batches)
+
+
+def test_empty_masks_are_an_error(davis: Path):
+    for path in (davis / "Annotations").rglob("*.png"):
+        Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
+    with pytest.raises(DataError, match="no clip with a visible object"):
+        next(clip_batches(read_davis(davis), 32, 1)(0))

@@ -1,0 +1,79 @@
+"""Finished steps are found again, unfinished ones are not, and other settings see neither."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qsam2_ao.cli.workspace import Workspace, fingerprint
+from qsam2_ao.errors import CheckpointError, QSAM2Error
+
+
+def test_a_finished_step_is_not_run_again(tmp_path: Path):
+    calls: list[int] = []
+
+    def compute() -> dict[str, object]:
+        calls.append(1)
+        return {"score": 1.5, "shape": (2, 3)}
+
+    first = Workspace(tmp_path, {"steps": 1, "seed": 0}).result("score", compute)
+    again = Workspace(tmp_path, {"seed": 0, "steps": 1}).result("score", compute)
+    assert first == again == {"score": 1.5, "shape": [2, 3]}
+    assert len(calls) == 1
+
+
+def test_other_settings_are_another_run(tmp_path: Path):
+    assert Workspace(tmp_path, {"steps": 1}).result("n", lambda: 1) == 1
+    assert Workspace(tmp_path, {"steps": 2}).result("n", lambda: 2) == 2
+    stored = sorted(json.loads(p.read_text())["steps"] for p in tmp_path.glob("*/settings.json"))
+    assert stored == [1, 2]
+
+
+def test_an_interrupted_step_leaves_nothing(tmp_path: Path):
+    work = Workspace(tmp_path, {})
+
+    def interrupted(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.file("model.bin", interrupted)
+    assert [p.name for p in work.folder.iterdir()] == ["settings.json"]
+    assert work.file("model.bin", lambda path: path.write_text("whole")).read_text() == "whole"
+
+
+def test_a_damaged_result_is_named(tmp_path: Path):
+    work = Workspace(tmp_path, {})
+    (work.folder / "score.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"score\.json is damaged"):
+        work.result("score", lambda: 1)
+
+
+def test_discarding_keeps_other_runs(tmp_path: Path):
+    root = tmp_path / "work"
+    one, two = Workspace(root, {"a": 1}), Workspace(root, {"a": 2})
+    one.discard()
+    assert two.folder.exists()
+    two.discard()
+    assert not root.exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(QSAM2Error, match="cannot write"):
+        Workspace(tmp_path / "file", {})
+
+
+def test_fingerprints_change_with_the_files(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    folder, file = fingerprint(tmp_path), fingerprint(tmp_path / "a.jpg")
+    os.utime(tmp_path / "a.jpg", (1, 1))
+    assert fingerprint(tmp_path / "a.jpg") != file
+    assert fingerprint(tmp_path) != folder
+    (tmp_path / "b.jpg").write_bytes(b"2")
+    assert fingerprint(tmp_path)[1] == 2  # type: ignore[index]
+    assert fingerprint("embedded") == ["embedded"]
+    assert fingerprint(None) is None

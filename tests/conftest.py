@@ -1,0 +1,23 @@
+"""What tests of several rooms need: a small model with random weights, packed, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded architecture with random weights, quantized to w4a8 without training."""
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    from qsam2_ao import convert_qsam2, save_qsam2
+    from qsam2_ao.models.embedded import build_embedded
+
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(2)]
+    path = tmp_path_factory.mktemp("packed") / "random-w4a8.safetensors"
+    save_qsam2(convert_qsam2(build_embedded(SAM2VideoPredictor), "w4a8", images, vrc=None), path)
+    return path
