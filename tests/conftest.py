@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qsam2_ao  # noqa: F401 - before any test imports sam2's predictors, which may need its repairs
+
 
 @pytest.fixture(scope="session")
 def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
