@@ -69,11 +69,14 @@ class LSCFunction(torch.autograd.Function):
         inside = clipped == steps
         grad_x = grad_alpha = None
         if ctx.needs_input_grad[1]:
-            per_scale = clipped.round_().sub_(torch.where(inside, steps, wide_zero)).mul_(grad)
+            torch.where(inside, steps, wide_zero, out=steps)
+            per_scale = clipped.round_().sub_(steps).mul_(grad)
             grad_alpha = sum_rows(per_scale, granularity, group_size) * alpha_factor
             grad_alpha = torch.where(at_limit, grad_alpha.clamp_min(0), grad_alpha)
         if ctx.needs_input_grad[0]:
-            grad_x = grad * inside
+            # Into memory that is at hand: on the CPU a fresh buffer costs more than the selection itself.
+            out = steps if steps.dtype == grad.dtype else None
+            grad_x = torch.where(inside, grad, grad.new_zeros(()), out=out)
         return grad_x, grad_alpha, None, None, None, None, None, None, None
 
 
