@@ -100,7 +100,6 @@ def image_agreement(
 
     Example:
         >>> image_agreement(quantized, model, samples).mask_iou  # doctest: +SKIP
-        97.3
     """
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 

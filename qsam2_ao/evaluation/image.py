@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from ..data.types import VideoSequence
 from ..errors import DataError
-from .jf import object_masks
-from .miou import mask_iou
+from .miou import mask_iou, object_masks
 from .state import eval_mode
 
 if TYPE_CHECKING:
@@ -177,7 +176,6 @@ def evaluate_image(
 
     Example:
         >>> evaluate_image(load_embedded(), samples, prompt="click").miou  # doctest: +SKIP
-        81.5
     """
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data.pictures import list_pictures, read_ids
@@ -55,6 +54,10 @@ class JFScores:
 
     objects: tuple[ObjectScore, ...]
     skip_first_and_last: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.objects:
+            raise DataError("the annotations hold no objects; there is nothing to score")
 
     @property
     def j(self) -> float:
@@ -181,7 +184,6 @@ def score_folders(
 
     Example:
         >>> score_folders("predicted", "DAVIS/Annotations/480p").jf  # doctest: +SKIP
-        76.2
     """
     root = Path(annotations)
     if sequences is None:
@@ -196,28 +198,4 @@ def score_folders(
         truth = [read_ids(path) for path in truth_paths]
         predicted = [read_ids(Path(predictions) / name / path.name) for path in truth_paths]
         objects += score_sequence(name, predicted, truth, skip_first_and_last=skip_first_and_last)
-    return _scores(objects, skip_first_and_last)
-
-
-def _scores(objects: Iterable[ObjectScore], skip_first_and_last: bool) -> JFScores:
-    scores = JFScores(tuple(objects), skip_first_and_last)
-    if not scores.objects:
-        raise DataError("the annotations hold no objects; there is nothing to score")
-    return scores
-
-
-def object_masks(ids: NDArray[np.uint8], object_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """One mask per object.
-
-    Args:
-        ids: uint8 ``[height, width]`` of object ids.
-        object_ids: The ids wanted.
-
-    Returns:
-        bool ``[objects, height, width]``.
-
-    Example:
-        >>> object_masks(np.array([[0, 2]], np.uint8), [1, 2]).tolist()
-        [[[False, False]], [[False, True]]]
-    """
-    return np.asarray(ids)[None] == np.asarray(object_ids, dtype=np.uint8)[:, None, None]
+    return JFScores(tuple(objects), skip_first_and_last)

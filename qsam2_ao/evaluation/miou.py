@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -34,3 +36,20 @@ def mask_iou(predicted: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
     intersection = np.count_nonzero(a & b, axis=(-2, -1))
     union = np.count_nonzero(a | b, axis=(-2, -1))
     return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+
+
+def object_masks(ids: NDArray[np.uint8], object_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """One mask per object.
+
+    Args:
+        ids: uint8 ``[height, width]`` of object ids.
+        object_ids: The ids wanted.
+
+    Returns:
+        bool ``[objects, height, width]``.
+
+    Example:
+        >>> object_masks(np.array([[0, 2]], np.uint8), [1, 2]).tolist()
+        [[[False, False]], [[False, True]]]
+    """
+    return np.asarray(ids)[None] == np.asarray(object_ids, dtype=np.uint8)[:, None, None]

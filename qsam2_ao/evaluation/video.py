@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..compat.quiet import quiet_sam2
 from ..data.types import VideoSequence
 from ..errors import DataError
-from .jf import JFScores, ObjectScore, _scores, score_sequence
+from .jf import JFScores, ObjectScore, score_sequence
 from .state import as_video_predictor, eval_mode, predictor_state
 
 if TYPE_CHECKING:
@@ -171,7 +171,6 @@ def evaluate_video(
     Example:
         >>> from qsam2_ao.data.procedural import generate_split
         >>> evaluate_video(load_embedded(), generate_split("test", 64)).jf  # doctest: +SKIP
-        84.1
     """
     objects: list[ObjectScore] = []
     videos = frames = 0
@@ -192,4 +191,4 @@ def evaluate_video(
             videos, frames = videos + 1, frames + len(sequence.frames)
     if not videos:
         raise DataError("there are no sequences to evaluate")
-    return VideoScores(prompt, _scores(objects, skip_first_and_last), videos, frames, seconds)
+    return VideoScores(prompt, JFScores(tuple(objects), skip_first_and_last), videos, frames, seconds)

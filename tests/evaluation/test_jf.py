@@ -10,7 +10,7 @@ from vos_benchmark.benchmark import benchmark
 from qsam2_ao.data.procedural import Sequence, generate_split, write_sequence
 from qsam2_ao.errors import DataError
 from qsam2_ao.evaluation import score_folders, score_sequence
-from qsam2_ao.evaluation.jf import JFScores, ObjectScore, object_masks
+from qsam2_ao.evaluation.jf import JFScores, ObjectScore
 
 
 def wrong(sequence: Sequence) -> np.ndarray:
@@ -89,11 +89,6 @@ def test_means_are_over_objects() -> None:
     assert data["jf"] == 45
     assert data["skip_first_and_last"] is False
     assert data["sequences"]["b"]["objects"]["1"] == {"jf": 85, "j": 90, "f": 80}
-
-
-def test_object_masks() -> None:
-    ids = np.array([[0, 2], [5, 2]], np.uint8)
-    assert object_masks(ids, [2, 3, 5]).sum(axis=(1, 2)).tolist() == [2, 0, 1]
 
 
 def test_bad_input_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:

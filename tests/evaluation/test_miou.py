@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from qsam2_ao.errors import DataError
 from qsam2_ao.evaluation import mask_iou
+from qsam2_ao.evaluation.miou import object_masks
 
 
 @given(arrays(bool, (2, 3, 4, 5)))
@@ -41,3 +42,8 @@ def test_extremes(height: int, width: int) -> None:
 def test_refuses_other_arrays(a: np.ndarray, b: np.ndarray) -> None:
     with pytest.raises(DataError, match="bool"):
         mask_iou(a, b)
+
+
+def test_object_masks() -> None:
+    ids = np.array([[0, 2], [5, 2]], np.uint8)
+    assert object_masks(ids, [2, 3, 5]).sum(axis=(1, 2)).tolist() == [2, 0, 1]
