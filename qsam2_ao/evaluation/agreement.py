@@ -56,6 +56,7 @@ def sqnr(signal: Tensor, other: Tensor) -> float:
         Decibels; infinite where the two are equal.
 
     Example:
+        >>> import torch
         >>> round(sqnr(torch.tensor([10.0]), torch.tensor([11.0])), 6)
         20.0
     """
