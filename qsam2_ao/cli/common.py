@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import torch
 import typer
+from rich.console import Console
 
 from ..checkpoint import load_qsam2
 from ..errors import QSAM2Error
@@ -108,6 +110,11 @@ def without_hole_filling(model: Any) -> Any:
             note("small holes in masks are left: the sam2 package has no CUDA extension here")
             model.fill_hole_area = 0
     return model
+
+
+def console() -> Console:
+    """Standard output for tables: of the terminal's width, or wide enough for long names where a program reads it."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 def note(message: str) -> None:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ..data.procedural import Sequence, generate_sequence, generate_split
 from ..errors import QConfigError
@@ -22,7 +21,7 @@ from ..qconfig import PRESETS
 from ..reporting.overlay import draw_masks, save_picture, side_by_side
 from ..reporting.size import file_size
 from ..reporting.tables import ModelRow, comparison_table
-from .common import EMBEDDED, Device, Json, load_model, note, print_json
+from .common import EMBEDDED, Device, Json, console, load_model, note, print_json
 from .evaluate import score
 from .pipeline import Recipe, procedural_images, quantize_file
 from .workspace import Workspace, fingerprint
@@ -93,7 +92,7 @@ def demo(
     if as_json:
         print_json(result)
         return
-    Console().print(comparison_table(rows, f"{videos} test videos, {steps} training steps, in percent"))
+    console().print(comparison_table(rows, f"{videos} test videos, {steps} training steps, in percent"))
     typer.echo(f"wrote the packed files, {len(pictures)} pictures and results.json to {output}")
 
 

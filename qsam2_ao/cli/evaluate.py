@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..data.davis import read_davis
 from ..data.procedural import generate_split
 from ..evaluation import evaluate_image, evaluate_video, image_samples
 from ..reporting.tables import ModelRow, comparison_table
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, load_model, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, console, load_model, print_json
 
 IMAGES_PER_VIDEO = 2
 
@@ -44,7 +43,7 @@ def evaluate(
         print_json({"model": model, "data": data, "videos": len(sequences), **scores})
         return
     title = f"{len(sequences)} videos of {data}, in percent"
-    Console().print(comparison_table([ModelRow(model, **scores)], title))
+    console().print(comparison_table([ModelRow(model, None, None, **scores)], title))
 
 
 def score(model: Any, sequences: Sequence[Any]) -> dict[str, float]:

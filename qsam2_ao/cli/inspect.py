@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..checkpoint import read_header
 from ..reporting.coverage import coverage_report
 from ..reporting.size import file_size, human_bytes, model_size
-from .common import Checkpoint, Json, ModelName, load_model, print_json
+from .common import Checkpoint, Json, ModelName, console, load_model, print_json
 
 
 def inspect(model: ModelName, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
@@ -35,25 +33,25 @@ def inspect(model: ModelName, checkpoint: Checkpoint = None, as_json: Json = Fal
     if as_json:
         print_json(facts)
         return
-    console = Console()
-    console.print(f"[bold]{model}[/bold]: {facts['class']}, {facts['image_size']} pixels", highlight=False)
+    out = console()
+    out.print(f"[bold]{model}[/bold]: {facts['class']}, {facts['image_size']} pixels", highlight=False)
     if packed:
         info = facts["info"]
-        console.print(f"recipe {info.get('qconfig')}, written by " + _versions(info), highlight=False)
+        out.print(f"recipe {info.get('qconfig')}, written by " + _versions(info), highlight=False)
     if facts["file_bytes"] is not None:
-        console.print(f"file {human_bytes(facts['file_bytes'])}", highlight=False)
-    console.print(
+        out.print(f"file {human_bytes(facts['file_bytes'])}", highlight=False)
+    out.print(
         f"{size.values:,} values in {human_bytes(size.actual_bytes)}; in bfloat16 "
         f"{human_bytes(size.bfloat16_bytes)} ({size.compression:.1f}x), "
         f"in float32 {human_bytes(size.float32_bytes)}",
         highlight=False,
     )
     if size.bits_per_packed_value is not None:
-        console.print(
+        out.print(
             f"{size.packed_values:,} of them packed, in {size.bits_per_packed_value:.2f} bits each with their scales",
             highlight=False,
         )
-    console.print(coverage.table())
+    out.print(coverage.table())
 
 
 def _versions(info: dict[str, Any]) -> str:

@@ -1,0 +1,45 @@
+"""``qsam2 evaluate``: the figures of the evaluation, for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qsam2_ao import load_qsam2
+from qsam2_ao.data.davis import read_davis
+from qsam2_ao.data.procedural import generate_split, write_sequence
+from qsam2_ao.evaluation import evaluate_image, evaluate_video, image_samples
+
+
+def test_a_davis_folder(run, packed_file: Path, tmp_path: Path):
+    for sequence in generate_split("val", 2, num_frames=3):
+        write_sequence(sequence, tmp_path)
+    result = run("evaluate", packed_file, "--data", tmp_path, "--videos", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    sequences = read_davis(tmp_path)[:1]
+    model = load_qsam2(packed_file)
+    video = evaluate_video(model, sequences)
+    image = evaluate_image(model, image_samples(sequences, per_sequence=2))
+    assert report == {
+        "model": str(packed_file), "data": str(tmp_path), "videos": 1,
+        "j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou,
+    }  # fmt: skip
+
+
+def test_the_embedded_split_for_people(run, packed_file: Path):
+    result = run("evaluate", packed_file, "--videos", 1, "--frames", 3)
+    assert result.exit_code == 0, result.stderr
+    assert "J&F" in result.stdout
+    assert "mIoU" in result.stdout
+    assert "1 videos of embedded" in result.stdout
+
+
+@pytest.mark.parametrize(("data", "message"), [("absent", "JPEGImages"), ("{empty}", "JPEGImages")])
+def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):
+    result = run("evaluate", packed_file, "--data", data.format(empty=tmp_path), "--json")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""

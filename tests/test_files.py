@@ -1,0 +1,70 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from qsam2_ao.errors import QSAM2Error
+from qsam2_ao.files import atomic_write
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("content")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interruption_leaves_the_old_file(tmp_path: Path, error: type[BaseException]):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_mode_is_that_of_a_plain_file(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "file") as temporary:
+            temporary.write_text("")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_place_that_is_no_folder(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(QSAM2Error, match="cannot write"), atomic_write(tmp_path / "file" / "below"):
+        pytest.fail("nothing can be written here")
+
+
+def test_a_disk_that_fills_up(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with (
+            pytest.raises(QSAM2Error, match=r"cannot write .*file: .*free some space"),
+            atomic_write(tmp_path / "file") as temporary,
+        ):
+            temporary.write_bytes(bytes(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
