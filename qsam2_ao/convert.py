@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
-from torch.ao.quantization import FakeQuantizeBase
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from .fake_quant import (
@@ -137,10 +137,11 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
     where, group_size = plan.name, plan.group_size
     if not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(f"{where}: the weight has NaN or infinite values; the training may have diverged")
-    torch.ao.quantization.disable_observer(quantizer)
-    torch.ao.quantization.enable_fake_quant(quantizer)
+    quantizer.enable_fake_quant()
+    if isinstance(quantizer, FakeQuantize) and _observed(quantizer):
+        quantizer.disable_observer()
     fake_quantized = quantizer(weight)
-    scale, zero_point = (torch.atleast_1d(t.detach().float()) for t in quantizer.calculate_qparams())
+    scale, zero_point = _qparams(quantizer)
     quant_min, _, _ = code_range(quantizer, where)
     if scale.dim() == 1 and scale.numel() > 1 and getattr(quantizer, "ch_axis", 0) != 0:
         raise UnsupportedLayerError(
@@ -162,12 +163,24 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
     return packed
 
 
+def _qparams(quantizer: FakeQuantizeBase) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the last forward; torch.ao's quantizers would estimate new ones on request."""
+    stored = isinstance(quantizer, FakeQuantize)
+    scale, zero_point = (quantizer.scale, quantizer.zero_point) if stored else quantizer.calculate_qparams()
+    return torch.atleast_1d(scale.detach().float()), torch.atleast_1d(zero_point.detach().float())
+
+
+def _observed(quantizer: FakeQuantize) -> bool:
+    """Whether a fake-quantizer of torch.ao has ever seen data."""
+    low = getattr(quantizer.activation_post_process, "min_val", torch.zeros(1))
+    return low.numel() > 0 and bool(torch.isfinite(low).all())
+
+
 def _activation_quantizer(quantizer: FakeQuantizeBase, where: str) -> ActivationQuantizer:
-    observer = getattr(quantizer, "activation_post_process", None)
-    if observer is not None and not bool(torch.isfinite(getattr(observer, "min_val", torch.zeros(1))).all()):
+    if isinstance(quantizer, FakeQuantize) and not _observed(quantizer):
         raise CalibrationError(f"{where}: its input was never observed; give calibration data or train first")
     quant_min, quant_max, _ = code_range(quantizer, where)
-    scale, zero_point = quantizer.calculate_qparams()
+    scale, zero_point = _qparams(quantizer)
     if scale.numel() != 1:
         raise UnsupportedLayerError(f"{where}: inputs are quantized per tensor, got {scale.numel()} scales")
     return ActivationQuantizer(quant_min, quant_max, scale, zero_point)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
-from torch.ao.quantization import FakeQuantizeBase, QConfig, QConfigMapping
+from torch.ao.quantization import FakeQuantizeBase, NoopObserver, PlaceholderObserver, QConfig, QConfigMapping
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
@@ -35,7 +35,7 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         read the same tensor with the same settings share one. In the mode (train or eval) of ``graph``.
 
     Raises:
-        QConfigError: torch.ao does not accept a layer's QConfig, naming the layer.
+        QConfigError: A layer's QConfig is not one for training, or has more than 8 bits, naming the layer.
     """
     training = graph.training
     qconfigs = {
@@ -48,6 +48,7 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         return graph
     local = QConfigMapping()
     for name, qconfig in qconfigs.items():
+        _check_qconfig(qconfig, part.layer_name(name))
         local.set_module_name(name, qconfig)
     leaves = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAF_CLASSES))
     with warnings.catch_warnings():
@@ -55,12 +56,6 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         prepared = prepare_qat_fx(
             graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
         )
-    for name in qconfigs:
-        if type(prepared.get_submodule(name)) not in _QAT_CLASSES:
-            raise QConfigError(
-                f"{part.layer_name(name)}: torch.ao did not accept its QConfig; weights need dtype qint8 and inputs "
-                "quint8 (or float, for weight-only)"
-            )
     _settle_input_quantizers(prepared, qconfigs, part)
     for _, layer in quantized_layers(prepared):
         # Only torch.ao's conversion reads it, and its constructors cannot be pickled.
@@ -129,6 +124,24 @@ def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
     if bits > 8:
         raise QConfigError(f"{where}: {bits}-bit codes ({quant_min}..{quant_max}) do not fit in 8 bits")
     return quant_min, quant_max, bits
+
+
+def _check_qconfig(qconfig: QConfig, where: str) -> None:
+    """Refuse what torch.ao would leave in float without a word, or what no backend could hold."""
+    weight, activation = qconfig.weight(), qconfig.activation()
+    if not isinstance(weight, FakeQuantizeBase):
+        raise QConfigError(
+            f"{where}: its QConfig makes a {type(weight).__name__} for the weight; training needs a fake-quantizer "
+            "(LSCFakeQuantize, or torch.ao's FakeQuantize)"
+        )
+    code_range(weight, where)
+    if isinstance(activation, FakeQuantizeBase):
+        code_range(activation, where)
+    elif not isinstance(activation, (PlaceholderObserver, NoopObserver, nn.Identity)):
+        raise QConfigError(
+            f"{where}: its QConfig makes a {type(activation).__name__} for the input; training needs a fake-quantizer, or "
+            "a PlaceholderObserver to keep the input in float"
+        )
 
 
 def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig], part: Part) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase, QConfig, QConfigMapping
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig, QConfigMapping
 
 from .backend_config import QAT_MODULES
 from .calibration import calibrate_qsam2, exercise, load_images
 from .calibration.calibrate import is_calibratable
-from .errors import NonFiniteError, QSAM2Error
+from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, find_parts, trace_part
 from .models.config import model_config
@@ -74,6 +74,8 @@ def prepare_qsam2(
     """
     recipe = resolve_qconfig(qconfig)
     parts = find_parts(model, recipe)
+    if hasattr(model, "qsam2_info"):
+        raise GraphTraceError("the model is prepared or converted already; start from the float model")
     _check_finite(model)
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     info: dict[str, Any] = {
@@ -99,7 +101,10 @@ def prepare_qsam2(
         if any(True for _ in _quantized(module, part, mapping)):
             graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
             prepared.set_submodule(part.path, graph)
-    for _, layer in quantized_layers(prepared):
+    layers = list(quantized_layers(prepared))
+    if not layers:
+        raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")
+    for _, layer in layers:
         if isinstance(layer.weight_fake_quant, LSCFakeQuantize):
             layer.weight_fake_quant.initialize(layer.weight)
     if images is not None:
@@ -153,6 +158,10 @@ def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
         yield
     finally:
         quantizer.enable_fake_quant(enabled)
+    if isinstance(quantizer, FakeQuantize):
+        # torch.ao's fused quantizer computes its scale only while it quantizes.
+        for stored, value in zip((quantizer.scale, quantizer.zero_point), quantizer.calculate_qparams(), strict=True):
+            stored.copy_(value)
 
 
 def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Iterator[tuple[str, nn.Module, QConfig]]:

@@ -109,6 +109,8 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
     with _leaves_attached(module):
         try:
             graph = tracer.trace(module)
+            for node in graph.nodes:
+                node.type = None  # annotations kept as text cannot be pickled
             traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
         except Exception as error:
             raise GraphTraceError(

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from sam2_runs import assert_identical, images, run_image, run_video
+from torch import fx
+from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
+from torch.utils.checkpoint import checkpoint
+
+from qsam2_ao import calibrate_activations, convert_qsam2, lsc_qconfig, prepare_qsam2
+from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, QConfigError
+from qsam2_ao.fake_quant import fake_quantizers, quantized_layers
+from qsam2_ao.graph import REGIONS, find_parts
+from qsam2_ao.models.embedded import build_embedded
+
+
+def photos(count: int = 2, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (80, 120, 3), np.uint8) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model() -> SAM2Base:
+    return build_embedded(SAM2VideoPredictor)
+
+
+@pytest.fixture(scope="module")
+def prepared(model: SAM2Base) -> SAM2Base:
+    return prepare_qsam2(model, "w4a8", calibration_data=photos(), progress=False)
+
+
+def test_the_class_stays_and_the_input_is_untouched(model: SAM2Base, prepared: SAM2Base) -> None:
+    assert type(prepared) is SAM2VideoPredictor
+    fresh = build_embedded(SAM2VideoPredictor)
+    assert_identical(list(model.state_dict().values()), list(fresh.state_dict().values()))
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in fresh.named_modules()]
+
+
+def test_every_region_is_a_fake_quantized_graph(prepared: SAM2Base) -> None:
+    parts = find_parts(prepared)
+    assert {part.region for part in parts} == set(REGIONS)
+    for part in parts:
+        graph = prepared.get_submodule(part.path)
+        assert isinstance(graph, fx.GraphModule)
+        assert list(quantized_layers(graph)), part
+
+
+def test_every_quantizer_is_started_and_knows_its_name(prepared: SAM2Base) -> None:
+    for name, quantizer in fake_quantizers(prepared):
+        assert quantizer.is_initialized, name
+        assert quantizer.name == name
+
+
+def test_calibration_says_what_it_did(prepared: SAM2Base) -> None:
+    info = prepared.qsam2_info
+    assert (info["qconfig"], info["images"]) == ("w4a8", 2)
+    layers = info["vrc"]["layers"]
+    assert layers
+    assert all(layer["layer"].startswith("image_encoder.") for layer in layers)
+
+
+def test_the_same_call_gives_the_same_model(model: SAM2Base, prepared: SAM2Base) -> None:
+    again = prepare_qsam2(model, "w4a8", calibration_data=photos(), progress=False)
+    ours, theirs = again.state_dict(), prepared.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_region_left_out_stays_as_it_was(model: SAM2Base) -> None:
+    ours = prepare_qsam2(model, {"memory_encoder": "w4a16"})
+    assert type(ours.image_encoder) is type(model.image_encoder)
+    assert isinstance(ours.memory_encoder, fx.GraphModule)
+
+
+def test_a_mapping_names_layers_of_the_model(model: SAM2Base) -> None:
+    mapping = QConfigMapping().set_module_name("memory_encoder.out_proj", lsc_qconfig(3, None))
+    ours = prepare_qsam2(model, mapping)
+    assert [name for name, _ in quantized_layers(ours)] == ["memory_encoder.out_proj"]
+    assert type(ours.image_encoder) is type(model.image_encoder)  # no layer of it is quantized
+
+
+@torch.no_grad()
+def test_torch_aos_own_qconfig_works(model: SAM2Base) -> None:
+    qconfig = get_default_qat_qconfig("x86")
+    ours = prepare_qsam2(model, {"memory_encoder": qconfig}, calibration_data=photos(), vrc=None, progress=False)
+    converted = convert_qsam2(ours)
+    for _, quantizer in fake_quantizers(ours):
+        quantizer.disable_observer()
+    batch = images(1, 96)
+    for a, b in zip(run_video(ours.eval(), batch), run_video(converted, batch), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * float(b.detach().abs().max()))
+
+
+def test_without_data_ranges_start_from_the_first_training_batch(
+    model: SAM2Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        ours = prepare_qsam2(model, {"image_encoder": "w4a8"})
+    assert "VRC does not run" in caplog.text
+    with pytest.raises(CalibrationError, match=r"image_encoder\.input_quantizer_0"):
+        ours.image_encoder.eval()(images(1, 96))
+    ours.train().image_encoder(images(1, 96))
+    assert all(quantizer.is_initialized for _, quantizer in fake_quantizers(ours))
+    ours.eval().image_encoder(images(1, 96))
+
+
+def test_activations_can_be_calibrated_later(model: SAM2Base) -> None:
+    ours = prepare_qsam2(model, {"mask_decoder": "w4a8"})
+    calibrate_activations(ours, photos(), progress=False)
+    run_image(ours.eval(), images(1, 96))
+
+
+def test_a_training_step_moves_weights_and_ranges(prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared).train()
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3)
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = sum((t.float() - 1).square().mean() for t in run_video(ours, images(1, 96)) if t.requires_grad)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    moved = {name for name, p in ours.named_parameters() if not torch.equal(p, before[name])}
+    assert "image_encoder.trunk.blocks.0.attn.qkv.weight" in moved
+    assert "image_encoder.trunk.blocks.0.attn.qkv.weight_fake_quant.log_alpha" in moved
+    assert "memory_attention.input_quantizer_0.log_alpha" in moved
+
+
+def test_it_trains_under_bf16_autocast(prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = run_video(ours, images(1, 96))
+    sum(t.float().square().mean() for t in outputs if t.requires_grad).backward()
+    grads = [p.grad for _, p in ours.image_encoder.named_parameters() if p.grad is not None]
+    assert grads
+    assert all(bool(torch.isfinite(g).all()) for g in grads)
+
+
+def test_activation_checkpointing_changes_nothing(prepared: SAM2Base) -> None:
+    batch = images(1, 96)
+
+    def step(use_checkpoint: bool) -> dict[str, Any]:
+        ours = copy.deepcopy(prepared).train()
+        encoder = ours.image_encoder
+        out = checkpoint(encoder, batch, use_reentrant=False) if use_checkpoint else encoder(batch)
+        out["vision_features"].square().mean().backward()
+        state = {name: value.clone() for name, value in ours.state_dict().items()}
+        return state | {f"{n}.grad": p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+
+    plain, recomputed = step(False), step(True)
+    assert plain.keys() == recomputed.keys()
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_copies_pickles_and_strict_state(model: SAM2Base, prepared: SAM2Base) -> None:
+    batch = images(1, 96)
+    expected = run_video(prepared.eval(), batch)
+    assert_identical(run_video(copy.deepcopy(prepared), batch), expected)
+    buffer = io.BytesIO()
+    torch.save(prepared.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = prepare_qsam2(model, "w4a8", vrc=None)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    assert_identical(run_video(fresh.eval(), batch), expected)
+    assert_identical(run_video(pickle.loads(pickle.dumps(prepared)), batch), expected)
+
+
+def test_weights_that_are_not_finite_are_refused(model: SAM2Base) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.memory_encoder.out_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"memory_encoder\.out_proj\.weight has NaN"):
+        prepare_qsam2(broken, "w4a8")
+
+
+def test_bad_calls_are_refused(model: SAM2Base, prepared: SAM2Base) -> None:
+    with pytest.raises(QConfigError, match="unknown preset 'w5'"):
+        prepare_qsam2(model, "w5")
+    with pytest.raises(QConfigError, match="names no layer"):
+        prepare_qsam2(model, QConfigMapping().set_module_name("no.such.layer", lsc_qconfig(4, 8)))
+    with pytest.raises(GraphTraceError, match="prepared or converted already"):
+        prepare_qsam2(prepared, "w4a8")
+    with pytest.raises(CalibrationError, match="no image|empty"):
+        prepare_qsam2(model, "w4a8", calibration_data=[])
+    with pytest.raises(GraphTraceError, match="expected a SAM2 model"):
+        prepare_qsam2(model.image_encoder, "w4a8")
+
+
+@pytest.mark.slow
+def test_data_parallel_ranks_hold_the_same_ranges(tmp_path: Any) -> None:
+    torch.multiprocessing.spawn(_train_rank, args=(2, str(tmp_path)), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def _train_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    model = prepare_qsam2(build_embedded(), {"image_encoder": "w4a8"})
+    ddp = torch.nn.parallel.DistributedDataParallel(model.image_encoder.train(), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-2)
+    for step in range(2):
+        optimizer.zero_grad()
+        ddp(images(1, 96, seed=10 * rank + step))["vision_features"].square().mean().backward()
+        optimizer.step()
+    torch.save(model.image_encoder.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
