@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, QConfigError
-from ..quantizers.affine import dequantize_affine, quantize_affine
+from ..quantizers.affine import fake_quantize_affine
 
 
 class ActivationQuantizer(nn.Module):
@@ -77,8 +77,9 @@ class ActivationQuantizer(nn.Module):
         Returns:
             Tensor of ``x``'s shape and dtype.
         """
-        codes = quantize_affine(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
-        return dequantize_affine(codes, self.scale, self.zero_point).to(x.dtype)
+        # As scalars, which leave the strides of x as they are: a convolution picks its kernel by them.
+        scale, zero_point = self.scale.reshape(()), self.zero_point.reshape(())
+        return fake_quantize_affine(x, scale, zero_point, self.quant_min, self.quant_max).to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # model.bfloat16() would round the range that was trained; follow the device alone.
