@@ -17,10 +17,10 @@ from .flags import CachedFlags, FiniteCheck
 from .function import LSCFunction
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
 from .mse import search_alpha
+from .sampling import CalibrationSample, even_sample
 from .statistics import (
     check_granularity,
     merge_across_ranks,
-    merge_statistics,
     tensor_statistics,
     weight_statistics,
     world_size,
@@ -28,8 +28,6 @@ from .statistics import (
 
 _STATISTICS = ("mean", "std", "low", "high")
 _LAZY = ("log_alpha", "alpha_bar", *_STATISTICS)
-_SAMPLES_PER_CALL = 1 << 14
-_SAMPLES = 1 << 18
 
 
 class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
@@ -140,7 +138,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     def _reset_transients(self) -> None:
         self._flags = CachedFlags()
         self._check_finite = FiniteCheck()
-        self._calibration: _Calibration | None = None
+        self._calibration: CalibrationSample | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         transient = ("_flags", "_check_finite", "_calibration")
@@ -225,7 +223,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             self._start(self._weight_statistics(x), x, gram)
         else:
             stats = tensor_statistics(x)
-            self._start(merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats, _sample(x))
+            self._start(merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats, even_sample(x))
 
     init_from = initialize
 
@@ -259,7 +257,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         if self.is_weight:
             raise CalibrationError(f"{self.who}: a weight quantizer starts from its weight; call initialize")
-        collected = self._calibration = _Calibration()
+        collected = self._calibration = CalibrationSample()
         try:
             yield
         finally:
@@ -379,36 +377,6 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Settings in one line."""
         grouped = f", group_size={self.group_size}" if self.group_size else ""
         return f"bits={self.bits}, grid={self.grid}, granularity={self.granularity}{grouped}"
-
-
-class _Calibration:
-    """Statistics and a bounded sample of every tensor seen while calibrating."""
-
-    def __init__(self) -> None:
-        self.stats: list[RangeStats] = []
-        self.counts: list[int] = []
-        self.samples: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        self.stats.append(tensor_statistics(x))
-        self.counts.append(x.numel())
-        self.samples.append(_sample(x))
-        if sum(sample.numel() for sample in self.samples) > _SAMPLES:
-            self.samples = [sample[::2] for sample in self.samples]
-
-    def statistics(self) -> RangeStats:
-        columns = RangeStats(*(torch.cat(field) for field in zip(*self.stats, strict=True)))
-        merged = merge_statistics(columns, torch.tensor(self.counts, device=columns.mean.device))
-        return merge_across_ranks(merged, sum(self.counts)) if world_size() > 1 else merged
-
-
-def _sample(x: Tensor) -> Tensor:
-    """About 16k elements of ``x`` at an even stride, float32."""
-    # An odd stride does not fall in step with the power-of-two shapes of feature maps.
-    stride = max(1, x.numel() // _SAMPLES_PER_CALL) | 1
-    return x.detach().flatten()[::stride].float()
 
 
 def _recomputing() -> bool:

@@ -1,0 +1,44 @@
+"""What activation quantizers remember of the calibration data: exact statistics and a bounded sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .grids import RangeStats
+from .statistics import merge_across_ranks, merge_statistics, tensor_statistics, world_size
+
+_SAMPLES_PER_CALL = 1 << 14
+_SAMPLES = 1 << 18
+
+
+class CalibrationSample:
+    """Statistics and a bounded sample of every tensor seen while calibrating."""
+
+    def __init__(self) -> None:
+        self.stats: list[RangeStats] = []
+        self.counts: list[int] = []
+        self.samples: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Take in one tensor; an empty one is ignored."""
+        if x.numel() == 0:
+            return
+        self.stats.append(tensor_statistics(x))
+        self.counts.append(x.numel())
+        self.samples.append(even_sample(x))
+        if sum(sample.numel() for sample in self.samples) > _SAMPLES:
+            self.samples = [sample[::2] for sample in self.samples]
+
+    def statistics(self) -> RangeStats:
+        """Statistics of everything seen, on all data-parallel ranks; shape [1] each."""
+        columns = RangeStats(*(torch.cat(field) for field in zip(*self.stats, strict=True)))
+        merged = merge_statistics(columns, torch.tensor(self.counts, device=columns.mean.device))
+        return merge_across_ranks(merged, sum(self.counts)) if world_size() > 1 else merged
+
+
+def even_sample(x: Tensor) -> Tensor:
+    """About 16k elements of ``x`` at an even stride, float32."""
+    # An odd stride does not fall in step with the power-of-two shapes of feature maps.
+    stride = max(1, x.numel() // _SAMPLES_PER_CALL) | 1
+    return x.detach().flatten()[::stride].float()
