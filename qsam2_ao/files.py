@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from .errors import QSAM2Error
 
@@ -49,3 +52,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` that leaves a whole file or none, and says so where the disk is full.
+
+    Args:
+        content: What to save.
+        path: The file to write. Its folder is created where it does not exist.
+
+    Raises:
+        QSAM2Error: The file cannot be written (permission, full disk), naming it.
+
+    Example:
+        >>> save_torch({"model": model.state_dict()}, "model.pt")  # doctest: +SKIP
+    """
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's archive writer hides the operating system's error behind one of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

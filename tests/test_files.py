@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from qsam2_ao.errors import QSAM2Error
-from qsam2_ao.files import atomic_write
+from qsam2_ao.files import atomic_write, save_torch
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):
@@ -55,16 +57,31 @@ def test_a_place_that_is_no_folder(tmp_path: Path):
         pytest.fail("nothing can be written here")
 
 
-def test_a_disk_that_fills_up(tmp_path: Path):
+def write_bytes(path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(bytes(100))
+
+
+def write_torch(path: Path) -> None:
+    save_torch({"weights": torch.zeros(1000)}, path)
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_torch])
+def test_a_disk_that_fills_up(tmp_path: Path, write: Callable[[Path], None]):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        with (
-            pytest.raises(QSAM2Error, match=r"cannot write .*file: .*free some space"),
-            atomic_write(tmp_path / "file") as temporary,
-        ):
-            temporary.write_bytes(bytes(100))
+        with pytest.raises(QSAM2Error, match=r"cannot write .*file: .*free some space"):
+            write(tmp_path / "file")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_files_read_back(tmp_path: Path):
+    save_torch({"weights": torch.arange(3)}, tmp_path / "new" / "weights.pt")
+    assert torch.load(tmp_path / "new" / "weights.pt")["weights"].tolist() == [0, 1, 2]
+    with pytest.raises(AttributeError):
+        save_torch(lambda: None, tmp_path / "function.pt")
+    assert not (tmp_path / "function.pt").exists()

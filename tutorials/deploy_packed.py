@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+import qsam2_ao  # before sam2's predictors: it makes them importable where torchvision's operators don't load
+
+# isort: split
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from qsam2_ao import load_qsam2
 from qsam2_ao.checkpoint import read_header
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.evaluation.state import predictor_state
@@ -34,7 +37,7 @@ header = read_header(settings.file)
 print(f"{settings.file}: recipe {header.info['qconfig']}, {len(header.plan)} quantized layers")
 
 # %% Loading never makes the float weights: they stay packed, and each layer unpacks its own when it runs.
-model = load_qsam2(settings.file, model_class=SAM2VideoPredictor)  # device="cuda" puts it there
+model = qsam2_ao.load_qsam2(settings.file, model_class=SAM2VideoPredictor)  # device="cuda" puts it there
 size = model_size(model)
 print(f"{human_bytes(size.actual_bytes)} in memory; in bfloat16 it would be {human_bytes(size.bfloat16_bytes)}")
 

@@ -34,8 +34,8 @@ def load_model():
 
 
 def calibration_images():
-    # A folder's name does as well, or any iterable of PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]. They need
-    # no labels; 50 that look like what the model will see are enough.
+    # A folder's name does as well, or any iterable of PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]. They
+    # need no labels; 50 that look like what the model will see are enough.
     return [sequence.frames[0] for sequence in generate_split("train", settings.images, num_frames=1)]
 
 
@@ -56,8 +56,8 @@ scores["w8a8, no training"] = evaluate_video(ptq, evaluation_videos(), progress=
 ptq = convert_qsam2(model, "w2a8", calibration_data=images)
 scores["w2a8, no training"] = evaluate_video(ptq, evaluation_videos(), progress=True).jf
 
-# %% So train. `prepare_qsam2` calibrates the weights (VRC) and gives back the same SAM2 class, with fake-quantizers in it
-# whose clipping ranges are parameters (LSC). It trains in any loop: SAM2's own trainer, yours, or this one.
+# %% So train. `prepare_qsam2` calibrates the weights (VRC) and gives back the same SAM2 class with fake-quantizers in
+# it, whose clipping ranges are parameters (LSC). It trains in any loop: SAM2's own trainer, yours, or this one.
 prepared = prepare_qsam2(model, "w2a8", calibration_data=images)
 train_qat(prepared, steps=settings.steps, distill_from=model)
 
@@ -70,7 +70,7 @@ report = coverage_report(quantized)
 rich.print(f"{100 * report.quantized_share:.1f}% of the parameters are quantized; in float are:")
 for layer in report.layers:
     if layer.target == "float":
-        rich.print(f"  {layer.name}: {layer.reason}", end="\n")
+        rich.print(f"  {layer.name}: {layer.reason}")
 
 # %% One file, for `load_qsam2` and the qsam2 command.
 save_qsam2(quantized, settings.output / "w2a8.safetensors")

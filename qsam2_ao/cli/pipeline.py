@@ -14,7 +14,7 @@ from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.procedural import generate_sequence
 from ..errors import CheckpointError
-from ..files import atomic_write
+from ..files import save_torch
 from ..prepare import prepare_qsam2
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
@@ -103,8 +103,7 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
     prepared = prepare_qsam2(
         model, recipe.preset, calibration_data=calibration_data, max_images=recipe.images, seed=recipe.seed
     )
-    with atomic_write(path) as temporary:
-        torch.save({"state": prepared.state_dict(), "info": prepared.qsam2_info}, temporary)
+    save_torch({"state": prepared.state_dict(), "info": prepared.qsam2_info}, path)
     return prepared
 
 

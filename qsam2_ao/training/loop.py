@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError, NonFiniteError
-from ..files import atomic_write
+from ..files import save_torch
 
 State = dict[str, Tensor]
 _FORMAT = "qsam2_ao.training/1"
@@ -220,8 +220,7 @@ def _save(
         "losses": torch.tensor(result.losses, dtype=torch.float64),
         "settings": settings,
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    save_torch(content, path)
 
 
 def _load(
