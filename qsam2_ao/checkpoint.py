@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, QSAM2Error
 from .files import atomic_write
 from .graph import trace_part
 from .lowering.activation import ActivationQuantizer
@@ -89,10 +89,10 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(model_config(model)),
+        "config": json.dumps(model_config(model), sort_keys=True),
         "plan": json.dumps([layer.to_dict() for layer in plan]),
-        "quantizers": json.dumps(quantizers),
-        "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}),
+        "quantizers": json.dumps(quantizers, sort_keys=True),
+        "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}, sort_keys=True),
     }
     with atomic_write(path) as temporary:
         try:
@@ -141,7 +141,7 @@ def load_qsam2(
         for part, layers in parts.items():
             weights = {plan.layer: _packed(file, plan, path) for plan in layers}
             quantizers = {
-                name: _activation_quantizer(file, f"{part}.{name}", header)
+                name: _activation_quantizer(file, f"{part}.{name}", header, path)
                 for name in dict.fromkeys(plan.activation for plan in layers)
                 if name is not None
             }
@@ -248,13 +248,18 @@ def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> Packed
     }
     try:
         return PackedIntxTensor.from_inner(spec, {inner: file.get_tensor(f"{name}.{inner}") for inner in _INNER})
-    except CheckpointError as error:
+    except QSAM2Error as error:
         raise CheckpointError(f"{path}: {layer.name}: {error}") from error
 
 
-def _activation_quantizer(file: Any, name: str, header: Header) -> ActivationQuantizer:
+def _activation_quantizer(
+    file: Any, name: str, header: Header, path: str | os.PathLike[str]
+) -> ActivationQuantizer:
     scale, zero_point = (file.get_tensor(f"{name}.{inner}") for inner in ("scale", "zero_point"))
-    return ActivationQuantizer(*header.quantizers[name], scale, zero_point)
+    try:
+        return ActivationQuantizer(*header.quantizers[name], scale, zero_point)
+    except QSAM2Error as error:
+        raise CheckpointError(f"{path}: {name}: {error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -149,9 +149,7 @@ def side_by_side(
         (744, 266)
     """
     if not pictures or len(pictures) != len(titles):
-        raise DataError(
-            f"got {len(pictures)} pictures and {len(titles)} titles; give one title for each picture"
-        )
+        raise DataError(f"got {len(pictures)} pictures and {len(titles)} titles; give one title for each picture")
     columns = columns or len(pictures)
     width, height = pictures[0].size
     enlarge = max(1.0, min_width / width)

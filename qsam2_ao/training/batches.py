@@ -124,9 +124,7 @@ def split_frames(raw: RawBatch, objects: int, rng: np.random.Generator) -> RawBa
     for image, mask in enumerate(masks[0]):
         area = np.bincount(mask.ravel(), minlength=2)
         area[0] = 0
-        chosen += [
-            (image, identity) for identity in rng.permutation(np.nonzero(area > smallest)[0])[:objects]
-        ]
+        chosen += [(image, identity) for identity in rng.permutation(np.nonzero(area > smallest)[0])[:objects]]
     return RawBatch(frames, masks, np.array(chosen, np.int64).reshape(-1, 2))
 
 

@@ -33,9 +33,7 @@ class DensePretraining(nn.Module):
         width = model.hidden_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Sequential(
-                nn.Conv2d(3 * width, width, 1), nn.GELU(), nn.Conv2d(width, 4 + _EMBEDDING, 1)
-            )
+            self.head = nn.Sequential(nn.Conv2d(3 * width, width, 1), nn.GELU(), nn.Conv2d(width, 4 + _EMBEDDING, 1))
 
     def forward(self, batch: BatchedVideoDatapoint) -> Tensor:
         """Maps ``[videos * frames, 4 + embedding, height / 4, width / 4]`` of a batch of clips."""

@@ -34,9 +34,7 @@ class Score:
         return (self.j + self.f) / 2
 
     def __str__(self) -> str:
-        return (
-            f"J&F {self.jf:.1f} (J {self.j:.1f} F {self.f:.1f}), box {self.box:.1f}, click {self.click:.1f}"
-        )
+        return f"J&F {self.jf:.1f} (J {self.j:.1f} F {self.f:.1f}), box {self.box:.1f}, click {self.click:.1f}"
 
 
 @torch.no_grad()
@@ -65,9 +63,7 @@ def quick_score(
     """
     device = next(model.parameters()).device
     rng = np.random.default_rng(seed)
-    sequences = [
-        generate_sequence("val", i, size=size, num_frames=num_frames, seed=seed) for i in range(videos)
-    ]
+    sequences = [generate_sequence("val", i, size=size, num_frames=num_frames, seed=seed) for i in range(videos)]
     clips = stack_sequences(sequences, 5, rng)
     every = max(num_frames // 3, 1)
     images = split_frames(RawBatch(clips.frames[::every], clips.masks[::every], clips.objects), 3, rng)
@@ -85,9 +81,7 @@ def quick_score(
     return Score(*(100 * float(value.mean()) for value in (torch.cat(j), torch.cat(f), box, click)))
 
 
-def _predict(
-    model: Any, raw: RawBatch, device: torch.device, points: float, boxes: float
-) -> tuple[Tensor, Tensor]:
+def _predict(model: Any, raw: RawBatch, device: torch.device, points: float, boxes: float) -> tuple[Tensor, Tensor]:
     """Predicted and true masks, bool [frames, objects, height, width], before any correction click."""
     batch = to_datapoint(raw, device)
     names = ("prob_to_use_pt_input_for_eval", "prob_to_use_box_input_for_eval", "rng")
@@ -120,9 +114,7 @@ def _boundary(masks: Tensor, truth: Tensor) -> Tensor:
     def edges(x: Tensor) -> Tensor:
         padded = F.pad(x.float(), (0, 1, 0, 1), mode="replicate")
         inner = padded[..., :-1, :-1]
-        different = (
-            (inner != padded[..., :-1, 1:]) | (inner != padded[..., 1:, :-1]) | (inner != padded[..., 1:, 1:])
-        )
+        different = (inner != padded[..., :-1, 1:]) | (inner != padded[..., 1:, :-1]) | (inner != padded[..., 1:, 1:])
         return different.float()
 
     def near(x: Tensor) -> Tensor:
@@ -130,16 +122,10 @@ def _boundary(masks: Tensor, truth: Tensor) -> Tensor:
 
     ours, true = edges(masks), edges(truth)
     our_count, true_count = ours.sum((-2, -1)), true.sum((-2, -1))
-    precision = torch.where(
-        our_count == 0, (true_count == 0).float(), (ours * near(true)).sum((-2, -1)) / our_count
-    )
-    recall = torch.where(
-        true_count == 0, (our_count == 0).float(), (true * near(ours)).sum((-2, -1)) / true_count
-    )
+    precision = torch.where(our_count == 0, (true_count == 0).float(), (ours * near(true)).sum((-2, -1)) / our_count)
+    recall = torch.where(true_count == 0, (our_count == 0).float(), (true * near(ours)).sum((-2, -1)) / true_count)
     # An empty boundary is found exactly: with nothing to be wrong about, precision (or recall) is 1 as in
     # DAVIS.
     precision = torch.where((our_count == 0) & (true_count > 0), 1.0, precision)
     recall = torch.where((true_count == 0) & (our_count > 0), 1.0, recall)
-    return torch.where(
-        precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-9), 0.0
-    )
+    return torch.where(precision + recall > 0, 2 * precision * recall / (precision + recall).clamp(min=1e-9), 0.0)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from sam2_runs import assert_identical, images, run_image, run_video
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from training.model.sam2 import SAM2Train
+
+from qsam2_ao import convert_qsam2, load_qsam2, prepare_qsam2, save_qsam2
+from qsam2_ao.checkpoint import read_header
+from qsam2_ao.errors import CheckpointError, QSAM2Error
+from qsam2_ao.models.embedded import build_embedded
+
+
+def photos() -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def quantized() -> SAM2Base:
+    return convert_qsam2(build_embedded(SAM2VideoPredictor), "w2a8", photos(), vrc=None, progress=False)
+
+
+@pytest.fixture(scope="module")
+def saved(quantized: SAM2Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "w2a8.safetensors"
+    save_qsam2(quantized, path)
+    return path
+
+
+def edited(saved: Path, target: Path, edit: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Path:
+    """A copy of the file with its tensors and header changed."""
+    with safe_open(saved, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata())
+    edit(tensors, metadata)
+    save_file(tensors, target, metadata)
+    return target
+
+
+@torch.no_grad()
+def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path) -> None:
+    loaded = load_qsam2(saved)
+    assert type(loaded) is SAM2VideoPredictor
+    assert not loaded.training
+    batch = images(2, 96)
+    for run in (run_image, run_video):
+        assert_identical(run(loaded, batch), run(quantized, batch))
+
+
+def test_the_file_is_as_small_as_its_bits(quantized: SAM2Base, saved: Path) -> None:
+    weights = sum(torch.Size(plan.shape).numel() * plan.bits for plan in quantized.qsam2_plan) / 8
+    scales = sum(8 * plan.shape[0] + 8 for plan in quantized.qsam2_plan)
+    names = {f"{plan.part}.{plan.layer}.weight" for plan in quantized.qsam2_plan}
+    left = sum(4 * value.numel() for name, value in quantized.state_dict().items() if name not in names)
+    with safe_open(saved, framework="pt") as file:
+        header = sum(len(key) + len(value) for key, value in file.metadata().items()) + 300 * len(list(file.keys()))
+    assert saved.stat().st_size < weights + scales + left + 2 * header
+
+
+def test_saving_what_was_loaded_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
+    save_qsam2(load_qsam2(saved), tmp_path / "again.safetensors")
+    with safe_open(saved, framework="pt") as one, safe_open(tmp_path / "again.safetensors", framework="pt") as two:
+        assert two.metadata() == one.metadata()  # safetensors writes its entries in no fixed order
+        assert sorted(two.keys()) == sorted(one.keys())
+        for name in one.keys():  # noqa: SIM118
+            assert torch.equal(two.get_tensor(name), one.get_tensor(name)), name
+
+
+def test_another_class_can_be_asked_for(saved: Path) -> None:
+    assert type(load_qsam2(saved, model_class=SAM2Base)) is SAM2Base
+    assert type(load_qsam2(saved, model_class=SAM2Train)) is SAM2Train
+
+
+def test_the_header_tells_what_is_inside(quantized: SAM2Base, saved: Path) -> None:
+    header = read_header(saved)
+    assert header.plan == quantized.qsam2_plan
+    assert header.config["_target_"].endswith("SAM2VideoPredictor")
+    assert header.info["qconfig"] == "w2a8"
+    assert header.info["versions"]["torch"] == torch.__version__
+
+
+class _FloatShapes(TorchDispatchMode):
+    """Shapes of every float tensor with memory that an operation fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if type(tensor) is Tensor and tensor.is_floating_point() and tensor.device.type != "meta":
+                if not any(name in str(func) for name in ("empty", "detach")):
+                    self.shapes.add(tuple(tensor.shape))
+        return out
+
+
+def test_no_float_weight_of_a_quantized_layer_is_made(quantized: SAM2Base, saved: Path) -> None:
+    with _FloatShapes() as seen:
+        load_qsam2(saved)
+    # Float tensors of the same shape that the model has anyway, such as scales and embeddings.
+    others = {tuple(value.shape) for value in quantized.state_dict().values() if type(value) is Tensor}
+    scales = {(1,), *((plan.shape[0],) for plan in quantized.qsam2_plan)}
+    weights = {plan.shape for plan in quantized.qsam2_plan} - others - scales
+    assert len(weights) > 20
+    assert seen.shapes  # the mode did watch
+    assert not seen.shapes & weights
+
+
+@pytest.mark.parametrize(("capability", "tolerance"), [("default", 1e-3), ("avx2", 1e-3)])
+def test_other_processors_agree(saved: Path, tmp_path: Path, capability: str, tolerance: float) -> None:
+    """Same codes to the bit; outputs within a thousandth of their range (kernels add in another order)."""
+    script = (
+        "import sys, torch, qsam2_ao; sys.path.insert(0, sys.argv[1]); from sam2_runs import images\n"
+        "model = qsam2_ao.load_qsam2(sys.argv[2])\n"
+        "with torch.no_grad():\n"
+        "    out = model.image_encoder(images(1, 96))['backbone_fpn']\n"
+        "codes = {n: p.unpack() for n, p in model.named_parameters() if hasattr(p, 'unpack')}\n"
+        "torch.save({'out': out, 'codes': codes}, sys.argv[3])\n"
+    )
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    here = Path(__file__).parent
+    subprocess.run(
+        [sys.executable, "-c", script, str(here), str(saved), str(tmp_path / "out.pt")], env=environment, check=True
+    )
+    theirs = torch.load(tmp_path / "out.pt", weights_only=True)
+    ours = load_qsam2(saved)
+    for name, parameter in ours.named_parameters():
+        if name in theirs["codes"]:
+            assert torch.equal(parameter.unpack(), theirs["codes"][name])
+    with torch.no_grad():
+        for a, b in zip(ours.image_encoder(images(1, 96))["backbone_fpn"], theirs["out"], strict=True):
+            assert float((a - b).square().mean() / b.square().mean()) < tolerance
+
+
+def test_only_deployed_models_are_saved(tmp_path: Path) -> None:
+    model = build_embedded(SAM2VideoPredictor)
+    for each in (model, prepare_qsam2(model, {"memory_encoder": "w4a16"})):
+        with pytest.raises(CheckpointError, match="call convert_qsam2 first"):
+            save_qsam2(each, tmp_path / "float.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_loses_nothing(quantized: SAM2Base, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(QSAM2Error, match="cannot write"):
+        save_qsam2(quantized, tmp_path / "file" / "model.safetensors")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors: no such file"):
+        load_qsam2(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_files_are_refused(saved: Path, tmp_path: Path, share: float) -> None:
+    data = saved.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is no complete safetensors file"):
+        load_qsam2(tmp_path / "cut.safetensors")
+
+
+def test_an_official_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "sam2.pt")
+    with pytest.raises(CheckpointError, match="quantize that first"):
+        load_qsam2(tmp_path / "sam2.pt")
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not one that save_qsam2 wrote"):
+        load_qsam2(tmp_path / "foreign.safetensors")
+
+
+LAYER = "image_encoder.trunk.blocks.0.attn.qkv.weight"
+
+
+def _rename_target(metadata: dict[str, str], target: str) -> None:
+    config = json.loads(metadata["config"])
+    config["_target_"] = target
+    metadata["config"] = json.dumps(config)
+
+
+def _edit_plan(metadata: dict[str, str], **values: Any) -> None:
+    plan = json.loads(metadata["plan"])
+    plan[1].update(values)
+    metadata["plan"] = json.dumps(plan)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t, m: m.update(format_version="99"), "format version '99'.*upgrade"),
+        (lambda t, m: m.update(plan="not json"), "header is damaged"),
+        (lambda t, m: m.pop("config"), "header is damaged.*config"),
+        (lambda t, m: t.pop(f"{LAYER}.codes"), rf"tensor '{LAYER}\.codes' is missing"),
+        (lambda t, m: t.pop("no_mem_embed"), "tensor 'no_mem_embed' is missing"),
+        (lambda t, m: t.update(stowaway=torch.zeros(1)), "unknown tensor 'stowaway'"),
+        (lambda t, m: t.update(no_mem_embed=torch.zeros(1, 1, 3)), r"'no_mem_embed' has shape \(1, 1, 3\)"),
+        (lambda t, m: t.update({f"{LAYER}.codes": torch.zeros(3, dtype=torch.uint8)}), r"codes' has shape \(3,\)"),
+        (lambda t, m: t[f"{LAYER}.scale"].fill_(float("nan")), "blocks.0.attn.qkv: .*NaN"),
+        (lambda t, m: t["image_encoder.input_quantizer_0.scale"].fill_(-1), "input_quantizer_0: .*positive"),
+        (lambda t, m: _rename_target(m, "os.system"), "os.system"),
+        (lambda t, m: _edit_plan(m, bits=12), "cannot be used"),
+        (lambda t, m: _edit_plan(m, bits=3), r"codes' has shape"),
+        (lambda t, m: _edit_plan(m, part="image_decoder"), "'image_decoder' that its model does not have"),
+        (lambda t, m: _edit_plan(m, layer="trunk.nothing"), "trunk.nothing"),
+        (lambda t, m: _edit_plan(m, surprise=1), "'surprise'"),
+        (lambda t, m: m.update(quantizers="{}"), "disagree on"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_by_name(
+    saved: Path, tmp_path: Path, edit: Callable[[dict[str, Tensor], dict[str, str]], Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_qsam2(edited(saved, tmp_path / "edited.safetensors", edit))
+
+
+def test_a_layout_of_this_machine_is_never_saved(tmp_path: Path) -> None:
+    qconfig = {"memory_attention": "w4a16"}
+    model = convert_qsam2(build_embedded(SAM2VideoPredictor), qconfig, progress=False)
+    save_qsam2(model, tmp_path / "w4.safetensors")
+    lowered = load_qsam2(tmp_path / "w4.safetensors", target="int4")
+    taken = {name for name, (target, _) in lowered.qsam2_targets.items() if target == "int4"}
+    assert taken
+    with torch.no_grad():
+        for a, b in zip(run_video(lowered, images(1, 96)), run_video(model, images(1, 96)), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * max(1.0, float(b.abs().max())))
+    with pytest.raises(QSAM2Error):
+        save_qsam2(lowered, tmp_path / "lowered.safetensors")
+    assert not (tmp_path / "lowered.safetensors").exists()
