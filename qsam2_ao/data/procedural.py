@@ -59,9 +59,7 @@ class Prompt:
         """
         rows, columns = np.nonzero(mask)
         if len(rows) == 0:
-            raise DataError(
-                "cannot make a prompt from an empty mask; choose a frame where the object is visible"
-            )
+            raise DataError("cannot make a prompt from an empty mask; choose a frame where the object is visible")
         rng = np.random.default_rng(seed)
         y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
         inner = _innermost(mask[y0:y1, x0:x1]) + np.array([x0, y0])
@@ -216,9 +214,7 @@ class _Scene:
             self.relabel[thing + 1] = identity
         self.object_ids = tuple(range(1, len(kept) + 1))
 
-    def _things(
-        self, rng: np.random.Generator, backdrop: NDArray[np.float32]
-    ) -> tuple[list[Thing], list[bool]]:
+    def _things(self, rng: np.random.Generator, backdrop: NDArray[np.float32]) -> tuple[list[Thing], list[bool]]:
         count, clutter = int(rng.integers(2, 6)), int(rng.integers(0, 3))
         span = np.array([self.shape[1], self.shape[0]]) / min(self.shape) * 0.4
         homes: list[np.ndarray] = []
@@ -248,20 +244,15 @@ class _Scene:
         height, width = self.shape
         side = min(height, width)
         pan_x, pan_y, zoom, roll = self.camera.at(t)
-        x = ((np.arange(width, dtype=np.float32) + np.float32(0.5 - width / 2)) / side)[None] - np.float32(
-            pan_x
-        )
-        y = ((np.arange(height, dtype=np.float32) + np.float32(0.5 - height / 2)) / side)[
-            :, None
-        ] - np.float32(pan_y)
+        x = ((np.arange(width, dtype=np.float32) + np.float32(0.5 - width / 2)) / side)[None] - np.float32(pan_x)
+        y = ((np.arange(height, dtype=np.float32) + np.float32(0.5 - height / 2)) / side)[:, None] - np.float32(pan_y)
         cos, sin = np.float32(np.cos(roll) / zoom), np.float32(np.sin(roll) / zoom)
         u = (cos * x + sin * y) * self.background_scale + self.background_offset[0]
         v = (cos * y - sin * x) * self.background_scale + self.background_offset[1]
         frame = sample(self.background, u, v)
         ids = np.zeros(self.shape, np.uint8)
         areas = [
-            thing.draw(frame, ids, identity, t, self.camera)
-            for identity, thing in enumerate(self.things, start=1)
+            thing.draw(frame, ids, identity, t, self.camera) for identity, thing in enumerate(self.things, start=1)
         ]
         return frame, ids, areas
 

@@ -206,9 +206,7 @@ class Thing:
         x, y = x / squeeze, y * squeeze
         rho = np.sqrt(x * x + y * y)
         table = self.table * (
-            1
-            + self.wobble.amplitude
-            * np.sin(self.wobble_order * _THETA + self.wobble.rate * t + self.wobble.phase)
+            1 + self.wobble.amplitude * np.sin(self.wobble_order * _THETA + self.wobble.rate * t + self.wobble.phase)
         ).astype(np.float32)
         slope = (np.roll(table, -1) - np.roll(table, 1)) * np.float32(_ANGLES / (4 * np.pi))
         # The radial distance over-estimates the distance to a slanted edge by the slant's cosine.

@@ -61,9 +61,7 @@ def build_embedded(
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
     config = OmegaConf.load(EMBEDDED_CONFIG).model
-    target = (
-        config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
-    )
+    target = config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {
         "_target_": target,
         **(_POSTPROCESSING if apply_postprocessing else {}),
@@ -170,9 +168,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     try:
         state = load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: no such file; train it with python -m qsam2_ao.training.embedded"
-        ) from error
+        raise CheckpointError(f"{path}: no such file; train it with python -m qsam2_ao.training.embedded") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file ({error}); get it again") from error
     expected = model.state_dict()

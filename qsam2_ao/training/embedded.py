@@ -137,9 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m qsam2_ao.training.embedded",
         description="Train the embedded SAM2 from scratch. The same command continues an interrupted run.",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for checkpoints, scores and weights"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, scores and weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pretraining-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=5000)
