@@ -1,8 +1,8 @@
 """Train the embedded model from scratch: ``python -m qsam2_ao.training.embedded --output DIR``.
 
-First the image encoder alone (dense pretraining), then single images with boxes and clicks, then clips mixed with images.
-The defaults are those of the weights that come with the package; they take about an hour on one CPU core. An interrupted
-run continues where it stopped when the same command is given again.
+First the image encoder alone (dense pretraining), then single images with boxes and clicks, then clips mixed with
+images. The defaults are those of the weights that come with the package; they take about an hour on one CPU core. An
+interrupted run continues where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
