@@ -35,7 +35,7 @@ def demo(
         "outputs/demo"
     ),
     preset: Annotated[list[str], typer.Option(help=f"Among {', '.join(PRESETS)}. Repeatable.")] = ["w4a8", "w2a8"],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 100,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 80,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on so many images.")] = 50,
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-4,
