@@ -252,9 +252,7 @@ def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> Packed
         raise CheckpointError(f"{path}: {layer.name}: {error}") from error
 
 
-def _activation_quantizer(
-    file: Any, name: str, header: Header, path: str | os.PathLike[str]
-) -> ActivationQuantizer:
+def _activation_quantizer(file: Any, name: str, header: Header, path: str | os.PathLike[str]) -> ActivationQuantizer:
     scale, zero_point = (file.get_tensor(f"{name}.{inner}") for inner in ("scale", "zero_point"))
     try:
         return ActivationQuantizer(*header.quantizers[name], scale, zero_point)

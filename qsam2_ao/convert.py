@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -165,8 +165,10 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
 
 def _qparams(quantizer: FakeQuantizeBase) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the last forward; torch.ao's quantizers would estimate new ones on request."""
-    stored = isinstance(quantizer, FakeQuantize)
-    scale, zero_point = (quantizer.scale, quantizer.zero_point) if stored else quantizer.calculate_qparams()
+    if isinstance(quantizer, FakeQuantize):
+        scale, zero_point = quantizer.scale, quantizer.zero_point
+    else:
+        scale, zero_point = cast(Any, quantizer).calculate_qparams()
     return torch.atleast_1d(scale.detach().float()), torch.atleast_1d(zero_point.detach().float())
 
 

@@ -139,8 +139,8 @@ def _check_qconfig(qconfig: QConfig, where: str) -> None:
         code_range(activation, where)
     elif not isinstance(activation, (PlaceholderObserver, NoopObserver, nn.Identity)):
         raise QConfigError(
-            f"{where}: its QConfig makes a {type(activation).__name__} for the input; training needs a fake-quantizer, or "
-            "a PlaceholderObserver to keep the input in float"
+            f"{where}: its QConfig makes a {type(activation).__name__} for the input; training needs a fake-quantizer, "
+            "or a PlaceholderObserver to keep the input in float"
         )
 
 

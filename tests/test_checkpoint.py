@@ -104,9 +104,9 @@ class _FloatShapes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if type(tensor) is Tensor and tensor.is_floating_point() and tensor.device.type != "meta":
-                if not any(name in str(func) for name in ("empty", "detach")):
-                    self.shapes.add(tuple(tensor.shape))
+            filled = not any(name in str(func) for name in ("empty", "detach"))
+            if filled and type(tensor) is Tensor and tensor.is_floating_point() and tensor.device.type != "meta":
+                self.shapes.add(tuple(tensor.shape))
         return out
 
 

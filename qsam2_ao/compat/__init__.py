@@ -4,6 +4,7 @@ Every repair looks first whether it is needed and changes nothing where it isn't
 """
 
 from .image_predictor import ensure_image_predictor
+from .torchao_import import import_torchao
 from .torchvision_ops import ensure_torchvision
 
 
@@ -15,7 +16,8 @@ def ensure_all() -> None:
         >>> from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     """
     ensure_torchvision()
+    import_torchao()
     ensure_image_predictor()
 
 
-__all__ = ["ensure_all", "ensure_image_predictor", "ensure_torchvision"]
+__all__ = ["ensure_all", "ensure_image_predictor", "ensure_torchvision", "import_torchao"]

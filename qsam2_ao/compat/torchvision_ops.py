@@ -46,9 +46,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         tensor([1])
     """
     if boxes.dim() != 2 or boxes.size(1) != 4 or scores.shape != boxes.shape[:1]:
-        raise ValueError(
-            f"nms takes boxes [N, 4] and scores [N], got {tuple(boxes.shape)} and {tuple(scores.shape)}"
-        )
+        raise ValueError(f"nms takes boxes [N, 4] and scores [N], got {tuple(boxes.shape)} and {tuple(scores.shape)}")
     order = torch.sort(scores, descending=True, stable=True).indices
     x1, y1, x2, y2 = boxes[order].to(torch.promote_types(boxes.dtype, torch.float32)).unbind(1)
     area = (x2 - x1) * (y2 - y1)

@@ -99,9 +99,7 @@ class ActivationQuantizer(nn.Module):
 def _one_value(name: str, value: Tensor | float, device: torch.device | str | None) -> Tensor:
     tensor = torch.as_tensor(value).detach().to(device=device, dtype=torch.float32, copy=True)
     if tensor.numel() != 1:
-        raise QConfigError(
-            f"the {name} of an activation is one value per tensor, not of shape {list(tensor.shape)}"
-        )
+        raise QConfigError(f"the {name} of an activation is one value per tensor, not of shape {list(tensor.shape)}")
     if tensor.device.type != "meta" and not bool(tensor.isfinite().all()):
         raise NonFiniteError(f"the {name} of an activation is {tensor.item()}")
     return tensor.reshape(1)

@@ -27,9 +27,7 @@ def unsupported_reason(module: nn.Module, packed: PackedIntxTensor) -> str | Non
     ):
         return f"{kind.__module__}.{kind.__qualname__} is neither nn.Linear nor nn.Conv2d."
     if module.weight.shape != packed.shape:
-        return (
-            f"The weight of {kind.__name__} is {list(module.weight.shape)}, the codes {list(packed.shape)}."
-        )
+        return f"The weight of {kind.__name__} is {list(module.weight.shape)}, the codes {list(packed.shape)}."
     return None
 
 

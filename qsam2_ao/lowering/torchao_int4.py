@@ -194,9 +194,7 @@ def _cpu_weight(packed: PackedIntxTensor, group_size: int | None) -> Tensor:
 
 
 def _cuda_weight(packed: PackedIntxTensor, group_size: int | None) -> Tensor:
-    codes, scale_and_zero, group = _kernel_operands(
-        packed, group_size, _CUDA_ROWS, _CUDA_COLUMNS, torch.bfloat16
-    )
+    codes, scale_and_zero, group = _kernel_operands(packed, group_size, _CUDA_ROWS, _CUDA_COLUMNS, torch.bfloat16)
     nibbles = (codes[:, ::2] << 4) | codes[:, 1::2]
     qdata = torch.ops.aten._convert_weight_to_int4pack(nibbles.contiguous(), _CUDA_INNER_TILES)
     return _tensor_class("cuda")(qdata, scale_and_zero, [1, group], packed.shape)

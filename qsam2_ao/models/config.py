@@ -54,8 +54,7 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     """
     if not describes_model(type(model)):
         raise GraphTraceError(
-            f"expected a model of the SAM2Base family, got {class_path(type(model))}; "
-            "build one with sam2.build_sam"
+            f"expected a model of the SAM2Base family, got {class_path(type(model))}; build one with sam2.build_sam"
         )
     stored = getattr(model, "qsam2_config", None)
     parts = {} if stored is None else {name: copy.deepcopy(stored[name]) for name in _PARTS}
@@ -81,9 +80,7 @@ def _describe(module: nn.Module, names: dict[int, str], known_parts: Mapping[str
     try:
         arguments = DESCRIBERS[target](module)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise GraphTraceError(
-            f"{name} ({class_path(type(module))}) was changed after it was built: {error}"
-        ) from error
+        raise GraphTraceError(f"{name} ({class_path(type(module))}) was changed after it was built: {error}") from error
     described: dict[str, Any] = {"_target_": target}
     for key in sorted(arguments):
         value = arguments[key]
@@ -104,9 +101,7 @@ def _plain(value: Any, name: str) -> Any:
         return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
     if hasattr(value, "__iter__") and not isinstance(value, torch.Tensor):
         return [_plain(item, name) for item in value]
-    raise GraphTraceError(
-        f"{name} is a {class_path(type(value))}, which a config cannot hold; use plain values"
-    )
+    raise GraphTraceError(f"{name} is a {class_path(type(value))}, which a config cannot hold; use plain values")
 
 
 def _check_same_model(model: nn.Module, rebuilt: nn.Module) -> None:
@@ -114,9 +109,7 @@ def _check_same_model(model: nn.Module, rebuilt: nn.Module) -> None:
     modules, others = dict(model.named_modules()), dict(rebuilt.named_modules())
     for name in sorted(modules.keys() ^ others.keys()):
         verb = "was added to" if name in modules else "was removed from"
-        raise GraphTraceError(
-            f"module {name} {verb} the model after SAM2 built it; start from an unchanged model"
-        )
+        raise GraphTraceError(f"module {name} {verb} the model after SAM2 built it; start from an unchanged model")
     for name, other in others.items():
         module = modules[name]
         if not isinstance(module, type(other)):
@@ -204,9 +197,7 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         if key == "_target_" or key in dropped:
             continue
         if key not in accepted:
-            raise CheckpointError(
-                f"{name}.{key} is not an argument of {class_path(cls)}; remove it from the config"
-            )
+            raise CheckpointError(f"{name}.{key} is not an argument of {class_path(cls)}; remove it from the config")
         if key in _REFUSED and value != _REFUSED[key]:
             raise CheckpointError(f"{name}.{key} must be {_REFUSED[key]!r} in a config, got {value!r}")
         if isinstance(value, Mapping) and "_target_" in value:
@@ -217,9 +208,7 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         except GraphTraceError as error:
             raise CheckpointError(str(error)) from error
         # JSON has no tuples.
-        arguments[key] = (
-            tuple(plain) if isinstance(accepted[key].default, tuple) and plain is not None else plain
-        )
+        arguments[key] = tuple(plain) if isinstance(accepted[key].default, tuple) and plain is not None else plain
     try:
         return cls(**arguments)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

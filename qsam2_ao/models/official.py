@@ -115,8 +115,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise CheckpointError(
-            f'{path} has no state dict under "model" (found {found}); '
-            "it is not a checkpoint in SAM2's format"
+            f'{path} has no state dict under "model" (found {found}); it is not a checkpoint in SAM2\'s format'
         )
     return content["model"]
 

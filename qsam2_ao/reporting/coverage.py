@@ -75,7 +75,7 @@ class CoverageReport:
             title=f"{len(self.layers)} layers, {100 * self.quantized_share:.1f}% of the parameters in quantized layers"
         )
         for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", "note"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "layer")
         for layer in self.layers:
             table.add_row(
                 layer.name,

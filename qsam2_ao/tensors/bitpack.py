@@ -82,9 +82,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.numel() and codes.device.type != "meta" and not torch.compiler.is_compiling():
         low, high = (int(extreme) for extreme in codes.aminmax())
         if low < 0 or high >= 2**bits:
-            raise UnsupportedLayerError(
-                f"codes of {bits} bits run from 0 to {2**bits - 1}, not {low} to {high}"
-            )
+            raise UnsupportedLayerError(f"codes of {bits} bits run from 0 to {2**bits - 1}, not {low} to {high}")
 
     octets = -(-codes.numel() // 8)
     flat = codes.reshape(-1).to(torch.uint8)
@@ -122,8 +120,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     octets = -(-n // 8)
     if packed.dtype != torch.uint8 or packed.shape != (bits * octets,):
         raise UnsupportedLayerError(
-            f"{n} codes of {bits} bits are packed into uint8 [{bits * octets}], "
-            f"not {packed.dtype} {list(packed.shape)}"
+            f"{n} codes of {bits} bits are packed into uint8 [{bits * octets}], not {packed.dtype} {list(packed.shape)}"
         )
     codes = None
     start = done = 0

@@ -33,17 +33,13 @@ def qparam_shape(shape: Sequence[int], granularity: str, group_size: int | None 
         (96, 3)
     """
     if granularity not in GRANULARITIES:
-        raise UnsupportedLayerError(
-            f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}"
-        )
+        raise UnsupportedLayerError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
     if (granularity == "group") != (group_size is not None):
         raise UnsupportedLayerError(
             f"group_size={group_size!r} with granularity {granularity!r}; give it for 'group' and only there"
         )
     if len(shape) < 2 or any(size < 1 for size in shape):
-        raise UnsupportedLayerError(
-            f"a packed weight has two or more non-empty dimensions, not {list(shape)}"
-        )
+        raise UnsupportedLayerError(f"a packed weight has two or more non-empty dimensions, not {list(shape)}")
     if group_size is None:
         return (1,) if granularity == "tensor" else (shape[0],)
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
@@ -92,8 +88,6 @@ def check_parts(
                 f"{inner_dtype} {list(inner_shape)}, not {tensor.dtype} {list(tensor.shape)}"
             )
         if tensor.device != tensors["codes"].device:
-            raise error(
-                f"{name} is on {tensor.device} but codes are on {tensors['codes'].device}; move one of them"
-            )
+            raise error(f"{name} is on {tensor.device} but codes are on {tensors['codes'].device}; move one of them")
         if name != "codes" and tensor.device.type != "meta" and not bool(tensor.isfinite().all()):
             raise NonFiniteError(f"{name} of a packed weight {list(shape)} has NaN or infinite values")

@@ -199,9 +199,7 @@ class PackedIntxTensor(TorchAOBaseTensor):
         if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
             raise CheckpointError(f"the shape of a packed weight is a list of integers, not {shape!r}")
         try:
-            check_parts(
-                tensors, shape, spec["bits"], spec["granularity"], spec["group_size"], dtype, CheckpointError
-            )
+            check_parts(tensors, shape, spec["bits"], spec["granularity"], spec["group_size"], dtype, CheckpointError)
         except UnsupportedLayerError as unsupported:
             raise CheckpointError(f"not a packed weight: {unsupported}") from unsupported
         return cls(
@@ -293,9 +291,7 @@ _aten = torch.ops.aten
 # float kernel; the aten forms are what is left where torch functions are switched off.
 @_implements_torch_function([torch.nn.functional.linear, torch.nn.functional.conv2d])
 @_implements([_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding, _aten.convolution.default])
-def _run_dequantized(
-    func: Callable[..., Tensor], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
+def _run_dequantized(func: Callable[..., Tensor], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     arguments = dict(zip(("input", "weight"), args, strict=False)) | kwargs
     x, weight = arguments.pop("input"), arguments.pop("weight")
     if isinstance(x, PackedIntxTensor) or not isinstance(weight, PackedIntxTensor):
@@ -305,9 +301,7 @@ def _run_dequantized(
 
 
 @_implements_torch_function([torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__])  # type: ignore[attr-defined]
-def _refuse_grad(
-    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
-) -> Any:
+def _refuse_grad(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     if (kwargs or {}).get("requires_grad", args[1] if len(args) > 1 else True):
         raise UnsupportedLayerError(
             "a packed weight cannot require gradients: wrap it in nn.Parameter(weight, requires_grad=False), "
@@ -327,9 +321,7 @@ def _clone(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: 
 
 
 @_implements(_aten._to_copy.default)
-def _to_copy(
-    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> PackedIntxTensor:
+def _to_copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedIntxTensor:
     self = args[0]
     dtype = kwargs.get("dtype") or self.dtype
     if not dtype.is_floating_point:
@@ -341,16 +333,12 @@ def _to_copy(
         name: tensor.to(device or tensor.device, non_blocking=non_blocking, copy=True)
         for name, tensor in self.inner_tensors().items()
     }
-    copy = PackedIntxTensor(
-        **inner, bits=self.bits, shape=self.shape, group_size=self.group_size, dtype=dtype
-    )
+    copy = PackedIntxTensor(**inner, bits=self.bits, shape=self.shape, group_size=self.group_size, dtype=dtype)
     return return_and_correct_aliasing(func, args, kwargs, copy)
 
 
 @_implements(_aten.copy_.default)
-def _copy(
-    func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> PackedIntxTensor:
+def _copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedIntxTensor:
     target, source = args[:2]
     if not isinstance(target, PackedIntxTensor) or not isinstance(source, PackedIntxTensor):
         raise UnsupportedLayerError(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sam2.modeling.sam2_utils import MLP
 from sam2.modeling.sam.transformer import Attention
+from sam2.modeling.sam2_utils import MLP
 from torch import fx, nn
 
 from qsam2_ao.errors import GraphTraceError
@@ -45,7 +45,7 @@ def test_a_subclass_of_a_known_class_is_refused_by_name() -> None:
 
 def test_a_graph_is_refused() -> None:
     graph = trace_part(MLP(2, 2, 2, 2), "head")
-    with pytest.raises(GraphTraceError, match="head is a .*graph already"):
+    with pytest.raises(GraphTraceError, match=r"head is a .*graph already"):
         trace_part(graph, "head")
 
 

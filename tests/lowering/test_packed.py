@@ -72,9 +72,7 @@ class Odd(nn.Linear):
         return super().forward(x) + 1
 
 
-@pytest.mark.parametrize(
-    "module", [nn.ConvTranspose2d(7, 3, 1), nn.LayerNorm(7), nn.Conv1d(7, 3, 1), Odd(7, 3)]
-)
+@pytest.mark.parametrize("module", [nn.ConvTranspose2d(7, 3, 1), nn.LayerNorm(7), nn.Conv1d(7, 3, 1), Odd(7, 3)])
 def test_other_modules_are_refused_by_class(module: nn.Module) -> None:
     packed = packed_like(torch.empty(3, 7))
     reason = unsupported_reason(module, packed)

@@ -73,7 +73,5 @@ def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> 
     assert model.part.fits is before
     assert set(model.qsam2_targets.values()) == {("packed", None)}
     lower_to(model, "int4")
-    with pytest.raises(
-        UnsupportedLayerError, match="the weight of fits is a Int4OpaqueTensor, not packed codes"
-    ):
+    with pytest.raises(UnsupportedLayerError, match="the weight of fits is a Int4OpaqueTensor, not packed codes"):
         lower_to(model, "packed")

@@ -29,9 +29,7 @@ def make(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Linear, PackedIntxTensor]:
     generator = torch.Generator().manual_seed(bits)
-    qparams = (
-        (1,) if per_tensor else (shape[0],) if group_size is None else (shape[0], -(-shape[1] // group_size))
-    )
+    qparams = (1,) if per_tensor else (shape[0],) if group_size is None else (shape[0], -(-shape[1] // group_size))
     codes = torch.randint(0, 2**bits, shape, generator=generator)
     scale = torch.rand(qparams, generator=generator) + 0.1
     zero = torch.full(qparams, (2**bits - 1) / 2 if zero_point is None else zero_point)
@@ -121,9 +119,7 @@ def test_the_lowered_layer_is_a_linear_layer_that_can_be_copied_and_compiled() -
 def test_it_is_never_saved_nor_moved() -> None:
     module, packed = make()
     model = nn.Sequential(nn.ReLU(), lower_int4(module, packed))
-    with pytest.raises(
-        CheckpointError, match=r"^1 holds int4 weights in the layout of this machine.*save the packed"
-    ):
+    with pytest.raises(CheckpointError, match=r"^1 holds int4 weights in the layout of this machine.*save the packed"):
         model.state_dict()
     with pytest.raises(CheckpointError, match="layout of this machine"):
         torch.save(model, io.BytesIO())
@@ -185,9 +181,7 @@ def test_more_reasons() -> None:
 @pytest.mark.parametrize(
     "moved", [("torchao.no.such.module", "Int4OpaqueTensor"), ("torchao.quantization", "NoTensor")]
 )
-def test_a_torchao_without_the_tensor_is_a_reason(
-    monkeypatch: pytest.MonkeyPatch, moved: tuple[str, str]
-) -> None:
+def test_a_torchao_without_the_tensor_is_a_reason(monkeypatch: pytest.MonkeyPatch, moved: tuple[str, str]) -> None:
     monkeypatch.setitem(torchao_int4._TENSOR_CLASSES, "cpu", moved)
     assert f"has no {'.'.join(moved)}" in (int4_support(*make()) or "")
 

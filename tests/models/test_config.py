@@ -144,9 +144,7 @@ def test_hiera_of_other_proportions(arguments: dict[str, Any]) -> None:
 
     trunk = hiera(**arguments)
     rebuilt = build_from_config(_describe(trunk, {}, {}), meta=True)
-    assert {k: v.shape for k, v in trunk.state_dict().items()} == {
-        k: v.shape for k, v in rebuilt.state_dict().items()
-    }
+    assert {k: v.shape for k, v in trunk.state_dict().items()} == {k: v.shape for k, v in rebuilt.state_dict().items()}
     assert dict(settings_of(trunk)) == dict(settings_of(rebuilt))
 
 
@@ -154,9 +152,7 @@ def test_hiera_of_other_proportions(arguments: dict[str, Any]) -> None:
 def test_rope_grid_is_recovered(size: list[int]) -> None:
     from qsam2_ao.models.config import _describe
 
-    attention = RoPEAttention(
-        embedding_dim=10, num_heads=1, downsample_rate=1, feat_sizes=size, rope_theta=7.0
-    )
+    attention = RoPEAttention(embedding_dim=10, num_heads=1, downsample_rate=1, feat_sizes=size, rope_theta=7.0)
     described = _describe(attention, {}, {})
     if size != [1, 4]:  # a column of width 1 has the same rotation as no row at all
         assert described["feat_sizes"] == size
@@ -386,9 +382,7 @@ def test_rehouse_shares_everything() -> None:
     assert train.prob_to_use_pt_input_for_train == 0.5
     assert train.pt_sampling_for_eval == "center"
     assert train.rng.random() == SAM2Train(**_parts()).rng.random()
-    for (name, parameter), (other_name, other) in zip(
-        model.named_parameters(), train.named_parameters(), strict=True
-    ):
+    for (name, parameter), (other_name, other) in zip(model.named_parameters(), train.named_parameters(), strict=True):
         assert name == other_name
         assert parameter is other
     assert all(a is b for a, b in zip(model.buffers(), train.buffers(), strict=True))
@@ -420,10 +414,7 @@ def test_rehoused_predictor_computes_the_same_as_one_built_so() -> None:
     built = build_embedded(SAM2VideoPredictor, fill_hole_area=1, non_overlap_masks=True)
     moved = rehouse(build_embedded(SAM2Base), SAM2VideoPredictor, fill_hole_area=1, non_overlap_masks=True)
     assert dict(settings_of(moved)) == dict(settings_of(built))
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(built.state_dict().values(), moved.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(built.state_dict().values(), moved.state_dict().values(), strict=True))
 
 
 def test_rehouse_takes_inference_settings() -> None:

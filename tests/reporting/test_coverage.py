@@ -17,7 +17,9 @@ from qsam2_ao.models.embedded import build_embedded
 def prepared() -> SAM2Base:
     photos = list(np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8))
     model = build_embedded(SAM2VideoPredictor)
-    return prepare_qsam2(model, {"image_encoder": "w4a8", "memory_attention": "w2a16"}, calibration_data=photos, vrc=None)
+    return prepare_qsam2(
+        model, {"image_encoder": "w4a8", "memory_attention": "w2a16"}, calibration_data=photos, vrc=None
+    )
 
 
 def test_every_parameter_is_in_exactly_one_row(prepared: SAM2Base) -> None:
