@@ -1,0 +1,44 @@
+"""Every official size goes the whole way with randomly initialised weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sam2_runs import assert_identical, images, run_image, run_video
+
+from qsam2_ao import build_official, convert_qsam2, coverage_report, load_qsam2, prepare_qsam2, save_qsam2
+from qsam2_ao.models.official import OFFICIAL
+from qsam2_ao.reporting.size import model_size
+from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
+from qsam2_ao.training.qat import train_qat
+
+SIZE = 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_prepare_train_convert_save_load(name: str, tmp_path: Path) -> None:
+    model = build_official(name, image_size=SIZE)
+    photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    prepared = prepare_qsam2(model, "w2a8", calibration_data=[photo], vrc=None, progress=False)
+    clip = Stage(0, ((BatchKind(videos=1, frames=2, objects=1), 1.0),))
+    batches = ProceduralBatches((clip,), size=(SIZE, SIZE), seed=1).stream(1)
+    result = train_qat(prepared, steps=1, batches=batches, progress=False)
+    assert np.isfinite(result.losses).all()
+
+    converted = convert_qsam2(prepared)
+    size = model_size(converted)
+    assert size.packed_values > 0.9 * size.values
+    assert coverage_report(converted).quantized_share > 0.9
+    save_qsam2(converted, tmp_path / "model.safetensors")
+    loaded = load_qsam2(tmp_path / "model.safetensors")
+    batch = images(1, SIZE)
+    with torch.no_grad():
+        prepared.eval()
+        for run in (run_image, run_video):
+            expected = run(prepared, batch)
+            assert_identical(run(converted, batch), expected)
+            assert_identical(run(loaded, batch), expected)
