@@ -16,6 +16,7 @@ from ..data.procedural import generate_sequence
 from ..errors import CheckpointError
 from ..files import save_torch
 from ..prepare import prepare_qsam2
+from ..qconfig import QConfigLike, preset_qconfig
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
 from .workspace import Workspace
@@ -33,6 +34,7 @@ class Recipe:
         steps: Steps of quantization-aware training; 0 is post-training quantization.
         lr: Peak learning rate.
         seed: Seed of everything random.
+        first_last_bits: Bits of the first and last layers; None for the preset's own.
     """
 
     preset: str
@@ -40,6 +42,14 @@ class Recipe:
     steps: int
     lr: float
     seed: int
+    first_last_bits: int | None = None
+
+    @property
+    def qconfig(self) -> QConfigLike:
+        """What ``prepare_qsam2`` takes."""
+        if self.first_last_bits is None:
+            return self.preset
+        return preset_qconfig(self.preset, first_last_bits=self.first_last_bits)
 
 
 def quantize_file(
@@ -92,7 +102,7 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
     if path.exists():
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            prepared = prepare_qsam2(model, recipe.preset, seed=recipe.seed, progress=False)
+            prepared = prepare_qsam2(model, recipe.qconfig, vrc=None, seed=recipe.seed, progress=False)
             prepared.load_state_dict(stored["state"])
         except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
@@ -101,8 +111,10 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
         prepared.qsam2_info = stored["info"]
         return prepared
     prepared = prepare_qsam2(
-        model, recipe.preset, calibration_data=calibration_data, max_images=recipe.images, seed=recipe.seed
+        model, recipe.qconfig, calibration_data=calibration_data, max_images=recipe.images, seed=recipe.seed
     )
+    if recipe.first_last_bits is not None:
+        prepared.qsam2_info["qconfig"] = f"{recipe.preset}, first and last layers {recipe.first_last_bits} bits"
     save_torch({"state": prepared.state_dict(), "info": prepared.qsam2_info}, path)
     return prepared
 

@@ -35,6 +35,10 @@ def quantize(
         str | None,
         typer.Option(metavar="FOLDER", help="A DAVIS folder, or 'embedded' for clips.", show_default=False),
     ] = None,
+    first_last_bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=8, help="Bits of the first and last layers; usually 8.", show_default=False),
+    ] = None,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     checkpoint: Checkpoint = None,
@@ -54,7 +58,7 @@ def quantize(
     loaded = load_model(model, checkpoint, device)
     if hasattr(loaded, "qsam2_plan"):
         raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
-    recipe = Recipe(preset, images, steps, lr, seed)
+    recipe = Recipe(preset, images, steps, lr, seed, first_last_bits)
     work = Workspace(
         output.parent / f"{output.name}.work",
         {
