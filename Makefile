@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/qsam2 demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(COVERAGE) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
