@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from .backend_config import QAT_MODULES, qsam2_backend_config
-from .errors import QConfigError
+from .errors import QConfigError, UnsupportedLayerError
 from .graph import Part
 from .graph.tracer import LEAF_CLASSES
 from .qconfig import layer_qconfig
@@ -36,6 +37,7 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
 
     Raises:
         QConfigError: A layer's QConfig is not one for training, or has more than 8 bits, naming the layer.
+        UnsupportedLayerError: A layer that the graph calls more than once.
     """
     training = graph.training
     qconfigs = {
@@ -46,8 +48,14 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
     }
     if not qconfigs:
         return graph
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     local = QConfigMapping()
     for name, qconfig in qconfigs.items():
+        if calls[name] > 1:
+            raise UnsupportedLayerError(
+                f"{part.layer_name(name)} is called {calls[name]} times in its graph; a quantized layer has one input. "
+                "Set its QConfig to None to keep it in float."
+            )
         _check_qconfig(qconfig, part.layer_name(name))
         local.set_module_name(name, qconfig)
     leaves = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAF_CLASSES))
@@ -56,13 +64,14 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         prepared = prepare_qat_fx(
             graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
         )
-    _settle_input_quantizers(prepared, qconfigs, part)
+    _settle_input_quantizers(prepared, qconfigs)
     for _, layer in quantized_layers(prepared):
         # Only torch.ao's conversion reads it, and its constructors cannot be pickled.
         del layer.qconfig
     cleaned = fx.GraphModule(prepared, prepared.graph, class_name=type(graph).__name__)
     _name_quantizers(cleaned, part)
-    return cleaned.train(training)
+    # torch.ao makes its quantizers on the CPU.
+    return cleaned.to(next(graph.parameters()).device).train(training)
 
 
 def without_input_quantizers(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -144,7 +153,7 @@ def _check_qconfig(qconfig: QConfig, where: str) -> None:
         )
 
 
-def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig], part: Part) -> None:
+def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig]) -> None:
     """Keep fake-quantizers in front of quantized layers only, each with the settings that its layer asks for.
 
     torch.ao also puts one behind every quantized layer, which would quantize residuals, attention and

@@ -14,7 +14,7 @@ from torch.ao.quantization import (
     default_weight_fake_quant,
 )
 
-from qsam2_ao.errors import QConfigError
+from qsam2_ao.errors import QConfigError, UnsupportedLayerError
 from qsam2_ao.fake_quant import (
     code_range,
     fake_quantize_part,
@@ -96,6 +96,16 @@ def test_layers_without_a_qconfig_stay_float() -> None:
     assert [name for name, _ in quantized_layers(prepared)] == ["a", "b"]
     assert type(prepared.c) is nn.Linear
     assert input_quantizer(prepared, "a") is None  # weight-only
+
+
+def test_a_layer_with_several_inputs_is_refused() -> None:
+    class Twice(_Fork):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(self.a(x))
+
+    mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
+    with pytest.raises(UnsupportedLayerError, match=r"part\.a is called 2 times"):
+        fake_quantize_part(fx.symbolic_trace(Twice()), Part("obj_ptr_proj", "part"), mapping)
 
 
 def test_nothing_to_quantize_returns_the_graph() -> None:

@@ -198,6 +198,17 @@ def test_bad_calls_are_refused(model: SAM2Base, prepared: SAM2Base) -> None:
         prepare_qsam2(model.image_encoder, "w4a8")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_whole_way_on_cuda(model: SAM2Base) -> None:
+    ours = prepare_qsam2(copy.deepcopy(model).cuda(), "w4a8", calibration_data=photos(), progress=False)
+    assert all(tensor.is_cuda for tensor in ours.state_dict().values())
+    ours.train().image_encoder(images(1, 96).cuda())["vision_features"].square().mean().backward()
+    converted, batch = convert_qsam2(ours), images(1, 96).cuda()
+    with torch.no_grad():
+        expected = ours.eval().image_encoder(batch)["vision_features"]
+        torch.testing.assert_close(converted.image_encoder(batch)["vision_features"], expected)
+
+
 @pytest.mark.slow
 def test_data_parallel_ranks_hold_the_same_ranges(tmp_path: Any) -> None:
     torch.multiprocessing.spawn(_train_rank, args=(2, str(tmp_path)), nprocs=2)

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.position_encoding import compute_axial_cis
 from sam2.modeling.sam.transformer import Attention, RoPEAttention, apply_rotary_enc
 from torch import Tensor, nn
 
@@ -68,14 +69,9 @@ class AxialRoPE(nn.Module):
     def _frequencies(self, tokens: int, device: torch.device) -> Tensor:
         if self.freqs_cis.shape[0] != tokens:
             side = math.sqrt(tokens)
-            self.freqs_cis = self._compute_cis(side)
+            self.freqs_cis = compute_axial_cis(dim=self.dim, end_x=side, end_y=side, theta=self.theta)
         self.freqs_cis = self.freqs_cis.to(device)
         return self.freqs_cis
-
-    def _compute_cis(self, side: float) -> Tensor:
-        from sam2.modeling.position_encoding import compute_axial_cis
-
-        return compute_axial_cis(dim=self.dim, end_x=side, end_y=side, theta=self.theta)
 
     @classmethod
     def of(cls, attention: RoPEAttention) -> AxialRoPE:

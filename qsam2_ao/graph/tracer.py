@@ -60,9 +60,8 @@ class SingleLayer(nn.Module):
 class SAM2Tracer(fx.Tracer):
     """An FX tracer that knows SAM2's classes and refuses those that it does not know."""
 
-    def __init__(self, part: str) -> None:
+    def __init__(self) -> None:
         super().__init__(autowrap_functions=(window_partition, window_unpartition))
-        self.part = part
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
@@ -105,7 +104,7 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         module = SingleLayer(module)
     _check_classes(module, path)
-    tracer = SAM2Tracer(path)
+    tracer = SAM2Tracer()
     with _leaves_attached(module):
         try:
             graph = tracer.trace(module)
