@@ -53,7 +53,7 @@ def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") 
         >>> print(comparison_table([ModelRow("float32", "32", 5_000_000, jf=81.0)]))  # doctest: +SKIP
     """
     table = Table(title=title, title_justify="left")
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     columns: list[Callable[[ModelRow], str]] = []
     if any(row.bits is not None for row in rows):
         table.add_column("bits w / a", justify="right", no_wrap=True)

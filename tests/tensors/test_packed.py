@@ -408,7 +408,8 @@ def test_compiles_as_one_graph(backend: str) -> None:
     model, x = Small().eval(), x_of(2, 3, 8, 8)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-6, atol=1e-6)
+        # A fused kernel may add in another order; outputs are of order one.
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             assert compiled(x).dtype == torch.bfloat16
 
