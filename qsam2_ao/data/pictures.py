@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
 
@@ -27,7 +27,7 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Read a picture of any mode as RGB.
+    """Read a picture of any mode as RGB, turned the way that viewers show it (EXIF orientation).
 
     Args:
         path: The file.
@@ -42,7 +42,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         >>> read_rgb("frames/00000.jpg").shape  # doctest: +SKIP
         (480, 854, 3)
     """
-    return np.array(_open(path).convert("RGB"))
+    return np.array(ImageOps.exif_transpose(_open(path)).convert("RGB"))
 
 
 def read_ids(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

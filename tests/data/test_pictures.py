@@ -65,3 +65,15 @@ def test_lists_by_number_and_leaves_other_files_out(tmp_path: Path) -> None:
     assert [path.name for path in list_pictures(tmp_path)] == ["10.jpg", "100.png", "9.JPG", "a.jpg"]
     with pytest.raises(DataError, match="nowhere is not a folder"):
         list_pictures(tmp_path / "nowhere")
+
+
+def test_a_phone_photograph_is_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20, 0] = 255  # the left half is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    upright = read_rgb(tmp_path / "phone.png")
+    assert upright.shape == (40, 20, 3)
+    assert upright[0, 0, 0] == 255
+    assert upright[-1, 0, 0] == 0
