@@ -41,4 +41,5 @@ def even_sample(x: Tensor) -> Tensor:
     """About 16k elements of ``x`` at an even stride, float32."""
     # An odd stride does not fall in step with the power-of-two shapes of feature maps.
     stride = max(1, x.numel() // _SAMPLES_PER_CALL) | 1
-    return x.detach().flatten()[::stride].float()
+    # A copy: a view would keep the whole activation alive.
+    return x.detach().flatten()[::stride].clone(memory_format=torch.contiguous_format).float()
