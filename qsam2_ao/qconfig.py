@@ -141,14 +141,28 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
     edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
     edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
     inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)
-    edge = lsc_qconfig(edge_bits, edge_activation)
-    recipe = {}
-    for region in REGIONS:
-        mapping = QConfigMapping().set_global(inner)
-        if edge_bits != preset.weight_bits:
-            for pattern in FIRST_AND_LAST_LAYERS:
-                mapping.set_module_name_regex(pattern, edge)
-        recipe[region] = mapping
+    if edge_bits == preset.weight_bits:
+        return resolve_qconfig(inner)
+    return with_first_and_last(inner, lsc_qconfig(edge_bits, edge_activation))
+
+
+def with_first_and_last(inner: QConfig, edge: QConfig) -> dict[str, QConfigMapping]:
+    """A recipe in which the first and the last layers have a QConfig of their own.
+
+    Args:
+        inner: QConfig of all layers but ``FIRST_AND_LAST_LAYERS``.
+        edge: QConfig of those.
+
+    Returns:
+        Region name -> mapping.
+
+    Example:
+        >>> prepare_qsam2(model, with_first_and_last(lsc_qconfig(2, 8, grid="symmetric"), lsc_qconfig(8, 8)))
+    """
+    recipe = {region: QConfigMapping().set_global(inner) for region in REGIONS}
+    for mapping in recipe.values():
+        for pattern in FIRST_AND_LAST_LAYERS:
+            mapping.set_module_name_regex(pattern, edge)
     return recipe
 
 
