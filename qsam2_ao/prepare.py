@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import nn
-from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfig, QConfigMapping
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfigMapping
 
 from .backend_config import QAT_MODULES
-from .calibration import calibrate_qsam2, exercise, load_images
-from .calibration.calibrate import is_calibratable
+from .calibration import VRCReport, exercise, load_images
+from .calibration.calibrate import calibrate_layer, is_calibratable, observed_layers
+from .calibration.images import images_at_once
+from .calibration.start import start_quantizer
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, find_parts, trace_part
@@ -33,6 +35,7 @@ def prepare_qsam2(
     calibration_data: Any = None,
     vrc: str | float | None = "auto",
     vrc_regions: tuple[str, ...] = ("image_encoder",),
+    rounding: str = "nearest",
     max_images: int = 50,
     seed: int = 0,
     progress: bool = True,
@@ -40,7 +43,8 @@ def prepare_qsam2(
     """Calibrate a float model and put fake-quantizers into it.
 
     With calibration data the weights of the linear layers of ``vrc_regions`` are calibrated first (VRC, Q-SAM2
-    section 3), and every input's clipping range starts from what it sees there. Without, weights stay as they are and
+    section 3), weights' ranges start with the least error of their layer's output, and every input's range starts
+    from what it sees there. Without, weights stay as they are and
     the ranges of the inputs start from the first training batch.
 
     Args:
@@ -53,6 +57,8 @@ def prepare_qsam2(
             a DataLoader. 50 images are enough.
         vrc: "auto" chooses the damping of each layer, a number is the same for all, None switches VRC off.
         vrc_regions: Regions whose linear layers are calibrated.
+        rounding: "gptq" puts the weights of linear layers and 1x1 convolutions on their grid with the error of the
+            output compensated, from the same calibration data; "nearest" leaves rounding to the fake-quantizers.
         max_images: How many of the images are used, a seeded random choice.
         seed: Seed of that choice and of the prompts used.
         progress: Show progress bars.
@@ -84,37 +90,65 @@ def prepare_qsam2(
         "seed": seed,
         "vrc": None,
     }
-    if images is None and vrc is not None:
+    if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
-    quantizers = _weight_quantizers(model, [p for p in parts if p.region in vrc_regions], recipe)
-    if images is not None and vrc is not None and quantizers:
-        prepared, report = calibrate_qsam2(
-            model, images, damping=vrc, quantizers=quantizers, seed=seed, progress=progress
-        )
-        info["vrc"] = report.to_dict()
-    else:
-        prepared = copy.deepcopy(model)
+    prepared = copy.deepcopy(model)
     prepared.qsam2_config = _config(model)
+    layers: dict[str, Any] = {}
     for part in parts:
         mapping = recipe[part.region]
         module = prepared.get_submodule(part.path)
-        if any(True for _ in _quantized(module, part, mapping)):
+        if _has_quantized(module, part, mapping):
             graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
             prepared.set_submodule(part.path, graph)
-    layers = list(quantized_layers(prepared))
+            layers.update({part.layer_name(name): layer for name, layer in quantized_layers(graph)})
     if not layers:
         raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")
-    for _, layer in layers:
-        if isinstance(layer.weight_fake_quant, LSCFakeQuantize):
-            layer.weight_fake_quant.initialize(layer.weight)
+    batch_size = images_at_once(model)
+    observed: dict[str, nn.Module] = {}
     if images is not None:
-        calibrate_activations(prepared, images, seed=seed, progress=progress)
+        vrc_paths = () if vrc is None else tuple(part.path for part in parts if part.region in vrc_regions)
+        observed = {
+            name: layer
+            for name, layer in layers.items()
+            if is_calibratable(layer)
+            and (_inside(name, vrc_paths) or isinstance(layer.weight_fake_quant, LSCFakeQuantize))
+        }
+        report = VRCReport([], images=len(images))
+        floats = {name: model.get_submodule(name) for name in observed}
+        for name, gram, n in observed_layers(
+            model, floats, images, batch_size=batch_size, seed=seed, progress=progress
+        ):
+            layer = layers[name]
+            if vrc is not None and _inside(name, vrc_paths):
+                factory = _weight_factory(recipe, parts, name, floats[name])
+                calibrate_layer(name, layer, gram, n, factory, report, damping=vrc)
+            _start(name, layer, gram, rounding)
+        info["vrc"] = report.to_dict() if report.layers else None
+    for name, layer in layers.items():
+        if name not in observed:
+            _start(name, layer, None, rounding)
+    if images is not None:
+        calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
     prepared.qsam2_info = info
     return prepared
 
 
+def _start(name: str, layer: Any, gram: Tensor | None, rounding: str) -> None:
+    """Start a layer's weight quantizer and round its weight."""
+    weight = start_quantizer(layer.weight_fake_quant, layer.weight.detach(), gram, rounding, name)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+
+
 def calibrate_activations(
-    prepared: SAM2Base, calibration_data: Any, *, max_images: int = 50, seed: int = 0, progress: bool = True
+    prepared: SAM2Base,
+    calibration_data: Any,
+    *,
+    max_images: int = 50,
+    batch_size: int = 1,
+    seed: int = 0,
+    progress: bool = True,
 ) -> None:
     """Start the clipping ranges of a prepared model's inputs from images, in place.
 
@@ -124,6 +158,7 @@ def calibrate_activations(
         prepared: A model from ``prepare_qsam2``.
         calibration_data: As for ``prepare_qsam2``.
         max_images: How many of the images are used.
+        batch_size: Images per forward pass.
         seed: Seed of the choice of images and of the prompts.
         progress: Show a progress bar.
 
@@ -139,7 +174,7 @@ def calibrate_activations(
     with ExitStack() as stack:
         for quantizer in inputs.values():
             stack.enter_context(_observing(quantizer))
-        exercise(prepared, images, seed=seed, progress="input ranges" if progress else None)
+        exercise(prepared, images, batch_size=batch_size, seed=seed, progress="input ranges" if progress else None)
     for name, quantizer in inputs.items():
         if isinstance(quantizer, LSCFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
@@ -164,26 +199,27 @@ def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
             stored.copy_(value)
 
 
-def _quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> Iterator[tuple[str, nn.Module, QConfig]]:
-    """The layers of a float part that get a QConfig: path in the model, layer, QConfig."""
-    for name, layer in module.named_modules():
-        if type(layer) in QAT_MODULES:
-            where = f"{part.path}.{name}" if name else part.path
-            qconfig = layer_qconfig(mapping, where, layer)
-            if qconfig is not None:
-                yield where, layer, qconfig
+def _has_quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> bool:
+    """Whether any layer of a float part gets a QConfig."""
+    return any(
+        layer_qconfig(mapping, f"{part.path}.{name}" if name else part.path, layer) is not None
+        for name, layer in module.named_modules()
+        if type(layer) in QAT_MODULES
+    )
 
 
-def _weight_quantizers(
-    model: SAM2Base, parts: list[Part], recipe: dict[str, QConfigMapping]
-) -> dict[str, Callable[[], FakeQuantizeBase]]:
-    """The layers that VRC applies to, each with the weight quantizer that it will get."""
-    return {
-        where: qconfig.weight
-        for part in parts
-        for where, layer, qconfig in _quantized(model.get_submodule(part.path), part, recipe[part.region])
-        if is_calibratable(layer)
-    }
+def _inside(name: str, paths: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+
+def _weight_factory(
+    recipe: dict[str, QConfigMapping], parts: list[Part], name: str, layer: nn.Module
+) -> Callable[[], FakeQuantizeBase]:
+    """What makes the weight quantizer of a layer of the float model."""
+    region = next(part.region for part in parts if _inside(name, (part.path,)))
+    qconfig = layer_qconfig(recipe[region], name, layer)
+    assert qconfig is not None
+    return qconfig.weight
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CalibrationError
-from ..quantizers.lsc import LSCFakeQuantize
+from ..quantizers import LSCFakeQuantize
 from .exercise import exercise, inference
 from .gram import VRCObserver
 from .images import load_images
-from .report import LayerReport, VRCReport
+from .report import VRCReport
+from .start import start_quantizer
 from .vrc import calibrate_weight
 
 _IMAGE_ENCODER = "image_encoder"
@@ -84,7 +85,70 @@ def calibrate_qsam2(
     layers = _layers_in_scope(model, quantizers, scope)
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     calibrated = copy.deepcopy(model)
-    reports: list[LayerReport] = []
+    report = VRCReport([], images=len(images))
+    for name, gram, n in observed_layers(
+        model, layers, images, batch_size=batch_size, seed=seed, max_gram_bytes=max_gram_bytes, progress=progress
+    ):
+        layer: Any = calibrated.get_submodule(name)
+        calibrate_layer(name, layer, gram, n, quantizers[name], report, damping=damping, tolerance=tolerance)
+    report.passes = len(list(_chunks(layers, max_gram_bytes)))
+    return calibrated, report
+
+
+def calibrate_layer(
+    name: str,
+    layer: Any,
+    gram: Tensor,
+    n: int,
+    quantizer: QuantizerFactory,
+    report: VRCReport,
+    *,
+    damping: float | str,
+    tolerance: float = 0.01,
+) -> None:
+    """Replace one layer's weight by its variance-reduced one, in place.
+
+    Args:
+        name: Of the layer, for the report and for errors.
+        layer: A linear layer or 1x1 convolution.
+        gram: X^T X of its inputs, [d_in, d_in].
+        n: Rows of X.
+        quantizer: Makes the weight quantizer that the layer will get.
+        report: Is added to.
+        damping: As for :func:`calibrate_qsam2`, likewise ``tolerance``.
+    """
+    weight, entry = calibrate_weight(
+        layer.weight, gram, n, _quantize_with(quantizer, gram), damping=damping, tolerance=tolerance, name=name
+    )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    report.layers.append(entry)
+
+
+def observed_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    images: Any,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    max_gram_bytes: int = 1 << 30,
+    progress: bool = True,
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Layers with the Gram matrices of their inputs, in as many passes over the images as memory asks for.
+
+    Args:
+        model: The model; its mode is restored.
+        layers: Linear layers and 1x1 convolutions by name.
+        images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        batch_size: Images per forward pass.
+        seed: Of the prompts.
+        max_gram_bytes: Memory for Gram matrices.
+        progress: Show progress bars.
+
+    Yields:
+        Name, Gram matrix (float64 [d_in, d_in]) and the number of input rows.
+    """
     chunks = list(_chunks(layers, max_gram_bytes))
     for k, chunk in enumerate(chunks):
         part = f" {k + 1}/{len(chunks)}" if len(chunks) > 1 else ""
@@ -98,19 +162,7 @@ def calibrate_qsam2(
         )
         for name in tqdm(chunk, desc=f"solving{part}", unit="layer", disable=not progress):
             observer = observers.pop(name)
-            weight, report = calibrate_weight(
-                layers[name].weight,
-                observer.checked_gram(),
-                observer.n,
-                _quantize_with(quantizers[name]),
-                damping=damping,
-                tolerance=tolerance,
-                name=name,
-            )
-            with torch.no_grad():
-                calibrated.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
-            reports.append(report)
-    return calibrated, VRCReport(reports, images=len(images), passes=len(chunks))
+            yield name, observer.checked_gram(), observer.n
 
 
 def observe_inputs(
@@ -164,13 +216,12 @@ def _feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]
     return hook
 
 
-def _quantize_with(factory: QuantizerFactory) -> Callable[[Tensor], Tensor]:
+def _quantize_with(factory: QuantizerFactory, gram: Tensor) -> Callable[[Tensor], Tensor]:
     """The quantized weight as QAT will start from it."""
 
     def quantize(weight: Tensor) -> Tensor:
         quantizer = factory().to(weight.device)
-        if isinstance(quantizer, LSCFakeQuantize):
-            quantizer.initialize(weight)
+        start_quantizer(quantizer, weight, gram)
         with torch.no_grad():
             return quantizer(weight)
 

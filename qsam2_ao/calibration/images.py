@@ -83,6 +83,12 @@ class CalibrationImages:
                 bar.update(len(items))
 
 
+def images_at_once(model: nn.Module) -> int:
+    """How many images of a model's size make a pass of about a megapixel: 1 for the official models, at most 16."""
+    size = int(getattr(model, "image_size", 1024))
+    return max(1, min(16, (1 << 20) // size**2))
+
+
 def load_images(data: Any, *, max_images: int = 50, seed: int = 0) -> CalibrationImages:
     """Calibration images from whatever the user has; a :class:`CalibrationImages` is returned as it is.
 

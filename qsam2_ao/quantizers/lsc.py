@@ -246,6 +246,22 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.initialized.fill_(1)
         self._flag("initialized")
 
+    @torch.no_grad()
+    def keep_scale(self, weight: Tensor) -> None:
+        """Let the range follow another weight from here on, with the scale that it has now.
+
+        Where the new weight does not reach the ends of the range, it shrinks to what the weight holds.
+
+        Args:
+            weight: The weight in place of the one that the range was started from, of its shape.
+        """
+        scale, _ = self.calculate_qparams()
+        stats = self._weight_statistics(weight)
+        self._store(stats)
+        alpha = torch.where(stats.std > 0, scale * self._grid.steps / (2 * stats.std), self.alpha_bar)
+        self.log_alpha.copy_(alpha.log())
+        self.alpha_bar.copy_(alpha)
+
     @contextmanager
     def calibrating(self) -> Iterator[None]:
         """Collect activation statistics in any mode, passing the input through; start the range at the end.

@@ -6,18 +6,18 @@ data of your own, call the loop yourself or use SAM2's trainer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..models.config import rehouse
+from ..quantizers import LSCFakeQuantize
 from .batches import BatchKind, ProceduralBatches, Stage
+from .distillation import Distillation, DistillationWeights
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 
@@ -39,8 +39,9 @@ def train_qat(
     steps: int,
     lr: float = 2e-4,
     seed: int = 0,
+    range_lr: float | None = None,
     distill_from: nn.Module | None = None,
-    distill_weight: float = 1.0,
+    distill: DistillationWeights | None = None,
     batches: Callable[[int], Iterator[BatchedVideoDatapoint]] | None = None,
     workers: int = 0,
     **options: Any,
@@ -53,9 +54,9 @@ def train_qat(
         steps: The number of steps.
         lr: Peak learning rate.
         seed: Seed of data and prompts.
-        distill_from: The float model; its image features become a further target.
-        distill_weight: Weight of the distance between the features of the two models, relative to their
-            variance.
+        range_lr: Peak learning rate of the clipping ranges; ``lr`` by default.
+        distill_from: The float model; its answers become further targets.
+        distill: Which of them, and their weights; the image features by default.
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
         workers: Processes that generate videos.
         options: Further arguments of :func:`qsam2_ao.training.loop.train`, for example ``checkpoint`` or
@@ -81,13 +82,30 @@ def train_qat(
     loss: Callable[[Any, BatchedVideoDatapoint], Tensor] = SAM2Loss()
     forward: Callable[[nn.Module, BatchedVideoDatapoint], Any] = prompted_forward
     if distill_from is not None:
-        distillation = _Distillation(distill_from, distill_weight)
+        distillation = Distillation(distill_from, distill or DistillationWeights())
         loss, forward = distillation.loss, distillation.forward
-    options = {"description": "QAT", "weight_decay": 0.0, "warmup": min(steps // 10, 50), **options}
+    options = {"description": "QAT", "warmup": min(steps // 10, 50), **options}
+    if "optimizer" not in options:
+        options["optimizer"] = qat_optimizer(model, lr, range_lr)
     try:
-        return train(model, batches, loss, steps=steps, lr=lr, seed=seed, forward=forward, **options)
+        return train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
     finally:
         prepared.train(mode)
+
+
+def qat_optimizer(model: nn.Module, lr: float, range_lr: float | None = None) -> torch.optim.Optimizer:
+    """AdamW without weight decay, with a learning rate of their own for the clipping ranges.
+
+    Args:
+        model: A prepared model.
+        lr: Learning rate of weights, biases and gains.
+        range_lr: That of the quantizers' parameters; ``lr`` by default.
+    """
+    ranges = [m.log_alpha for m in model.modules() if isinstance(m, LSCFakeQuantize) and m.log_alpha.requires_grad]
+    known = {id(parameter) for parameter in ranges}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": others, "lr": lr}, {"params": ranges, "lr": lr if range_lr is None else range_lr}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)
 
 
 def as_trainable(model: nn.Module) -> nn.Module:
@@ -107,31 +125,3 @@ def as_trainable(model: nn.Module) -> nn.Module:
         return model
     trainable: nn.Module = rehouse(model, SAM2Train, **TRAIN_OVERRIDES)
     return trainable
-
-
-class _Distillation:
-    """SAM2's loss plus the distance of the image features from those of the float model."""
-
-    def __init__(self, teacher: nn.Module, weight: float) -> None:
-        self.teacher: Any = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.weight, self.own = weight, SAM2Loss()
-
-    def forward(self, model: nn.Module, batch: BatchedVideoDatapoint) -> Any:
-        features: list[Tensor] = []
-        encoder: Any = getattr(model, "module", model).image_encoder
-        handle = encoder.register_forward_hook(lambda *call: features.extend(call[-1]["backbone_fpn"]))
-        try:
-            outputs = prompted_forward(model, batch)
-        finally:
-            handle.remove()
-        with torch.no_grad():
-            targets = self.teacher.image_encoder(batch.flat_img_batch)["backbone_fpn"]
-        return outputs, features, targets
-
-    def loss(self, forwarded: Any, batch: BatchedVideoDatapoint) -> Tensor:
-        outputs, features, targets = forwarded
-        distances = [
-            F.mse_loss(feature.float(), target) / target.var().clamp(min=1e-8)
-            for feature, target in zip(features, targets, strict=True)
-        ]
-        return self.own(outputs, batch) + self.weight * torch.stack(distances).mean()

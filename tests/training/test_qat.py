@@ -10,8 +10,9 @@ from training.model.sam2 import SAM2Train
 from qsam2_ao import prepare_qsam2
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
+from qsam2_ao.training.distillation import DistillationWeights
 from qsam2_ao.training.losses import TRAIN_OVERRIDES
-from qsam2_ao.training.qat import as_trainable, train_qat
+from qsam2_ao.training.qat import as_trainable, qat_optimizer, train_qat
 
 SMALL = ProceduralBatches((Stage(0, ((BatchKind(1, 2, 1), 0.5), (BatchKind(1, 2, 1, images=True), 0.5))),))
 
@@ -76,7 +77,8 @@ def test_distillation_pulls_towards_the_float_model():
     start = distance(near)
     stream = lambda first: [batch] * 8  # noqa: E731
     before = [parameter.clone() for parameter in teacher.parameters()]
-    train_qat(near, steps=8, batches=stream, distill_from=teacher, distill_weight=100.0, progress=False)
+    strong = DistillationWeights(features=100.0)
+    train_qat(near, steps=8, batches=stream, distill_from=teacher, distill=strong, progress=False)
     train_qat(far, steps=8, batches=stream, progress=False)
     assert distance(near) < min(start, distance(far))
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
@@ -109,3 +111,13 @@ def test_as_trainable_shares_and_prompts():
     assert trainable.image_encoder is predictor.image_encoder
     assert trainable.num_correction_pt_per_frame == TRAIN_OVERRIDES["num_correction_pt_per_frame"]
     assert as_trainable(trainable) is trainable
+
+
+def test_ranges_have_a_learning_rate_of_their_own(prepared):
+    model = prepared()
+    weights, ranges = qat_optimizer(model, 1e-3, range_lr=1e-2).param_groups
+    assert (weights["lr"], ranges["lr"]) == (1e-3, 1e-2)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(named[id(p)].endswith("log_alpha") for p in ranges["params"])
+    assert not any(named[id(p)].endswith("log_alpha") for p in weights["params"])
+    assert len(weights["params"]) + len(ranges["params"]) == len(named)

@@ -1,0 +1,83 @@
+"""Error-compensated rounding (GPTQ, arXiv 2210.17323) on the Gram matrix that VRC collects.
+
+Weights are rounded column by column; what rounding one column does to the layer's output is made up for by the
+columns that are still to come.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError
+from ..quantizers.affine import dequantize_affine, quantize_affine
+
+_BLOCK = 64
+
+
+def gptq_round(
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    *,
+    damping: float = 0.01,
+    name: str = "",
+) -> Tensor:
+    """A weight on its quantization grid, rounded so that the layer's output changes little.
+
+    Args:
+        weight: [out, in], or [out, in, 1, 1] of a 1x1 convolution.
+        gram: X^T X of the layer's inputs, [in, in].
+        scale: Step of the grid, positive, broadcastable to [out, in].
+        zero_point: Code that stands for zero, broadcastable to [out, in].
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        damping: Added to the diagonal, relative to its mean.
+        name: Of the layer, for errors.
+
+    Returns:
+        ``(codes - zero_point) * scale`` in the shape and dtype of ``weight``.
+
+    Raises:
+        CalibrationError: ``gram`` does not fit the weight, is not finite, or cannot be factorized.
+
+    Example:
+        >>> rounded = gptq_round(linear.weight, x.T @ x, scale[:, None], zero_point[:, None], 0, 3)
+    """
+    rows = weight.detach().reshape(weight.shape[0], -1).double()
+    out, width = rows.shape
+    if gram.shape != (width, width) or not bool(torch.isfinite(gram).all()):
+        raise CalibrationError(
+            f"layer {name!r}: rounding a weight of shape {list(weight.shape)} needs a finite Gram matrix of shape "
+            f"[{width}, {width}], got {list(gram.shape)}"
+        )
+    scale, zero_point = (t.double().expand(out, width) for t in (scale, zero_point))
+    hessian = gram.double().clone()
+    mean = hessian.diagonal().mean()
+    silent = hessian.diagonal() <= 0
+    hessian.diagonal().add_(torch.where(silent, mean.clamp_min(1), damping * mean))
+    # Inputs of much energy first: their rounding errors find the most columns left to make up for them.
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    hessian, rows = hessian[order][:, order], rows[:, order].clone()
+    scale, zero_point = scale[:, order], zero_point[:, order]
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if failed:
+        raise CalibrationError(f"layer {name!r}: its Gram matrix cannot be factorized; use more calibration images")
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    rounded = torch.empty_like(rows)
+    for start in range(0, width, _BLOCK):
+        end = min(start + _BLOCK, width)
+        errors = torch.empty(out, end - start, dtype=rows.dtype, device=rows.device)
+        for k in range(start, end):
+            step, zero = scale[:, k].float(), zero_point[:, k].float()
+            codes = quantize_affine(rows[:, k], step, zero, quant_min, quant_max)
+            rounded[:, k] = dequantize_affine(codes, step, zero).double()
+            errors[:, k - start] = (rows[:, k] - rounded[:, k]) / inverse[k, k]
+            rows[:, k + 1 : end] -= torch.outer(errors[:, k - start], inverse[k, k + 1 : end])
+        rows[:, end:] -= errors @ inverse[start:end, end:]
+    result = torch.empty_like(rounded)
+    result[:, order] = rounded
+    return result.reshape(weight.shape).to(weight.dtype)
