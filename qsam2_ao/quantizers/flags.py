@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,12 +42,15 @@ class CachedFlags:
 class FiniteCheck:
     """Raises on non-finite statistics: at once on the CPU, within the next calls on an accelerator.
 
-    On a CUDA device the verdict is copied to the host asynchronously and looked at by a later call.
-    Statistics are running averages, so that a NaN stays in them and no call is missed. Nothing is checked
-    inside torch.compile's graphs.
+    On a CUDA device the verdict is copied to the host asynchronously and looked at by a later call; every eighth
+    call asks for one. Statistics are running averages, so that a NaN stays in them and no call is missed.
+    Nothing is checked inside torch.compile's graphs.
     """
 
+    _PERIOD = 8
+
     def __init__(self) -> None:
+        self._calls = 0
         self._pending: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __call__(self, statistics: tuple[Tensor, ...], who: str) -> None:
@@ -60,10 +65,10 @@ class FiniteCheck:
         """
         if torch.compiler.is_compiling():
             return
-        finite = torch.stack([torch.isfinite(value).all() for value in statistics]).all()
-        if not finite.is_cuda:
-            if not finite:
-                raise _non_finite(who)
+        # A sum is finite just when its terms are, short of an overflow, which is an error too.
+        if not statistics[0].is_cuda:
+            if not all(math.isfinite(value.sum().item()) for value in statistics):
+                raise non_finite(who)
             return
         if self._pending is not None:
             verdict, event = self._pending
@@ -71,15 +76,19 @@ class FiniteCheck:
                 return
             self._pending = None
             if not verdict:
-                raise _non_finite(who)
-        verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
-        verdict.copy_(finite, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = (verdict, event)
+                raise non_finite(who)
+        self._calls += 1
+        if self._calls % self._PERIOD == 1:
+            finite = torch.isfinite(torch.stack([value.sum() for value in statistics]).sum())
+            verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
+            verdict.copy_(finite, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending = (verdict, event)
 
 
-def _non_finite(who: str) -> NonFiniteError:
+def non_finite(who: str) -> NonFiniteError:
+    """The error that names the quantizer whose input is not finite."""
     return NonFiniteError(
         f"{who}: the tensor to quantize holds NaN, infinite or overflowing values; check the data, the "
         "learning rate and the loss scale of the step before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -88,19 +89,43 @@ def tensor_statistics(x: Tensor) -> RangeStats:
     Args:
         x: Any shape, at least one element, any floating dtype.
     """
-    flat = x.detach().flatten()
+    x = x.detach()
+    if on_host(x):
+        numbers = number_statistics(x)
+        return RangeStats(*(torch.tensor([value], dtype=torch.float32) for value in numbers))
+    low, high = torch.aminmax(x)
+    var, mean = torch.var_mean(x.float(), correction=0)
+    return RangeStats(mean.reshape(1), var.sqrt().reshape(1), low.float().reshape(1), high.float().reshape(1))
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether arithmetic on Python numbers is cheap and allowed: on the CPU, outside torch.compile's graphs."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def number_statistics(x: Tensor) -> RangeStats:
+    """Statistics of a whole activation tensor as Python numbers; for the CPU.
+
+    Args:
+        x: Any shape, at least one element, any floating dtype.
+    """
+    flat = memory_order(x.detach())
     low, high = torch.aminmax(flat)
     flat = flat.float()
-    if flat.is_cuda or torch.compiler.is_compiling():
-        var, mean = torch.var_mean(flat, correction=0)
-    else:
-        # torch's CPU var_mean is some 30 times slower than these two reductions, which lose digits only when
-        # the spread is small beside the mean.
-        mean = flat.mean()
-        var = torch.dot(flat, flat) / flat.numel() - mean * mean
-        if not var > 1e-3 * mean * mean:
-            var, mean = torch.var_mean(flat, correction=0)
-    return RangeStats(mean.reshape(1), var.sqrt().reshape(1), low.float().reshape(1), high.float().reshape(1))
+    # torch's CPU var_mean is some 30 times slower than these two reductions, which lose digits only when the
+    # spread is small beside the mean.
+    mean = flat.mean().item()
+    var = torch.dot(flat, flat).item() / flat.numel() - mean * mean
+    if not var > 1e-3 * mean * mean:
+        var, mean = (value.item() for value in torch.var_mean(flat, correction=0))
+    return RangeStats(*cast(Any, (mean, math.sqrt(var), low.item(), high.item())))
+
+
+def memory_order(x: Tensor) -> Tensor:
+    """The elements of ``x`` as a vector in the order that they lie in memory; a copy only where they have gaps."""
+    if x.is_contiguous():
+        return x.view(-1)
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)
 
 
 def merge_statistics(stats: RangeStats, counts: Tensor) -> RangeStats:

@@ -1,4 +1,5 @@
 import torch
+
 from qsam2_ao.quantizers.sampling import CalibrationSample, even_sample
 
 
