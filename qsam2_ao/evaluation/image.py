@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -59,16 +59,18 @@ class ImageScores:
         miou: Mean over all objects, in percent.
         num_images: How many images.
         num_objects: How many objects in them.
+        ious: IoU of every object of every image, in percent.
     """
 
     prompt: str
     miou: float
     num_images: int
     num_objects: int
+    ious: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+        """Plain data for JSON: the figures without those of single objects."""
+        return {name: value for name, value in asdict(self).items() if name != "ious"}
 
 
 def image_samples(
@@ -188,4 +190,5 @@ def evaluate_image(
     objects = sum(map(len, ious))
     if not objects:
         raise DataError("there are no samples with objects to evaluate")
-    return ImageScores(prompt, 100 * float(np.concatenate(ious).mean()), len(ious), objects)
+    every = tuple(tuple((100 * image).tolist()) for image in ious)
+    return ImageScores(prompt, 100 * float(np.concatenate(ious).mean()), len(ious), objects, every)

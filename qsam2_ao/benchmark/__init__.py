@@ -1,0 +1,1 @@
+"""What this project claims, measured: accuracy, cost of training."""

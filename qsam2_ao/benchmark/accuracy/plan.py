@@ -1,0 +1,90 @@
+"""Which cells a run consists of, most telling first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .methods import FLOAT, METHODS
+from .models import MODELS
+
+TRAINED = ("W2A4", "W2A8", "W3A8", "W4A8", "W8A8", "W4A4", "W2", "W3", "W4")
+UNTRAINED = ("PTQ W2", "PTQ W3", "PTQ W4", "PTQ W2A8", "PTQ W4A8", "PTQ W8A8", "PTQ W2A4")
+MAIN_MODELS = ("heavy-tailed", "plain")
+SEARCH_SETTING = "W2A4"
+"""Learning rates are searched for here, on the heavy-tailed model, and used everywhere."""
+
+_MAIN = ("MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LSC", "VRC+LSC", "QSAM2")
+_EXPLAINING = ("VRC+LSQ", "LSQ, equalized", "LSQ, distilled")
+_ABLATIONS = tuple(name for name, method in METHODS.items() if method.group == "ablation")
+_PTQ = ("MinMax-EMA", "MSE", "MSE, equalized", "output MSE", "VRC+MSE", "GPTQ", "VRC+GPTQ")
+_VARIED = tuple(name for name in MODELS if name not in MAIN_MODELS)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cells that share their calibration.
+
+    Attributes:
+        model: One of ``MODELS``.
+        method: One of ``METHODS``.
+        setting: Name of a setting.
+        seeds: Seeds of the training; (0,) without one.
+    """
+
+    model: str
+    method: str
+    setting: str
+    seeds: tuple[int, ...]
+
+    @property
+    def searched(self) -> str | None:
+        """Name of the method whose learning rate is used; None without training."""
+        if self.method == FLOAT or self.setting.startswith("PTQ"):
+            return None
+        return METHODS[self.method].learning_rate_of
+
+
+def full_plan(seeds: int = 3) -> list[Unit]:
+    """Every cell of the report."""
+    every, first = tuple(range(seeds)), (0,)
+    units = [Unit(model, FLOAT, FLOAT, first) for model in MODELS]
+    units += [Unit(model, method, s, first) for s in UNTRAINED for model in MAIN_MODELS for method in _PTQ]
+    units += [Unit("heavy-tailed", method, "W2A4", every) for method in _MAIN]
+    units += [Unit("heavy-tailed", method, s, every) for s in TRAINED[1:4] for method in _MAIN]
+    units += [Unit("plain", method, s, every) for s in TRAINED[:4] for method in _MAIN]
+    units += [Unit("heavy-tailed", method, "W2A4", every) for method in _EXPLAINING + _ABLATIONS]
+    units += [Unit("plain", "float, trained as long", FLOAT, every)]
+    units += [Unit(model, method, s, every) for s in TRAINED[4:] for model in MAIN_MODELS for method in _MAIN]
+    units += [Unit("plain", method, "W2A4", every) for method in _EXPLAINING + _ABLATIONS]
+    varied = ("LSQ", "LSC", "VRC+LSC", "QSAM2")
+    units += [Unit(model, method, "W2A4", first) for model in _VARIED for method in varied]
+    units += [Unit(model, method, "PTQ W2", first) for model in _VARIED for method in _PTQ]
+    return units
+
+
+def quick_plan() -> list[Unit]:
+    """A first impression in minutes: one seed, three methods, two bits."""
+    return [
+        Unit("heavy-tailed", FLOAT, FLOAT, (0,)),
+        *(Unit("heavy-tailed", method, "PTQ W2", (0,)) for method in ("MSE", "VRC+GPTQ")),
+        *(Unit("heavy-tailed", method, "W2A4", (0,)) for method in ("LSQ", "VRC+LSC", "QSAM2")),
+    ]
+
+
+def select(
+    units: Iterable[Unit],
+    models: Iterable[str] | None = None,
+    methods: Iterable[str] | None = None,
+    settings: Iterable[str] | None = None,
+) -> list[Unit]:
+    """The units of some models, methods or settings only; None keeps all."""
+    wanted = [None if names is None else set(names) for names in (models, methods, settings)]
+    return [
+        unit
+        for unit in units
+        if all(
+            allowed is None or value in allowed
+            for allowed, value in zip(wanted, (unit.model, unit.method, unit.setting), strict=True)
+        )
+    ]

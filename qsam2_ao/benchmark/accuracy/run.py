@@ -1,0 +1,115 @@
+"""Run the cells of a plan in parallel processes, going on from what is finished."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...errors import CheckpointError
+from .cell import Budget, Cells
+from .plan import SEARCH_SETTING, Unit
+from .store import Cell, CellStore
+
+
+def run_plan(
+    units: Iterable[Unit], store: CellStore, budget: Budget, *, workers: int = 1, progress: bool = True
+) -> list[Cell]:
+    """Compute what is missing and return all results.
+
+    First the learning rates that the units need, then the units, each in one process with one thread. Every finished
+    cell is stored at once.
+
+    Args:
+        units: What to compute, in order.
+        store: Where results are, and go.
+        budget: What every method gets.
+        workers: Processes.
+        progress: Show a progress bar with the time left.
+
+    Returns:
+        Everything in the store that was made with this budget.
+
+    Raises:
+        CheckpointError: The store holds results of another budget.
+        QSAM2Error: A cell failed; the message says why. What is finished is kept.
+        KeyboardInterrupt: Ctrl-C; what is finished is kept.
+    """
+    units = list(units)
+    _check_budget(store, budget)
+    rates = _rates(store)
+    searched = [name for name in dict.fromkeys(unit.searched for unit in units) if name and name not in rates]
+    with tqdm(total=len(searched) + sum(len(u.seeds) for u in units), unit="cell", disable=not progress) as bar:
+        bar.set_description("learning rates")
+        _in_parallel(_search, [(name, budget, store.path) for name in searched], workers, bar)
+        done = {_key(cell) for cell in store.read() if cell["kind"] == "cell"}
+        rates = _rates(store)
+        jobs = []
+        for unit in units:
+            missing = tuple(s for s in unit.seeds if (unit.model, unit.method, unit.setting, s) not in done)
+            bar.update(len(unit.seeds) - len(missing))
+            if missing:
+                lr = None if unit.searched is None else rates[unit.searched]
+                jobs.append((Unit(unit.model, unit.method, unit.setting, missing), lr, budget, store.path))
+        bar.set_description("cells")
+        _in_parallel(_run_unit, jobs, workers, bar)
+    return store.read()
+
+
+def _in_parallel(function: Callable[..., int], jobs: list[tuple[Any, ...]], workers: int, bar: Any) -> None:
+    if not jobs:
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+    )
+    try:
+        futures: list[Future[int]] = [pool.submit(function, *job) for job in jobs]
+        for future in as_completed(futures):
+            bar.update(future.result())
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _search(method: str, budget: Budget, path: Path) -> int:
+    found = Cells("heavy-tailed", method, SEARCH_SETTING, budget).search()
+    CellStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget)})
+    return 1
+
+
+def _run_unit(unit: Unit, lr: float | None, budget: Budget, path: Path) -> int:
+    cells = Cells(unit.model, unit.method, unit.setting, budget)
+    for seed in unit.seeds:
+        CellStore(path).append({"kind": "cell", **cells.run(seed, lr), "budget": asdict(budget)})
+    return len(unit.seeds)
+
+
+def _key(cell: Cell) -> tuple[Any, ...]:
+    return cell["model"], cell["method"], cell["setting"], cell["seed"]
+
+
+def _rates(store: CellStore) -> dict[str, float]:
+    return {cell["method"]: cell["lr"] for cell in store.read() if cell["kind"] == "learning rate"}
+
+
+def _check_budget(store: CellStore, budget: Budget) -> None:
+    wanted = {**asdict(budget), "learning_rates": list(budget.learning_rates)}
+    for cell in store.read():
+        if cell["budget"] != wanted:
+            raise CheckpointError(
+                f"{store.path} holds results of another budget ({cell['budget']}, now {wanted}); choose another "
+                "file, or the same options"
+            )

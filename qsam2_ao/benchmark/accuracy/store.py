@@ -1,0 +1,77 @@
+"""The finished cells of a benchmark, one JSON line each: what a later run goes on from and the report is made of."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, QSAM2Error
+
+Cell = dict[str, Any]
+
+
+class CellStore:
+    """An append-only file of results; several processes may write to it at once.
+
+    Args:
+        path: The ``.jsonl`` file; it and its folder are created by the first result.
+
+    Example:
+        >>> store = CellStore(Path("benchmarks/results/accuracy_cells.jsonl"))  # doctest: +SKIP
+        >>> store.append({"kind": "cell", "model": "plain", "method": "LSQ", "setting": "W2A4", "seed": 0})
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Cell]:
+        """Every result, in the order in which they were finished; a last line cut off by a crash is dropped.
+
+        Raises:
+            CheckpointError: Another line is damaged.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().split("\n")
+        results = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                results.append(json.loads(line))
+            except ValueError as error:
+                if number == len(lines):
+                    continue
+                raise CheckpointError(f"{self.path}, line {number} is damaged ({error}); delete that line") from error
+        return results
+
+    def append(self, result: Cell) -> None:
+        """Add a result.
+
+        Raises:
+            QSAM2Error: The file cannot be written, naming it.
+        """
+        line = json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:  # a line that a crash cut off must not swallow this one
+                    file.seek(end - 1)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
+                file.flush()
+        except OSError as error:
+            raise QSAM2Error(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
