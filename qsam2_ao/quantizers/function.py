@@ -65,6 +65,7 @@ class LSCFunction(torch.autograd.Function):
         out = fake_quantize_affine(x, wide_scale, wide_zero, *quant_range).to(x.dtype)
         ctx.settings = (quant_range, granularity, group_size)
         ctx.shared = shared
+        ctx.numbers = None
         if isinstance(scale, Tensor):
             tensors = (x, scale, zero_point, alpha_factor, at_limit)
             if shared is None:
@@ -88,31 +89,27 @@ class LSCFunction(torch.autograd.Function):
                     "a weight was modified in place between its fake quantization and the backward pass; take the "
                     "optimizer's step after the backward pass"
                 )
-            found = _gradients(grad, *ctx.leaf, *ctx.settings, needed)
-        elif not hasattr(ctx, "numbers"):
-            found = _gradients(grad, *ctx.saved_tensors, *ctx.settings, needed)
-        elif len(ctx.saved_tensors) == 2:
-            found = _gradients_of_numbers(grad, *ctx.saved_tensors, *ctx.numbers, ctx.settings[0], needed)
+            saved = ctx.leaf
+        else:
+            saved = ctx.saved_tensors
+        if ctx.numbers is None:
+            found = _gradients(grad, saved, ctx.settings, needed)
+        elif len(saved) == 2:
+            found = _gradients_of_numbers(grad, saved, ctx.numbers, ctx.settings[0], needed)
         else:
             scale, zero_point, factor, at_limit = ctx.numbers
-            range_ = (scale, zero_point, factor, torch.tensor([at_limit]))
-            found = _gradients(grad, *ctx.saved_tensors, *range_, *ctx.settings, needed)
+            found = _gradients(
+                grad, (*saved, scale, zero_point, factor, torch.tensor([at_limit])), ctx.settings, needed
+            )
         return (*found, *[None] * 8)
 
 
 def _gradients(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    alpha_factor: Tensor,
-    at_limit: Tensor,
-    quant_range: tuple[int, int],
-    granularity: str,
-    group_size: int | None,
-    needed: tuple[bool, ...],
+    grad: Tensor, saved: tuple[Any, ...], settings: tuple[Any, ...], needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to ``x`` and alpha from ``x`` alone."""
+    x, scale, zero_point, alpha_factor, at_limit = saved
+    quant_range, granularity, group_size = settings
     wide_scale, wide_zero = _broadcast(x, scale, zero_point, granularity, group_size)
     steps = x.float() / wide_scale
     steps.add_(wide_zero)
@@ -131,12 +128,8 @@ def _gradients(
 
 def _gradients_of_numbers(
     grad: Tensor,
-    x: Tensor,
-    out: Tensor,
-    scale: float,
-    zero_point: float,
-    alpha_factor: float,
-    at_limit: bool,
+    saved: tuple[Tensor, ...],
+    numbers: tuple[float, float, float, bool],
     quant_range: tuple[int, int],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -144,6 +137,7 @@ def _gradients_of_numbers(
 
     d = (output - x) / s inside the range and output / s outside.
     """
+    (x, out), (scale, zero_point, alpha_factor, at_limit) = saved, numbers
     ends = _just_outside(*((code - zero_point) * scale for code in quant_range))
     grad_x = grad_alpha = None
     if needed[0]:

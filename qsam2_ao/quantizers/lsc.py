@@ -13,14 +13,17 @@ from torch.ao.quantization import FakeQuantizeBase as AOFakeQuantizeBase
 from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
-from .flags import CachedFlags, FiniteCheck
+from .flags import CachedFlags, FiniteCheck, non_finite
 from .function import LSCFunction
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
 from .mse import search_alpha
 from .sampling import CalibrationSample, even_sample
+from .shared import SharedOutput, recomputing
 from .statistics import (
     check_granularity,
     merge_across_ranks,
+    number_statistics,
+    on_host,
     tensor_statistics,
     weight_statistics,
     world_size,
@@ -138,10 +141,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     def _reset_transients(self) -> None:
         self._flags = CachedFlags()
         self._check_finite = FiniteCheck()
+        self._shared = SharedOutput()
         self._calibration: CalibrationSample | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_flags", "_check_finite", "_calibration")
+        transient = ("_flags", "_check_finite", "_shared", "_calibration")
         return {key: value for key, value in self.__dict__.items() if key not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -163,6 +167,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             moved = fn(tensor)
             return moved.float() if tensor.is_floating_point() else moved
 
+        self._shared.drop()
         return super()._apply(keep_float32, recurse)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
@@ -305,22 +310,48 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         elif follows:
             if self.is_weight:
                 self._store(self._weight_statistics(x))
-            if self.training and not _recomputing():
+            if self.training and not recomputing():
                 if self.is_weight:
-                    self._check_finite(self._stats, self.who)
+                    # The deviation is finite just when all weights are.
+                    self._check_finite((self.std,), self.who)
+                    self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
                 else:
                     self._average(x)
-                self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
-        return self._grid.clip_range(self._stats, self.alpha_bar)
+        return self._range()
+
+    def _range(self) -> ClipRange:
+        """Clip range of the stored statistics and alpha_bar: Python numbers for activations on the CPU."""
+        if self.is_weight or not on_host(self.mean):
+            return self._grid.clip_range(self._stats, self.alpha_bar)
+        *stats, alpha = (getattr(self, key).item() for key in (*_STATISTICS, "alpha_bar"))
+        if not math.isfinite(sum(stats) + alpha):
+            raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
+        return self._grid.clip_range(RangeStats(*stats), alpha)
 
     def _average(self, x: Tensor) -> None:
+        """Take a batch into the running averages of an activation's statistics, and alpha into alpha_bar."""
+        share, alpha_share = 1 - self.stats_momentum, 1 - self.momentum
+        distributed = world_size() > 1
+        if on_host(x) and not distributed:
+            stats = number_statistics(x)
+            if not math.isfinite(sum(stats)):
+                raise non_finite(self.who)
+            for key, value in stats._asdict().items():
+                _move(getattr(self, key), value, share)
+            _move(self.alpha_bar, self._alpha_number(), alpha_share)
+            return
         stats = tensor_statistics(x)
-        if world_size() > 1:
+        if distributed:
             stats = merge_across_ranks(stats, x.numel())
         # On the CPU the batch is judged before it is averaged in; elsewhere the running averages, later.
         self._check_finite(self._stats if stats.mean.is_cuda else stats, self.who)
         for key, value in stats._asdict().items():
-            getattr(self, key).lerp_(value, 1 - self.stats_momentum)
+            getattr(self, key).lerp_(value, share)
+        self.alpha_bar.lerp_(self.log_alpha.exp(), alpha_share)
+
+    def _alpha_number(self) -> float:
+        # Capped where float32 overflows: the range is at its limit long before.
+        return math.exp(min(self.log_alpha.item(), 88.0))
 
     def qparams_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that a forward of ``x`` quantizes with, here and now.
@@ -333,7 +364,13 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         Returns:
             Scale and zero point, float32, shape [1], [out] or [out, n_groups].
         """
-        scale, zero_point, _, _ = self._current_range(x)
+        return self._tensors(self._current_range(x))
+
+    def _tensors(self, clip: ClipRange) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of a range as tensors."""
+        if isinstance(clip.scale, Tensor):
+            return clip.scale, clip.zero_point
+        scale, zero_point = (torch.tensor([v], dtype=torch.float32) for v in (clip.scale, clip.zero_point))
         return scale, zero_point
 
     @torch.no_grad()
@@ -352,7 +389,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         if not self.is_initialized:
             raise CalibrationError(f"{self.who}: no range yet; calibrate or train first")
-        scale, zero_point, _, _ = self._grid.clip_range(self._stats, self.alpha_bar)
+        scale, zero_point = self._tensors(self._range())
         if not bool(torch.isfinite(scale).all() & torch.isfinite(zero_point).all()):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
         return scale, zero_point
@@ -377,17 +414,39 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         learning = self.training and self._flag("observer_enabled")
         if x.numel() == 0 or not (quantizing or learning):
             return x
-        scale, zero_point, scale_per_alpha, at_limit = self._current_range(x)
+        share = self.is_weight and quantizing and self.training and SharedOutput.allowed(x)
+        if share:
+            earlier = self._shared.find(x, self.log_alpha, learning)
+            if earlier is not None:
+                return earlier
+        clip = self._current_range(x)
         if not quantizing:
             return x
-        # LSQ's gradient scale. A frozen range gets a zero gradient rather than none, for DDP's sake.
-        sharing = x.numel() / scale.numel()
-        factor = scale_per_alpha * (float(learning) / math.sqrt(sharing * self.quant_max))
-        alpha = self.log_alpha.exp()
-        codes = (self.quant_min, self.quant_max)
-        return LSCFunction.apply(
-            x, alpha, scale, zero_point, factor, at_limit, codes, self.granularity, self.group_size
+        out: Tensor = LSCFunction.apply(
+            x,
+            self.log_alpha,
+            clip.scale,
+            clip.zero_point,
+            self._gradient_factor(clip, x.numel(), learning),
+            clip.at_limit,
+            (self.quant_min, self.quant_max),
+            self.granularity,
+            self.group_size,
+            self._shared.dropper() if share else None,
         )
+        if share:
+            self._shared.keep(out, x, self.log_alpha, learning)
+        return out
+
+    @torch.no_grad()
+    def _gradient_factor(self, clip: ClipRange, elements: int, learning: bool) -> Tensor:
+        """d scale / d log_alpha with LSQ's gradient scale: what log_alpha's gradient is multiplied by.
+
+        A frozen range gets a zero gradient rather than none, for DDP's sake.
+        """
+        alpha: Any = self.log_alpha.exp() if isinstance(clip.scale, Tensor) else self._alpha_number()
+        sharing = elements / self.log_alpha.numel()
+        return clip.scale_per_alpha * alpha * (float(learning) / math.sqrt(sharing * self.quant_max))
 
     def extra_repr(self) -> str:
         """Settings in one line."""
@@ -395,6 +454,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         return f"bits={self.bits}, grid={self.grid}, granularity={self.granularity}{grouped}"
 
 
-def _recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as activation checkpointing's recomputation does."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+def _move(average: Tensor, value: float, share: float) -> None:
+    """Move a running average of one element towards a number."""
+    before = average.item()
+    average.fill_(before + share * (value - before))
