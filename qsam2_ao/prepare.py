@@ -24,6 +24,7 @@ from .graph import Part, find_parts, trace_part
 from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
 from .quantizers import LSCFakeQuantize
+from .quantizers.baselines import RivalFakeQuantize
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def calibrate_activations(
 @contextmanager
 def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
     """Let an input's quantizer observe without quantizing."""
-    if isinstance(quantizer, LSCFakeQuantize):
+    if isinstance(quantizer, (LSCFakeQuantize, RivalFakeQuantize)):
         with quantizer.calibrating():
             yield
         return

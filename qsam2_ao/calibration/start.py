@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import QConfigError
 from ..quantizers import LSCFakeQuantize, broadcast_qparam
+from ..quantizers.baselines import RivalFakeQuantize
 from .gptq import gptq_round
 
 ROUNDINGS = ("nearest", "gptq")
@@ -43,7 +44,7 @@ def start_quantizer(
     if not isinstance(quantizer, LSCFakeQuantize):
         if rounding != "nearest":
             raise QConfigError(f"{name}: rounding={rounding!r} needs LSC's quantizer, not {type(quantizer).__name__}")
-        if hasattr(quantizer, "initialize"):
+        if isinstance(quantizer, RivalFakeQuantize):
             quantizer.initialize(weight)
         return weight
     quantizer.initialize(weight, gram)

@@ -8,6 +8,7 @@ from .affine import (
     quantize_affine,
 )
 from .lsc import LSCFakeQuantize
+from .ranges import range_parameters
 
 __all__ = [
     "LSCFakeQuantize",
@@ -16,4 +17,5 @@ __all__ = [
     "expand_groups",
     "fake_quantize_affine",
     "quantize_affine",
+    "range_parameters",
 ]

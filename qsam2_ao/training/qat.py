@@ -15,7 +15,7 @@ from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..models.config import rehouse
-from ..quantizers import LSCFakeQuantize
+from ..quantizers import range_parameters
 from .batches import BatchKind, ProceduralBatches, Stage
 from .distillation import Distillation, DistillationWeights
 from .loop import TrainResult, train
@@ -101,7 +101,7 @@ def qat_optimizer(model: nn.Module, lr: float, range_lr: float | None = None) ->
         lr: Learning rate of weights, biases and gains.
         range_lr: That of the quantizers' parameters; ``lr`` by default.
     """
-    ranges = [m.log_alpha for m in model.modules() if isinstance(m, LSCFakeQuantize) and m.log_alpha.requires_grad]
+    ranges = [parameter for parameter in range_parameters(model) if parameter.requires_grad]
     known = {id(parameter) for parameter in ranges}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups = [{"params": others, "lr": lr}, {"params": ranges, "lr": lr if range_lr is None else range_lr}]

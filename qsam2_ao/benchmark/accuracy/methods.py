@@ -10,6 +10,7 @@ from torch.ao.quantization import QConfig
 
 from ...errors import QConfigError
 from ...qconfig import lsc_qconfig, with_first_and_last
+from ...quantizers.baselines import baseline_qconfig
 from ...training.distillation import DistillationWeights
 
 FLOAT = "float"
@@ -95,8 +96,6 @@ class Method:
             return lsc_qconfig(weight_bits, activation_bits, grid=self.grid, momentum=self.momentum)
         if self.quantizer is None:
             raise QConfigError(f"{self.name} is not quantized")
-        from ...quantizers.baselines import baseline_qconfig
-
         return baseline_qconfig(self.quantizer, weight_bits, activation_bits)
 
     def recipe(self, setting: Setting) -> dict[str, object]:
