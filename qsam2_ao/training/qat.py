@@ -7,6 +7,7 @@ data of your own, call the loop yourself or use SAM2's trainer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,9 +38,8 @@ def train_qat(
     prepared: nn.Module,
     *,
     steps: int,
-    lr: float = 2e-4,
+    lr: float | Rates = 2e-4,
     seed: int = 0,
-    range_lr: float | None = None,
     distill_from: nn.Module | None = None,
     distill: DistillationWeights | None = None,
     batches: Callable[[int], Iterator[BatchedVideoDatapoint]] | None = None,
@@ -52,9 +52,8 @@ def train_qat(
         prepared: What ``prepare_qsam2`` returned, of any SAM2 class; it keeps its class. Its parameters are
             trained.
         steps: The number of steps.
-        lr: Peak learning rate.
+        lr: Peak learning rate, of all parameters or of kinds of them.
         seed: Seed of data and prompts.
-        range_lr: Peak learning rate of the clipping ranges; ``lr`` by default.
         distill_from: The float model; its answers become further targets.
         distill: Which of them, and their weights; the image features by default.
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
@@ -86,26 +85,44 @@ def train_qat(
         loss, forward = distillation.loss, distillation.forward
     options = {"description": "QAT", "warmup": min(steps // 10, 50), **options}
     if "optimizer" not in options:
-        options["optimizer"] = qat_optimizer(model, lr, range_lr)
+        options["optimizer"] = qat_optimizer(model, lr if isinstance(lr, Rates) else Rates(lr))
     try:
         return train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
     finally:
         prepared.train(mode)
 
 
-def qat_optimizer(model: nn.Module, lr: float, range_lr: float | None = None) -> torch.optim.Optimizer:
-    """AdamW without weight decay, with a learning rate of their own for the clipping ranges.
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates of quantization-aware training.
+
+    Attributes:
+        lr: Of weight matrices and convolutions.
+        vectors: Of biases and gains, as a multiple of ``lr``.
+        ranges: Of the clipping ranges, as a multiple of ``lr``.
+    """
+
+    lr: float = 2e-4
+    vectors: float = 1.0
+    ranges: float = 1.0
+
+
+def qat_optimizer(model: nn.Module, rates: Rates) -> torch.optim.Optimizer:
+    """AdamW without weight decay, with learning rates of their own for vectors and clipping ranges.
 
     Args:
         model: A prepared model.
-        lr: Learning rate of weights, biases and gains.
-        range_lr: That of the quantizers' parameters; ``lr`` by default.
+        rates: The learning rates.
     """
-    ranges = [parameter for parameter in range_parameters(model) if parameter.requires_grad]
-    known = {id(parameter) for parameter in ranges}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": others, "lr": lr}, {"params": ranges, "lr": lr if range_lr is None else range_lr}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+    ranges = {id(parameter) for parameter in range_parameters(model)}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            share = rates.ranges if id(parameter) in ranges else rates.vectors if parameter.ndim < 2 else 1.0
+            groups.setdefault(rates.lr * share, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr": lr} for lr, parameters in groups.items()], betas=(0.9, 0.98), weight_decay=0.0
+    )
 
 
 def as_trainable(model: nn.Module) -> nn.Module:

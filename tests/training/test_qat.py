@@ -12,7 +12,7 @@ from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.distillation import DistillationWeights
 from qsam2_ao.training.losses import TRAIN_OVERRIDES
-from qsam2_ao.training.qat import as_trainable, qat_optimizer, train_qat
+from qsam2_ao.training.qat import Rates, as_trainable, qat_optimizer, train_qat
 
 SMALL = ProceduralBatches((Stage(0, ((BatchKind(1, 2, 1), 0.5), (BatchKind(1, 2, 1, images=True), 0.5))),))
 
@@ -113,11 +113,14 @@ def test_as_trainable_shares_and_prompts():
     assert as_trainable(trainable) is trainable
 
 
-def test_ranges_have_a_learning_rate_of_their_own(prepared):
+def test_vectors_and_ranges_have_learning_rates_of_their_own(prepared):
     model = prepared()
-    weights, ranges = qat_optimizer(model, 1e-3, range_lr=1e-2).param_groups
-    assert (weights["lr"], ranges["lr"]) == (1e-3, 1e-2)
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert all(named[id(p)].endswith("log_alpha") for p in ranges["params"])
-    assert not any(named[id(p)].endswith("log_alpha") for p in weights["params"])
-    assert len(weights["params"]) + len(ranges["params"]) == len(named)
+    named = {id(parameter): (name, parameter.ndim) for name, parameter in model.named_parameters()}
+    groups = {
+        g["lr"]: [named[id(p)] for p in g["params"]] for g in qat_optimizer(model, Rates(1.0, 2.0, 3.0)).param_groups
+    }
+    assert set(groups) == {1.0, 2.0, 3.0}
+    assert all(name.endswith("log_alpha") for name, _ in groups[3.0])
+    assert all(ndim < 2 and not name.endswith("log_alpha") for name, ndim in groups[2.0])
+    assert all(ndim >= 2 for _, ndim in groups[1.0])
+    assert sum(map(len, groups.values())) == len(named)

@@ -23,7 +23,7 @@ from ...quantizers import LSCFakeQuantize
 from ...reporting.size import model_size
 from ...tensors import PackedIntxTensor
 from ...training.batches import ProceduralBatches, RawBatch, to_datapoint
-from ...training.qat import QAT_STAGES, train_qat
+from ...training.qat import QAT_STAGES, Rates, train_qat
 from .methods import METHODS, Method, Setting, parse_setting
 from .models import build_model
 
@@ -40,15 +40,15 @@ class Budget:
         videos: Test videos.
         frames: Frames of each.
         search_videos: Validation videos of the search for a learning rate.
-        learning_rates: The grid of that search.
+        rates: The grid of that search.
     """
 
     steps: int = 50
     images: int = 32
     videos: int = 128
     frames: int = 8
-    search_videos: int = 16
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 2e-3)
+    search_videos: int = 12
+    rates: tuple[Rates, ...] = (Rates(3e-4), Rates(1e-3), Rates(5e-4, 10, 1), Rates(5e-4, 10, 10))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _change_start(layer: Any, method: Method) -> None:
 
 
 def train_method(
-    prepared: Any, teacher: nn.Module, method: Method, seed: int, steps: int, lr: float, **options: Any
+    prepared: Any, teacher: nn.Module, method: Method, seed: int, steps: int, rates: Rates, **options: Any
 ) -> list[float]:
     """Train in place; returns the losses. The batches of a seed are the same for every method."""
     batches = _training_batches(seed, steps, prepared.image_size)
@@ -158,7 +158,7 @@ def train_method(
     result = train_qat(
         prepared,
         steps=steps,
-        lr=lr,
+        lr=rates,
         seed=seed,
         batches=stream,
         distill_from=teacher if method.distill else None,
@@ -213,22 +213,22 @@ class Cells:
         """Score every learning rate of the grid on validation videos with seed 0.
 
         Returns:
-            "scores": mean of J&F and box mIoU by learning rate, and "lr": the best.
+            "scores": mean of J&F and box mIoU of each entry of the grid, and "rates": the best entry.
         """
-        found = {}
-        for lr in self.budget.learning_rates:
+        found = []
+        for rates in self.budget.rates:
             model = self._start()
-            train_method(model, self.float_model, self.method, 0, self.budget.steps, lr)
+            train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
             scores = score(self._finish(model)[0], "val", self.budget.search_videos, self.budget.frames)
-            found[lr] = (scores.mean("J&F") + scores.mean("mIoU_box")) / 2
-        return {**self.key, "scores": {str(lr): value for lr, value in found.items()}, "lr": max(found, key=found.get)}  # type: ignore[arg-type]
+            found.append(round((scores.mean("J&F") + scores.mean("mIoU_box")) / 2, 3))
+        return {**self.key, "scores": found, "rates": asdict(self.budget.rates[int(np.argmax(found))])}
 
-    def run(self, seed: int, lr: float | None) -> dict[str, Any]:
+    def run(self, seed: int, rates: Rates | None) -> dict[str, Any]:
         """Train with a seed (where the setting is trained) and evaluate on the test videos.
 
         Args:
             seed: Of data, prompts and their order.
-            lr: Learning rate; None without training.
+            rates: Learning rates; None without training.
 
         Returns:
             The cell: its key, "metrics", "sums" and "counts" per video, "bytes", "losses", "seconds".
@@ -236,15 +236,15 @@ class Cells:
         started = time.perf_counter()
         model = self._start()
         losses = []
-        if lr is not None:
-            losses = train_method(model, self.float_model, self.method, seed, self.budget.steps, lr)
+        if rates is not None:
+            losses = train_method(model, self.float_model, self.method, seed, self.budget.steps, rates)
         trained = time.perf_counter()
         finished, size = self._finish(model)
         scores = score(finished, "test", self.budget.videos, self.budget.frames)
         return {
             **self.key,
             "seed": seed,
-            "lr": lr,
+            "rates": None if rates is None else asdict(rates),
             "metrics": {name: scores.mean(name) for name in scores.sums},
             **asdict(scores),
             "bytes": size,

@@ -87,8 +87,10 @@ class Method:
 
     @property
     def learning_rate_of(self) -> str:
-        """Name of the method whose learning rate it is trained with: ablations have that of what they are cut from."""
-        return "VRC+LSC" if self.group == "ablation" else self.name
+        """Name of the method whose learning rates it is trained with: variants have those of what they vary."""
+        if self.group in ("rival", "ours") or self.quantizer is None:
+            return self.name
+        return "VRC+LSC" if self.quantizer == "lsc" else "LSQ"
 
     def qconfig(self, weight_bits: int, activation_bits: int | None) -> QConfig:
         """Its QConfig at these bits."""

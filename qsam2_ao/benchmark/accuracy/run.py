@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ...errors import CheckpointError
+from ...training.qat import Rates
 from .cell import Budget, Cells
 from .plan import SEARCH_SETTING, Unit
 from .store import Cell, CellStore
@@ -55,8 +57,8 @@ def run_plan(
             missing = tuple(s for s in unit.seeds if (unit.model, unit.method, unit.setting, s) not in done)
             bar.update(len(unit.seeds) - len(missing))
             if missing:
-                lr = None if unit.searched is None else rates[unit.searched]
-                jobs.append((Unit(unit.model, unit.method, unit.setting, missing), lr, budget, store.path))
+                chosen = None if unit.searched is None else rates[unit.searched]
+                jobs.append((Unit(unit.model, unit.method, unit.setting, missing), chosen, budget, store.path))
         bar.set_description("cells")
         _in_parallel(_run_unit, jobs, workers, bar)
     return store.read()
@@ -90,10 +92,10 @@ def _search(method: str, budget: Budget, path: Path) -> int:
     return 1
 
 
-def _run_unit(unit: Unit, lr: float | None, budget: Budget, path: Path) -> int:
+def _run_unit(unit: Unit, rates: Rates | None, budget: Budget, path: Path) -> int:
     cells = Cells(unit.model, unit.method, unit.setting, budget)
     for seed in unit.seeds:
-        CellStore(path).append({"kind": "cell", **cells.run(seed, lr), "budget": asdict(budget)})
+        CellStore(path).append({"kind": "cell", **cells.run(seed, rates), "budget": asdict(budget)})
     return len(unit.seeds)
 
 
@@ -101,12 +103,12 @@ def _key(cell: Cell) -> tuple[Any, ...]:
     return cell["model"], cell["method"], cell["setting"], cell["seed"]
 
 
-def _rates(store: CellStore) -> dict[str, float]:
-    return {cell["method"]: cell["lr"] for cell in store.read() if cell["kind"] == "learning rate"}
+def _rates(store: CellStore) -> dict[str, Rates]:
+    return {cell["method"]: Rates(**cell["rates"]) for cell in store.read() if cell["kind"] == "learning rate"}
 
 
 def _check_budget(store: CellStore, budget: Budget) -> None:
-    wanted = {**asdict(budget), "learning_rates": list(budget.learning_rates)}
+    wanted = json.loads(json.dumps(asdict(budget)))
     for cell in store.read():
         if cell["budget"] != wanted:
             raise CheckpointError(
