@@ -17,6 +17,7 @@ from ...calibration.equalize import equalize_qsam2
 from ...convert import convert_qsam2
 from ...data.procedural import Sequence, generate_sequence, generate_split
 from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
+from ...errors import NonFiniteError
 from ...fake_quant import quantized_layers
 from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
@@ -213,15 +214,23 @@ class Cells:
         """Score every learning rate of the grid on validation videos with seed 0.
 
         Returns:
-            "scores": mean of J&F and box mIoU of each entry of the grid, and "rates": the best entry.
+            "scores": mean of J&F and box mIoU of each entry of the grid (0 where training diverged), "diverged":
+            why, and "rates": the best entry.
         """
-        found = []
+        found: list[float] = []
+        diverged: list[str] = []
         for rates in self.budget.rates:
             model = self._start()
-            train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
+            try:
+                train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
+            except NonFiniteError as error:
+                found.append(0.0)
+                diverged.append(f"{rates}: {error}")
+                continue
             scores = score(self._finish(model)[0], "val", self.budget.search_videos, self.budget.frames)
             found.append(round((scores.mean("J&F") + scores.mean("mIoU_box")) / 2, 3))
-        return {**self.key, "scores": found, "rates": asdict(self.budget.rates[int(np.argmax(found))])}
+        best = asdict(self.budget.rates[int(np.argmax(found))])
+        return {**self.key, "scores": found, "diverged": diverged, "rates": best}
 
     def run(self, seed: int, rates: Rates | None) -> dict[str, Any]:
         """Train with a seed (where the setting is trained) and evaluate on the test videos.

@@ -69,13 +69,14 @@ class LSQFakeQuantize(RivalFakeQuantize):
         """As torch.ao's ``_LearnableFakeQuantize`` does, with LSQ's count of the elements that share a scale."""
         if self.training:
             self.scale.data.clamp_(min=SMALLEST_SCALE)
-        factor = 1 / math.sqrt(x.numel() / self.scale.numel() * self.quant_max)
+        scale = self.scale if self.training else self.scale.clamp_min(SMALLEST_SCALE)  # the last step came after
+        factor = 1 / math.sqrt(x.numel() / scale.numel() * self.quant_max)
         if self.is_weight:
             return torch._fake_quantize_learnable_per_channel_affine(
-                x, self.scale, self.zero_point, 0, self.quant_min, self.quant_max, factor
+                x, scale, self.zero_point, 0, self.quant_min, self.quant_max, factor
             )
         return torch._fake_quantize_learnable_per_tensor_affine(
-            x, self.scale, self.zero_point, self.quant_min, self.quant_max, factor
+            x, scale, self.zero_point, self.quant_min, self.quant_max, factor
         )
 
     def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:

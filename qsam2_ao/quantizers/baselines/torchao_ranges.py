@@ -11,7 +11,7 @@ from torchao.quantization.granularity import PerAxis, PerToken
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
 from ..grids import RangeStats
-from .base import RivalFakeQuantize, straight_through
+from .base import SMALLEST_SCALE, RivalFakeQuantize, straight_through
 
 _SIGNED = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}
 
@@ -67,9 +67,10 @@ class TorchAOFakeQuantize(RivalFakeQuantize):
         """torchao's fake quantization with this module's scale and zero point."""
         quantizer = self._quantizer()
         if self.training:
-            self.scale.data.clamp_(min=quantizer._scale_eps)
+            self.scale.data.clamp_(min=SMALLEST_SCALE)
         rows = x.reshape(x.shape[0], -1) if self.is_weight else x.reshape(1, -1)
-        quantizer.scale, quantizer.zero_point = self.scale.reshape(-1, 1), self._rounded().reshape(-1, 1)
+        scale = self.scale if self.training else self.scale.clamp_min(SMALLEST_SCALE)  # the last step came after
+        quantizer.scale, quantizer.zero_point = scale.reshape(-1, 1), self._rounded().reshape(-1, 1)
         return quantizer(rows).reshape(x.shape)
 
     def _rounded(self) -> Tensor:
@@ -78,4 +79,4 @@ class TorchAOFakeQuantize(RivalFakeQuantize):
 
     def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Scale and integer zero point, [out] or [1]."""
-        return self.scale.detach(), self._rounded().detach()
+        return self.scale.detach().clamp_min(SMALLEST_SCALE), self._rounded().detach()

@@ -207,6 +207,17 @@ def test_state_travels(make):
     assert torch.equal(fresh(weight), quantizer(weight))
 
 
+@pytest.mark.parametrize("make", [WEIGHTS[0], WEIGHTS[3]])
+def test_a_scale_that_a_step_made_negative_is_the_smallest_one(make):
+    weight = random(6, 40)
+    quantizer = started(make, 2, weight).eval()
+    with torch.no_grad():
+        quantizer.scale[1] = -1.0
+    scale, _ = quantizer.calculate_qparams()
+    assert scale[1] > 0
+    assert float(quantizer(weight)[1].abs().max()) <= 2.001 * float(scale[1])
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(QConfigError, match="unknown baseline 'lsc'"):
         baseline_qconfig("lsc", 4, 8)
