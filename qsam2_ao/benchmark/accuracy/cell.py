@@ -16,8 +16,8 @@ from torch import nn
 from ...calibration.equalize import equalize_qsam2
 from ...convert import convert_qsam2
 from ...data.procedural import Sequence, generate_sequence, generate_split
-from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
 from ...errors import NonFiniteError
+from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
 from ...fake_quant import quantized_layers
 from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
