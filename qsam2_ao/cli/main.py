@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import QSAM2Error
+from .benchmark import app as benchmark
 from .demo import demo
 from .evaluate import evaluate
 from .inspect import inspect
@@ -19,7 +20,7 @@ from .segment import segment
 from .track import track
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize")
+_RESUMABLE = ("demo", "quantize", "benchmark")
 
 
 class _Application(TyperGroup):
@@ -70,6 +71,7 @@ def _settings(
 
 for _command in (demo, quantize, evaluate, segment, track, inspect):
     app.command()(_command)
+app.add_typer(benchmark, name="benchmark")
 
 
 def main() -> None:

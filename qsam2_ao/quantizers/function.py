@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .affine import broadcast_qparam, fake_quantize_affine
 from .statistics import memory_order, sum_rows
 
+_EPS = torch.finfo(torch.float32).eps
 # grad where low < value < high, else 0: one vectorized pass, where torch.where and comparisons take several slow ones.
 _pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward
 
@@ -61,27 +62,23 @@ class LSCFunction(torch.autograd.Function):
         Returns:
             Fake-quantized ``x`` in its dtype.
         """
+        parameters = (scale, zero_point, alpha_factor, at_limit)
         wide_scale, wide_zero = _broadcast(x, scale, zero_point, granularity, group_size)
         out = fake_quantize_affine(x, wide_scale, wide_zero, *quant_range).to(x.dtype)
         ctx.settings = (quant_range, granularity, group_size)
         ctx.shared = shared
-        ctx.numbers = None
-        if isinstance(scale, Tensor):
-            tensors = (x, scale, zero_point, alpha_factor, at_limit)
-            if shared is None:
-                ctx.save_for_backward(*tensors)
-            else:  # autograd frees what is saved with the first backward pass
-                ctx.leaf, ctx.version = tensors, x._version
-        else:
-            ctx.numbers = (scale, zero_point, alpha_factor, at_limit)
-            ctx.save_for_backward(x, *((out,) if x.dtype == torch.float32 else ()))
+        if shared is not None:  # autograd would free what is saved with the first backward pass
+            ctx.leaf, ctx.version = (x, None, *parameters), x._version
+            return out
+        numbers = not isinstance(scale, Tensor) and x.dtype == torch.float32
+        ctx.numbers = tuple(None if isinstance(p, Tensor) else p for p in parameters)
+        ctx.save_for_backward(x, out if numbers else None, *(p if isinstance(p, Tensor) else None for p in parameters))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to ``x`` and ``alpha``."""
-        needed = ctx.needs_input_grad
         if ctx.shared is not None:
             ctx.shared()
             if ctx.leaf[0]._version != ctx.version:
@@ -89,86 +86,87 @@ class LSCFunction(torch.autograd.Function):
                     "a weight was modified in place between its fake quantization and the backward pass; take the "
                     "optimizer's step after the backward pass"
                 )
-            saved = ctx.leaf
+            x, out, *parameters = ctx.leaf
         else:
-            saved = ctx.saved_tensors
-        if ctx.numbers is None:
-            found = _gradients(grad, saved, ctx.settings, needed)
-        elif len(saved) == 2:
-            found = _gradients_of_numbers(grad, saved, ctx.numbers, ctx.settings[0], needed)
+            x, out, *tensors = ctx.saved_tensors
+            parameters = [n if t is None else t for t, n in zip(tensors, ctx.numbers, strict=True)]
+        scale, zero_point, factor, at_limit = parameters
+        needed = ctx.needs_input_grad
+        if out is None:
+            grad_x, total = _from_input(grad, x, scale, zero_point, ctx.settings, needed)
         else:
-            scale, zero_point, factor, at_limit = ctx.numbers
-            found = _gradients(
-                grad, (*saved, scale, zero_point, factor, torch.tensor([at_limit])), ctx.settings, needed
-            )
-        return (*found, *[None] * 8)
+            grad_x, total = _from_input_and_output(grad, x, out, scale, zero_point, ctx.settings[0], needed)
+        grad_alpha = None if total is None else total * factor
+        if grad_alpha is not None and at_limit is not False:
+            shrinking = grad_alpha.clamp_min(0)
+            grad_alpha = shrinking if at_limit is True else torch.where(at_limit, shrinking, grad_alpha)
+        return (grad_x, grad_alpha, *_NO_GRADIENTS)
 
 
-def _gradients(
-    grad: Tensor, saved: tuple[Any, ...], settings: tuple[Any, ...], needed: tuple[bool, ...]
+_NO_GRADIENTS = (None,) * 8  # of the arguments after alpha
+
+
+def _from_input(
+    grad: Tensor,
+    x: Tensor,
+    scale: Any,
+    zero_point: Any,
+    settings: tuple[tuple[int, int], str, int | None],
+    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to ``x`` and alpha from ``x`` alone."""
-    x, scale, zero_point, alpha_factor, at_limit = saved
+    """The gradient to ``x``, and sum(g * d) per scale, computed once more from ``x``."""
     quant_range, granularity, group_size = settings
     wide_scale, wide_zero = _broadcast(x, scale, zero_point, granularity, group_size)
     steps = x.float() / wide_scale
     steps.add_(wide_zero)
     grad, dtype = grad.float(), grad.dtype
     ends = _just_outside(*quant_range)
-    grad_x = grad_alpha = None
-    if needed[0]:
-        grad_x = _pass_between(grad, steps, *ends).to(dtype)
-    if needed[1]:
-        inside = _pass_between(steps - wide_zero, steps, *ends)
-        distance = steps.clamp_(*quant_range).round_().sub_(wide_zero).sub_(inside).mul_(grad)
-        grad_alpha = sum_rows(distance, granularity, group_size) * alpha_factor
-        grad_alpha = torch.where(at_limit, grad_alpha.clamp_min(0), grad_alpha)
-    return grad_x, grad_alpha
+    grad_x = _pass_between(grad, steps, *ends).to(dtype) if needed[0] else None
+    if not needed[1]:
+        return grad_x, None
+    inside = _pass_between(steps - wide_zero, steps, *ends)
+    distance = steps.clamp_(*quant_range).round_().sub_(wide_zero).sub_(inside).mul_(grad)
+    return grad_x, sum_rows(distance, granularity, group_size)
 
 
-def _gradients_of_numbers(
+def _from_input_and_output(
     grad: Tensor,
-    saved: tuple[Tensor, ...],
-    numbers: tuple[float, float, float, bool],
+    x: Tensor,
+    out: Tensor,
+    scale: float,
+    zero_point: float,
     quant_range: tuple[int, int],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to ``x`` and alpha of a range of Python numbers, float32, from ``x`` and the output.
-
-    d = (output - x) / s inside the range and output / s outside.
-    """
-    (x, out), (scale, zero_point, alpha_factor, at_limit) = saved, numbers
-    ends = _just_outside(*((code - zero_point) * scale for code in quant_range))
-    grad_x = grad_alpha = None
-    if needed[0]:
-        grad_x = _pass_between(grad, x, *ends)
-    if needed[1]:
-        distance = _pass_between(x, x, *ends)
-        torch.sub(out, distance, out=distance)
-        if grad.stride() == distance.stride():
-            total = torch.dot(memory_order(grad), memory_order(distance))
-        else:
-            total = distance.mul_(grad).sum()
-        grad_alpha = (total * (alpha_factor / scale)).reshape(1)
-        if at_limit:
-            grad_alpha = grad_alpha.clamp_min_(0)
-    return grad_x, grad_alpha
+    """The same for a range of Python numbers: s * d is output - x inside the range and the output outside."""
+    ends = _just_outside((quant_range[0] - zero_point) * scale, (quant_range[1] - zero_point) * scale)
+    grad_x = _pass_between(grad, x, *ends) if needed[0] else None
+    if not needed[1]:
+        return grad_x, None
+    distance = _pass_between(x, x, *ends)
+    torch.sub(out, distance, out=distance)
+    if grad.stride() == distance.stride():
+        total = torch.dot(memory_order(grad), memory_order(distance))
+    else:
+        total = distance.mul_(grad).sum()
+    return grad_x, (total / scale).reshape(1)
 
 
 def _just_outside(low: float, high: float) -> tuple[float, float]:
     """Ends of an open interval that holds the float32 numbers from ``low`` to ``high``, both included."""
-    below, above = (torch.finfo(torch.float32).eps * abs(end) + 1e-30 for end in (low, high))
-    return low - below, high + above
+    return low - _EPS * abs(low) - 1e-30, high + _EPS * abs(high) + 1e-30
 
 
 def _broadcast(
     x: Tensor, scale: Tensor | float, zero_point: Tensor | float, granularity: str, group_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point in a shape that broadcasts against ``x``."""
-    if not isinstance(scale, Tensor):
-        return cast(Tensor, scale), cast(Tensor, zero_point)
-    zero_point = cast(Tensor, zero_point)
-    if granularity == "tensor":
-        return scale.reshape(()), zero_point.reshape(())
-    shape = tuple(x.shape)
-    return broadcast_qparam(scale, shape, group_size), broadcast_qparam(zero_point, shape, group_size)
+    """Scale and zero point in a shape that broadcasts against ``x``; numbers as they are."""
+    wide = [
+        value
+        if not isinstance(value, Tensor)
+        else value.reshape(())
+        if granularity == "tensor"
+        else broadcast_qparam(value, tuple(x.shape), group_size)
+        for value in (scale, zero_point)
+    ]
+    return cast("tuple[Tensor, Tensor]", tuple(wide))

@@ -86,7 +86,7 @@ class Grid:
         """
         mean, std, low, high = stats
         half = alpha * std
-        widest = _maximum(high - mean, mean - low)
+        widest = _maximum(high, -low) if self.zero_centred else _maximum(high - mean, mean - low)
         at_limit = half >= widest
         if self.name in ("asymmetric", "activation"):
             left = _clamp(_clamp(mean - half, low, high), None, 0.0)
@@ -96,10 +96,10 @@ class Grid:
             zero_point = _clamp(_round(self.quant_min - left / scale), self.quant_min, self.quant_max)
             # With neither end free, alpha is at its limit and moves the end that it reaches.
             return ClipRange(scale, zero_point, _clamp(free_ends, 1.0, None) * std / self.steps, at_limit)
-        scale = _float32(_clamp(2 * _clamp(half, None, widest) / self.steps, MIN_SCALE, None))
+        scale = _float32(_clamp(_clamp(half, None, widest) * (2 / self.steps), MIN_SCALE, None))
         centre = (self.quant_min + self.quant_max) / 2
-        zero_point = _full_like(scale, centre) if self.zero_centred else centre - mean / scale
-        return ClipRange(scale, zero_point, 2 * std / self.steps, at_limit)
+        zero_point = torch.full_like(scale, centre) if self.zero_centred else centre - mean / scale
+        return ClipRange(scale, zero_point, std * (2 / self.steps), at_limit)
 
 
 # The functions of a clip range that tensors and Python numbers spell differently.
@@ -118,10 +118,6 @@ def _maximum(a: Any, b: Any) -> Any:
 
 def _round(value: Any) -> Any:
     return torch.round(value) if isinstance(value, Tensor) else float(round(value))
-
-
-def _full_like(value: Any, fill: float) -> Any:
-    return torch.full_like(value, fill) if isinstance(value, Tensor) else fill
 
 
 def _float32(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ from .statistics import (
 )
 
 _STATISTICS = ("mean", "std", "low", "high")
-_LAZY = ("log_alpha", "alpha_bar", *_STATISTICS)
+_RUNNING = (*_STATISTICS, "alpha_bar")
+_LAZY = ("log_alpha", *_RUNNING)
 
 
 class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
@@ -181,7 +182,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self._flag("observer_enabled")
 
     def _flag(self, key: str) -> bool:
-        return self._flags.read(key, getattr(self, key))
+        return self._flags.read(key, cast(Tensor, self._buffers[key]))
 
     @property
     def is_initialized(self) -> bool:
@@ -293,13 +294,12 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         return weight_statistics(weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred)
 
     def _store(self, stats: RangeStats) -> None:
-        for key, value in stats._asdict().items():
-            getattr(self, key).copy_(value)
+        torch._foreach_copy_([getattr(self, key) for key in _STATISTICS], list(stats))
 
-    @torch.no_grad()
     def _current_range(self, x: Tensor) -> ClipRange:
         """Clip range for ``x``, after the statistics have been brought up to date as the mode asks for."""
         follows = self._flag("observer_enabled")
+        learns = follows and self.training and not recomputing()
         if not self.is_initialized:
             if not self.is_weight and not (self.training and follows):
                 raise CalibrationError(
@@ -307,47 +307,50 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
                     "(calibrate_activations) or a training step before evaluating it"
                 )
             self.initialize(x)
+        elif not self.is_weight:
+            if learns:
+                self._average(x)
         elif follows:
-            if self.is_weight:
+            with torch.no_grad():
                 self._store(self._weight_statistics(x))
-            if self.training and not recomputing():
-                if self.is_weight:
+                if learns:
                     # The deviation is finite just when all weights are.
                     self._check_finite((self.std,), self.who)
                     self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
-                else:
-                    self._average(x)
         return self._range()
 
     def _range(self) -> ClipRange:
         """Clip range of the stored statistics and alpha_bar: Python numbers for activations on the CPU."""
         if self.is_weight or not on_host(self.mean):
             return self._grid.clip_range(self._stats, self.alpha_bar)
-        *stats, alpha = (getattr(self, key).item() for key in (*_STATISTICS, "alpha_bar"))
-        if not math.isfinite(sum(stats) + alpha):
+        buffers = self._buffers
+        mean, std, low, high, alpha = (cast(Tensor, buffers[key]).item() for key in _RUNNING)
+        if not math.isfinite(mean + std + low + high + alpha):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
-        return self._grid.clip_range(RangeStats(*stats), alpha)
+        return self._grid.clip_range(RangeStats(*cast(Any, (mean, std, low, high))), alpha)
 
+    @torch.no_grad()
     def _average(self, x: Tensor) -> None:
         """Take a batch into the running averages of an activation's statistics, and alpha into alpha_bar."""
-        share, alpha_share = 1 - self.stats_momentum, 1 - self.momentum
+        shares = [1 - self.stats_momentum] * len(_STATISTICS) + [1 - self.momentum]
+        averages = [cast(Tensor, self._buffers[key]) for key in _RUNNING]
         distributed = world_size() > 1
         if on_host(x) and not distributed:
-            stats = number_statistics(x)
-            if not math.isfinite(sum(stats)):
+            numbers = number_statistics(x)
+            if not math.isfinite(sum(numbers)):
                 raise non_finite(self.who)
-            for key, value in stats._asdict().items():
-                _move(getattr(self, key), value, share)
-            _move(self.alpha_bar, self._alpha_number(), alpha_share)
+            targets = [*cast(Any, numbers), self._alpha_number()]
+            for average, now, share in zip(averages, targets, shares, strict=True):
+                before = average.item()
+                average.fill_(before + share * (now - before))
             return
         stats = tensor_statistics(x)
         if distributed:
             stats = merge_across_ranks(stats, x.numel())
         # On the CPU the batch is judged before it is averaged in; elsewhere the running averages, later.
         self._check_finite(self._stats if stats.mean.is_cuda else stats, self.who)
-        for key, value in stats._asdict().items():
-            getattr(self, key).lerp_(value, share)
-        self.alpha_bar.lerp_(self.log_alpha.exp(), alpha_share)
+        for average, now, share in zip(averages, (*stats, self.log_alpha.exp()), shares, strict=True):
+            average.lerp_(now, share)
 
     def _alpha_number(self) -> float:
         # Capped where float32 overflows: the range is at its limit long before.
@@ -370,7 +373,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Scale and zero point of a range as tensors."""
         if isinstance(clip.scale, Tensor):
             return clip.scale, clip.zero_point
-        scale, zero_point = (torch.tensor([v], dtype=torch.float32) for v in (clip.scale, clip.zero_point))
+        scale, zero_point = torch.tensor([[clip.scale], [clip.zero_point]], dtype=torch.float32)
         return scale, zero_point
 
     @torch.no_grad()
@@ -414,7 +417,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         learning = self.training and self._flag("observer_enabled")
         if x.numel() == 0 or not (quantizing or learning):
             return x
-        share = self.is_weight and quantizing and self.training and SharedOutput.allowed(x)
+        share = quantizing and self.training and self.is_weight and SharedOutput.allowed(x)
         if share:
             earlier = self._shared.find(x, self.log_alpha, learning)
             if earlier is not None:
@@ -438,23 +441,17 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             self._shared.keep(out, x, self.log_alpha, learning)
         return out
 
-    @torch.no_grad()
-    def _gradient_factor(self, clip: ClipRange, elements: int, learning: bool) -> Tensor:
+    def _gradient_factor(self, clip: ClipRange, elements: int, learning: bool) -> Any:
         """d scale / d log_alpha with LSQ's gradient scale: what log_alpha's gradient is multiplied by.
 
         A frozen range gets a zero gradient rather than none, for DDP's sake.
         """
-        alpha: Any = self.log_alpha.exp() if isinstance(clip.scale, Tensor) else self._alpha_number()
-        sharing = elements / self.log_alpha.numel()
-        return clip.scale_per_alpha * alpha * (float(learning) / math.sqrt(sharing * self.quant_max))
+        log_alpha = self.log_alpha
+        alpha: Any = log_alpha.detach().exp() if isinstance(clip.scale, Tensor) else self._alpha_number()
+        sharing = elements / log_alpha.numel()
+        return clip.scale_per_alpha * (float(learning) / math.sqrt(sharing * self.quant_max)) * alpha
 
     def extra_repr(self) -> str:
         """Settings in one line."""
         grouped = f", group_size={self.group_size}" if self.group_size else ""
         return f"bits={self.bits}, grid={self.grid}, granularity={self.granularity}{grouped}"
-
-
-def _move(average: Tensor, value: float, share: float) -> None:
-    """Move a running average of one element towards a number."""
-    before = average.item()
-    average.fill_(before + share * (value - before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -53,7 +54,11 @@ def row_views(weight: Tensor, granularity: str, group_size: int | None) -> list[
 
 def sum_rows(values: Tensor, granularity: str, group_size: int | None) -> Tensor:
     """Sum over the elements that share one scale: shape [1], [out] or [out, n_groups]."""
-    return torch.cat([view.sum(-1) for view in row_views(values, granularity, group_size)], dim=-1)
+    return _join([view.sum(-1) for view in row_views(values, granularity, group_size)])
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 def weight_statistics(
@@ -80,7 +85,7 @@ def weight_statistics(
             var, mean = torch.var_mean(rows, dim=-1, correction=0)
             std = var.sqrt()
         parts.append((mean, std, low, high))
-    return RangeStats(*(torch.cat(column, dim=-1) for column in zip(*parts, strict=True)))
+    return RangeStats(*(_join(column) for column in zip(*parts, strict=True)))
 
 
 def tensor_statistics(x: Tensor) -> RangeStats:

@@ -80,7 +80,8 @@ def _samples(split: str, videos: int, frames: int) -> list[ImageSample]:
 
 
 @lru_cache(maxsize=2)
-def _calibration_images(count: int, size: int) -> list[Any]:
+def calibration_images(count: int, size: int) -> list[Any]:
+    """First frames of procedural training videos, uint8 [size, size, 3] each."""
     return [generate_sequence("train", i, size=(size, size), num_frames=1).frames[0] for i in range(count)]
 
 
@@ -197,11 +198,12 @@ class Cells:
         self.float_model = build_model(model_name)
         self._prepared: Any = None
 
-    def _start(self) -> Any:
+    def start(self) -> Any:
+        """A model to train: calibrated and with fake-quantizers, or a copy of the float one."""
         if self.method.quantizer is None:
             return copy.deepcopy(self.float_model)
         if self._prepared is None:
-            images = _calibration_images(self.budget.images, self.float_model.image_size)
+            images = calibration_images(self.budget.images, self.float_model.image_size)
             self._prepared = prepare_method(self.float_model, self.method, self.setting, images)
         return copy.deepcopy(self._prepared)
 
@@ -220,7 +222,7 @@ class Cells:
         found: list[float] = []
         diverged: list[str] = []
         for rates in self.budget.rates:
-            model = self._start()
+            model = self.start()
             try:
                 train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
             except NonFiniteError as error:
@@ -243,7 +245,7 @@ class Cells:
             The cell: its key, "metrics", "sums" and "counts" per video, "bytes", "losses", "seconds".
         """
         started = time.perf_counter()
-        model = self._start()
+        model = self.start()
         losses = []
         if rates is not None:
             losses = train_method(model, self.float_model, self.method, seed, self.budget.steps, rates)

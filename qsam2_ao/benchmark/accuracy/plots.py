@@ -1,0 +1,137 @@
+"""The report's plots: accuracy against bits and bytes, and what VRC and LSC do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ...files import atomic_write
+from .methods import FLOAT, METHODS
+from .plan import MAIN_MODELS, TRAINED
+from .results import Results
+
+_MARKS = "osD^vP*X"
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        QSAM2Error: The file cannot be written.
+    """
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+    return path
+
+
+def _methods(results: Results, model: str) -> list[str]:
+    return [
+        name
+        for name, method in METHODS.items()
+        if method.group in ("rival", "ours") and any(results.has(model, name, setting) for setting in TRAINED)
+    ]
+
+
+def accuracy_against_bits(results: Results) -> Figure:
+    """J&F against the bits of the weights, 8-bit inputs, one line per method."""
+    figure = Figure(figsize=(11, 4.5))
+    axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
+    settings = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
+    for axis, model in zip(axes, MAIN_MODELS, strict=True):
+        for mark, method in zip(_MARKS, _methods(results, model), strict=False):
+            points = {
+                bits: found
+                for bits, setting in settings.items()
+                if (found := results.spread(model, method, setting, "J&F")) is not None
+            }
+            axis.errorbar(
+                list(points),
+                [p.mean for p in points.values()],
+                [p.std for p in points.values()],
+                marker=mark,
+                capsize=3,
+                label=method,
+            )
+        _float_line(axis, results, model)
+        axis.set(title=model, xlabel="bits per weight (8-bit inputs)", xticks=list(settings))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("J&F")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def accuracy_against_bytes(results: Results) -> Figure:
+    """J&F against the size of the deployed tensors, every trained setting, one mark per method."""
+    figure = Figure(figsize=(11, 4.5))
+    axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
+    for axis, model in zip(axes, MAIN_MODELS, strict=True):
+        for mark, method in zip(_MARKS, _methods(results, model), strict=False):
+            points = []
+            for setting in TRAINED:
+                found = results.spread(model, method, setting, "J&F")
+                if found is not None:
+                    size = results.cells(model, method, setting)[0]["bytes"] / 2**20
+                    points.append((size, found.mean, setting))
+            axis.scatter([p[0] for p in points], [p[1] for p in points], marker=mark, label=method, alpha=0.8)
+        floats = results.cells(model, FLOAT, FLOAT)
+        if floats:
+            size = floats[0]["bytes"] / 2**20
+            axis.scatter([size], [floats[0]["metrics"]["J&F"]], marker="*", color="black", s=90, label="float (bf16)")
+        axis.set(title=model, xlabel="MiB of deployed tensors")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("J&F")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _float_line(axis: Any, results: Results, model: str) -> None:
+    found = results.spread(model, FLOAT, FLOAT, "J&F")
+    if found is not None:
+        axis.axhline(found.mean, color="black", linestyle=":", label=FLOAT)
+
+
+def weights_before_and_after(layer: str, weights: Mapping[str, Tensor]) -> Figure:
+    """Histogram and singular values of one layer's weight in several forms.
+
+    Args:
+        layer: Its name, for the title.
+        weights: Title -> weight, [out, in].
+    """
+    figure = Figure(figsize=(11, 4))
+    histogram, spectrum = figure.subplots(1, 2)
+    for title, weight in weights.items():
+        flat = weight.detach().float().flatten()
+        std = float(flat.std())
+        histogram.hist((flat / std).numpy(), bins=120, histtype="step", density=True, log=True, label=title)
+        spectrum.semilogy(torch.linalg.svdvals(weight.detach().double()).numpy(), label=title)
+    histogram.set(title=f"{layer}: values", xlabel="standard deviations", ylabel="density")
+    spectrum.set(title="singular values", xlabel="index")
+    for axis in (histogram, spectrum):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def ranges_over_training(alphas: Mapping[str, list[float]], clips: Mapping[str, list[float]]) -> Figure:
+    """Alpha and the clip range of some quantizers at every step.
+
+    Args:
+        alphas: Quantizer -> alpha_bar, the mean over its channels, one per step.
+        clips: Quantizer -> half the clip range relative to its start, the mean over its channels, one per step.
+    """
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    for axis, lines, title in ((left, alphas, "alpha"), (right, clips, "clip range, relative to its start")):
+        for name, values in lines.items():
+            axis.plot(range(1, len(values) + 1), values, label=name)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    left.legend(fontsize=7)
+    return figure

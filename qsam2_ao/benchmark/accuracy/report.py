@@ -1,0 +1,262 @@
+"""The report of the accuracy benchmark as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .cell import Budget
+from .methods import FLOAT, METHODS
+from .models import MODELS, HeavyTails, WeightShape
+from .plan import MAIN_MODELS, TRAINED, UNTRAINED
+from .results import Results
+
+METRICS = ("J&F", "mIoU_box", "mIoU_1click", "mIoU_3click")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be reached.
+
+    Attributes:
+        text: In words.
+        model: Weight setting.
+        setting: Bits.
+        metric: Metric.
+        against: "rival" for the best rival, or the name of a method.
+        margin: At least so many percentage points better (negative: at most so many worse).
+    """
+
+    text: str
+    model: str
+    setting: str
+    metric: str
+    against: str
+    margin: float
+
+
+OURS = "QSAM2"
+TARGETS = (
+    Target("9.7 over the best rival", "heavy-tailed", "W2A4", "J&F", "rival", 9.7),
+    Target("7.3 over the best rival", "heavy-tailed", "W2A4", "mIoU_box", "rival", 7.3),
+    Target("5 over the best rival", "heavy-tailed", "W2A8", "J&F", "rival", 5.0),
+    Target("at most 3 under float", "heavy-tailed", "W2A8", "J&F", FLOAT, -3.0),
+    Target("at most 1 under float", "heavy-tailed", "W3A8", "J&F", FLOAT, -1.0),
+    Target("at most 0.5 under float", "heavy-tailed", "W4A8", "J&F", FLOAT, -0.5),
+    *(
+        Target("not worse than the best rival", m, s, "J&F", "rival", 0.0)
+        for m in MAIN_MODELS
+        for s in ("W4A8", "W8A8")
+    ),
+    *(Target("not worse than the best rival", "plain", s, "J&F", "rival", 0.0) for s in ("W2A4", "W2A8", "W3A8")),
+)
+
+
+def markdown(
+    results: Results,
+    budget: Budget,
+    environment: Mapping[str, str],
+    command: str,
+    shapes: Mapping[str, Iterable[WeightShape]],
+    plots: Mapping[str, str],
+) -> str:
+    """The whole report.
+
+    Args:
+        results: What was measured.
+        budget: What every method got.
+        environment: Machine and versions.
+        command: What made the results.
+        shapes: Title of a model -> how heavy the tails of its encoder's weights are.
+        plots: Caption -> file name, relative to the report.
+    """
+    seeds = max((len(results.cells(c["model"], c["method"], c["setting"])) for c in results.all_cells), default=0)
+    parts = [
+        "# Accuracy of quantized SAM2\n",
+        f"`{command}` on {environment['processor']} ({environment['cores']} cores); "
+        + ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("processor", "cores"))
+        + ".\n",
+        f"The embedded model; {budget.videos} test videos of {budget.frames} frames with a first-frame mask prompt "
+        "(J&F by vos-benchmark, SAM2's video predictor), and one frame of each with a box, one click and three clicks "
+        f"(mIoU, SAM2's image predictor). {budget.images} calibration images; {budget.steps} steps of training, the "
+        f"same batches for every method, up to {seeds} seeds (mean ± standard deviation). All layers are quantized as "
+        "in the presets: per output channel and per tensor, first and last layers with 8 bits. A cell that is missing "
+        f"has not been run yet: {len(results.all_cells)} are finished. Differences are in percentage points, with 95 % "
+        "bootstrap intervals over videos.\n",
+        *_weight_settings(),
+        *_targets(results),
+        *_main_tables(results),
+        *_ptq(results),
+        *_ablations(results),
+        *_varied(results),
+        *_learning_rates(results, budget),
+        *_shapes(shapes),
+    ]
+    if plots:
+        parts.append("## Pictures\n")
+        parts += [f"![{caption}]({file})\n\n{caption}\n" for caption, file in plots.items()]
+    return "\n".join(parts)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _weight_settings() -> list[str]:
+    tails = MODELS["heavy-tailed"]
+    assert isinstance(tails, HeavyTails)
+    return [
+        "*plain*: the model as trained. *heavy-tailed*: the same network, the same float outputs, with outlier weights "
+        f"such as SAM2's encoder has: {tails.share:.0%} of the channels behind each LayerNorm and of the attention's "
+        f"values of the encoder divided by {tails.smallest:g} to {tails.largest:g}, the columns that read them "
+        "multiplied by it.\n"
+    ]
+
+
+def _targets(results: Results) -> list[str]:
+    rows = []
+    for target in TARGETS:
+        against = target.against
+        if against == "rival":
+            against = results.best(target.model, target.setting, target.metric, "rival") or ""
+        difference = results.difference(target.model, OURS, against, target.setting, target.metric)
+        if difference is None:
+            continue
+        met = difference.value >= target.margin or (target.margin == 0 and difference.high >= 0)
+        rows.append(
+            [
+                target.model,
+                target.setting,
+                target.metric,
+                target.text,
+                f"{difference} ({against})",
+                "yes" if met else "no",
+            ]
+        )
+    rows += _ptq_targets(results)
+    if not rows:
+        return []
+    return [
+        f"## Targets for {OURS}\n",
+        table(("model", "setting", "metric", "target", "measured (against)", "met"), rows),
+    ]
+
+
+def _ptq_targets(results: Results) -> list[list[str]]:
+    rows = []
+    with_vrc = results.spread("heavy-tailed", "VRC+MSE", "PTQ W3", "mIoU_box")
+    without = results.spread("heavy-tailed", "MSE", "PTQ W3", "mIoU_box")
+    if with_vrc and without:
+        gain = with_vrc.mean / without.mean - 1
+        rows.append(
+            ["heavy-tailed", "PTQ W3", "mIoU_box", "VRC 66 % over none", f"{gain:+.0%} relative", _yes(gain >= 0.66)]
+        )
+    for metric in ("J&F", "mIoU_box"):
+        difference = results.difference("heavy-tailed", "VRC+GPTQ", FLOAT, "PTQ W2", metric)
+        if difference:
+            met = _yes(difference.value >= -4)
+            rows.append(["heavy-tailed", "PTQ W2", metric, "at most 4 under float", f"{difference} (float)", met])
+    return rows
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def _main_tables(results: Results) -> list[str]:
+    names = [n for n, m in METHODS.items() if m.group in ("rival", "ours") or n.startswith(("VRC+LSQ", "LSQ,"))]
+    parts = []
+    for model in MAIN_MODELS:
+        for metric in METRICS:
+            part = _grid(results, model, metric, [FLOAT, *names], TRAINED)
+            if part:
+                parts += [f"## {metric}, {model}\n", part]
+    return parts
+
+
+def _grid(results: Results, model: str, metric: str, methods: Iterable[str], settings: Iterable[str]) -> str:
+    methods = [m for m in methods if m == FLOAT or any(results.has(model, m, s) for s in settings)]
+    settings = [s for s in settings if any(results.has(model, m, s) for m in methods if m != FLOAT)]
+    if not settings:
+        return ""
+    rows = []
+    for method in methods:
+        cells = [results.spread(model, method, setting, metric) for setting in settings]
+        rows.append([method, *("" if cell is None else str(cell) for cell in cells)])
+    return table(("method", *settings), rows)
+
+
+def _ptq(results: Results) -> list[str]:
+    names = list(METHODS)
+    parts = []
+    for model in MAIN_MODELS:
+        for metric in ("J&F", "mIoU_box"):
+            part = _grid(results, model, metric, names, UNTRAINED)
+            if part:
+                parts += [f"## Without training: {metric}, {model}\n", part]
+    return parts
+
+
+def _ablations(results: Results) -> list[str]:
+    parts = []
+    for model in MAIN_MODELS:
+        rows = []
+        for name, method in METHODS.items():
+            if method.group != "ablation" and name not in ("LSC", OURS, "VRC+LSQ"):
+                continue
+            found = [results.difference(model, name, "VRC+LSC", "W2A4", metric) for metric in ("J&F", "mIoU_box")]
+            if all(found):
+                rows.append([name, *map(str, found)])
+        if rows:
+            parts += [
+                f"## One thing changed: {model}, W2A4, against VRC+LSC\n",
+                table(("method", "J&F", "mIoU_box"), rows),
+            ]
+    return parts
+
+
+def _varied(results: Results) -> list[str]:
+    names = [name for name in MODELS if name not in MAIN_MODELS]
+    parts = []
+    for setting in ("W2A4", "PTQ W2"):
+        methods = [m for m in METHODS if any(results.has(model, m, setting) for model in names)]
+        rows = []
+        for model in names:
+            cells = [results.spread(model, method, setting, "J&F") for method in methods]
+            rows.append([model, *("" if cell is None else str(cell) for cell in cells)])
+        if methods:
+            parts += [f"## Other outliers: J&F, {setting}\n", table(("model", *methods), rows)]
+    return parts
+
+
+def _learning_rates(results: Results, budget: Budget) -> list[str]:
+    if not results.searches:
+        return []
+    header = [f"{r.lr:g}, {r.vectors:g}x, {r.ranges:g}x" for r in budget.rates]
+    rows = []
+    for search in results.searches:
+        best = max(search["scores"])
+        rows.append([search["method"], *(f"**{s:.1f}**" if s == best else f"{s:.1f}" for s in search["scores"])])
+    return [
+        "## Learning rates\n",
+        "Every method's own, from the same grid: of matrices, and of biases and gains and of clipping ranges as "
+        f"multiples of it. Mean of J&F and box mIoU on {budget.search_videos} validation videos, heavy-tailed, W2A4, "
+        "seed 0; 0 is a training that diverged. Variants have the rates of what they vary.\n",
+        table(("method", *header), rows),
+    ]
+
+
+def _shapes(shapes: Mapping[str, Iterable[WeightShape]]) -> list[str]:
+    if not shapes:
+        return []
+    by_layer: dict[str, list[str]] = {}
+    for column in shapes.values():
+        for shape in column:
+            by_layer.setdefault(shape.layer, []).append(f"{shape.kurtosis:.1f} / {shape.max_over_std:.1f}")
+    return [
+        "## The encoder's weights: excess kurtosis / largest magnitude in standard deviations\n",
+        table(("layer", *shapes), ([f"`{layer}`", *cells] for layer, cells in by_layer.items())),
+    ]

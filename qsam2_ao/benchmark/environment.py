@@ -1,0 +1,36 @@
+"""Where and with what a benchmark ran, to stand beside its figures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+PACKAGES = ("qsam2_ao", "torch", "torchvision", "torchao", "sam2", "numpy", "vos-benchmark")
+
+
+def environment() -> dict[str, str]:
+    """Processor, cores, operating system, Python and the versions of what the figures depend on.
+
+    Example:
+        >>> environment()["torch"]
+        '2.13.0'
+    """
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
+from qsam2_ao.benchmark.accuracy.plan import TRAINED, UNTRAINED, full_plan, quick_plan, select
+from qsam2_ao.errors import QConfigError
+
+
+def test_settings_by_name():
+    assert parse_setting("W2A4") == Setting("W2A4", 2, 4, True)
+    assert parse_setting("W3") == Setting("W3", 3, None, True)
+    assert parse_setting("PTQ W8A8") == Setting("PTQ W8A8", 8, 8, False)
+    for name in ("W1", "A4", "W2A2", "w2a4", "W9A8", ""):
+        with pytest.raises(QConfigError, match="unknown setting"):
+            parse_setting(name)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.quantizer])
+def test_every_method_has_the_same_bits_everywhere(name):
+    for setting in map(parse_setting, (*TRAINED, *UNTRAINED)):
+        recipe = METHODS[name].recipe(setting)
+        for mapping in recipe.values():
+            weight = mapping.global_qconfig.weight()
+            assert weight.quant_max - weight.quant_min in (2**setting.weight_bits - 1, 2**setting.weight_bits - 2)
+            edges = {qconfig.weight().quant_max for qconfig in mapping.module_name_regex_qconfigs.values()}
+            assert edges <= {127, 255}
+
+
+def test_the_plan_has_every_setting_and_no_cell_twice():
+    plan = full_plan()
+    cells = [(u.model, u.method, u.setting, seed) for u in plan for seed in u.seeds]
+    assert len(set(cells)) == len(cells)
+    for model in ("plain", "heavy-tailed"):
+        for setting in TRAINED:
+            rivals = {u.method for u in plan if (u.model, u.setting) == (model, setting)}
+            assert rivals >= {"MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LSC", "QSAM2"}
+        assert {u.setting for u in plan if u.model == model} >= set(UNTRAINED)
+    assert {u.method for u in plan} == set(METHODS)
+
+
+def test_variants_have_the_learning_rate_of_what_they_vary():
+    searched = {u.method: u.searched for u in full_plan() if u.setting == "W2A4"}
+    assert searched["VRC+LSC, signed grid"] == "VRC+LSC"
+    assert searched["VRC+LSQ"] == "LSQ"
+    assert searched["LSQ+"] == "LSQ+"
+    assert all(u.searched is None for u in full_plan() if u.setting.startswith("PTQ"))
+
+
+def test_selection_narrows():
+    assert {u.method for u in select(full_plan(), methods=["LSQ"])} == {"LSQ"}
+    assert select(quick_plan()) == quick_plan()
+    assert not select(quick_plan(), models=["plain"])

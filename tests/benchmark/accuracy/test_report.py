@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from qsam2_ao.benchmark.accuracy.cell import Budget
+from qsam2_ao.benchmark.accuracy.models import WeightShape
+from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes, save_figure
+from qsam2_ao.benchmark.accuracy.report import markdown
+from qsam2_ao.benchmark.accuracy.results import Results
+from qsam2_ao.benchmark.environment import environment
+
+SEARCH = {
+    "kind": "learning rate",
+    "method": "LSQ",
+    "scores": [1.0, 2.0, 0.0, 1.5],
+    "rates": {"lr": 1e-3, "vectors": 1.0, "ranges": 1.0},
+}
+
+
+def test_records_are_flat(cells):
+    records = Results(cells).records()
+    assert len(records) == 6 * len(cells)
+    assert records[0] == {
+        "model": "plain",
+        "method": "float",
+        "setting": "float",
+        "metric": "J",
+        "seed": 0,
+        "value": pytest.approx(84.5),
+    }
+
+
+def test_methods_are_compared_over_seeds(cells):
+    results = Results(cells)
+    assert results.best("plain", "W2A4", "J&F", "rival") == "LSQ"
+    assert results.difference("plain", "QSAM2", "LSQ", "W2A4", "J&F").value == pytest.approx(15)
+    assert results.difference("plain", "QSAM2", "PACT-SAWB", "W2A4", "J&F") is None
+    assert results.spread("plain", "QSAM2", "W2A4", "J&F").seeds == 2
+    assert results.spread("plain", "float", "W2A8", "J&F").mean == pytest.approx(84.5)
+
+
+def test_the_report_says_what_was_reached_and_what_not(cells):
+    shapes = {
+        "plain": [WeightShape("image_encoder.x", 0.5, 4.0)],
+        "heavy-tailed": [WeightShape("image_encoder.x", 9, 20)],
+    }
+    text = markdown(Results([*cells, SEARCH]), Budget(), environment(), "the command", shapes, {"Bits": "bits.png"})
+    assert "| heavy-tailed | W2A4 | J&F | 9.7 over the best rival | +15.0 [+15.0, +15.0] (LSQ) | yes |" in text
+    assert "| heavy-tailed | W2A8 | J&F | at most 3 under float | -4.5 [-4.5, -4.5] (float) | no |" in text
+    assert "+67% relative | yes" in text
+    assert "| QSAM2 | 80.0 ± 0.7 | 80.0 ± 0.7 |" in text
+    assert "W4A8 | J&F | not worse" not in text  # was not run
+    assert "| LSQ | 1.0 | **2.0** | 0.0 | 1.5 |" in text
+    assert "| `image_encoder.x` | 0.5 / 4.0 | 9.0 / 20.0 |" in text
+    assert "![Bits](bits.png)" in text
+    assert "the command" in text
+
+
+def test_nothing_measured_is_a_report_too():
+    text = markdown(Results([]), Budget(), environment(), "command", {}, {})
+    assert "0 are finished" in text
+
+
+def test_plots_are_written(cells, tmp_path):
+    for number, draw in enumerate((accuracy_against_bits, accuracy_against_bytes)):
+        path = save_figure(draw(Results(cells)), tmp_path / f"{number}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from qsam2_ao.benchmark.accuracy import cell as cell_module
+from qsam2_ao.benchmark.accuracy.cell import Budget, Cells, prepare_method
+from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
+from qsam2_ao.benchmark.accuracy.models import build_model
+from qsam2_ao.benchmark.accuracy.plan import Unit
+from qsam2_ao.benchmark.accuracy.run import run_plan
+from qsam2_ao.benchmark.accuracy.store import CellStore
+from qsam2_ao.errors import CheckpointError
+from qsam2_ao.fake_quant import quantized_layers
+from qsam2_ao.training.qat import Rates
+
+TINY = Budget(steps=1, images=2, videos=2, frames=3, search_videos=2, rates=(Rates(1e-4), Rates(1e-3, 10, 10)))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_what_is_finished(tmp_path):
+    store = CellStore(tmp_path / "cells.jsonl")
+    units = [Unit("plain", "float", "float", (0,)), Unit("plain", "LSC", "W2A4", (0, 1))]
+    results = run_plan(units, store, TINY, workers=2, progress=False)
+    assert [r["kind"] for r in results].count("learning rate") == 1
+    cells = {(r["method"], r["seed"]): r for r in results if r["kind"] == "cell"}
+    assert set(cells) == {("float", 0), ("LSC", 0), ("LSC", 1)}
+    search = next(r for r in results if r["kind"] == "learning rate")
+    assert len(search["scores"]) == 2
+    assert cells["LSC", 0]["rates"] == search["rates"]
+    assert len(cells["LSC", 0]["losses"]) == 1
+    assert cells["LSC", 0]["bytes"] < cells["float", 0]["bytes"] / 3
+    assert all(0 <= value <= 100 for value in cells["LSC", 0]["metrics"].values())
+    text = store.path.read_text()
+    run_plan(units, store, TINY, workers=2, progress=False)
+    assert store.path.read_text() == text
+    with pytest.raises(CheckpointError, match="another budget"):
+        run_plan(units, store, dataclasses.replace(TINY, steps=2), progress=False)
+
+
+@pytest.mark.slow
+def test_a_cell_repeats_to_the_bit():
+    first, again = (Cells("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
+    for cell in (first, again):
+        del cell["seconds"]
+    assert first == again
+
+
+@pytest.mark.slow
+def test_variants_change_what_they_say():
+    model = build_model("plain")
+    images = cell_module.calibration_images(2, 96)
+    setting = parse_setting("W2A4")
+
+    def quantizer(name):
+        prepared = prepare_method(model, METHODS[name], setting, images)
+        return dict(quantized_layers(prepared))["image_encoder.trunk.blocks.3.mlp.layers.0"].weight_fake_quant
+
+    usual = quantizer("VRC+LSC")
+    fixed = quantizer("VRC+LSC, alpha fixed at 2")
+    assert (fixed.alpha_bar == 2).all()
+    assert not fixed.log_alpha.requires_grad
+    assert usual.log_alpha.requires_grad
+    assert quantizer("VRC+LSC, no momentum").momentum == 0
+    assert quantizer("VRC+LSC, signed grid").grid == "symmetric"
+    assert (quantizer("VRC+LSC, started by the weight's error").alpha_bar != usual.alpha_bar).any()
