@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .affine import broadcast_qparam, fake_quantize_affine
-from .statistics import memory_order, sum_rows
+from .statistics import as_vector, sum_rows
 
 _EPS = torch.finfo(torch.float32).eps
 # grad where low < value < high, else 0: one vectorized pass, where torch.where and comparisons take several slow ones.
-_pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward
+_pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward.default
 
 
 class LSCFunction(torch.autograd.Function):
@@ -146,7 +146,7 @@ def _from_input_and_output(
     distance = _pass_between(x, x, *ends)
     torch.sub(out, distance, out=distance)
     if grad.stride() == distance.stride():
-        total = torch.dot(memory_order(grad), memory_order(distance))
+        total = torch.dot(as_vector(grad), as_vector(distance))
     else:
         total = distance.mul_(grad).sum()
     return grad_x, (total / scale).reshape(1)

@@ -114,23 +114,23 @@ def number_statistics(x: Tensor) -> RangeStats:
     Args:
         x: Any shape, at least one element, any floating dtype.
     """
-    flat = memory_order(x.detach())
+    flat = as_vector(x.detach())
     low, high = torch.aminmax(flat)
     flat = flat.float()
     # torch's CPU var_mean is some 30 times slower than these two reductions, which lose digits only when the
     # spread is small beside the mean.
-    mean = flat.mean().item()
+    mean = flat.sum().item() / flat.numel()
     var = torch.dot(flat, flat).item() / flat.numel() - mean * mean
     if not var > 1e-3 * mean * mean:
         var, mean = (value.item() for value in torch.var_mean(flat, correction=0))
     return RangeStats(*cast(Any, (mean, math.sqrt(var), low.item(), high.item())))
 
 
-def memory_order(x: Tensor) -> Tensor:
-    """The elements of ``x`` as a vector in the order that they lie in memory; a copy only where they have gaps."""
-    if x.is_contiguous():
-        return x.view(-1)
-    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)
+def as_vector(x: Tensor) -> Tensor:
+    """The elements of ``x`` in the order that they lie in memory; a copy only where there are gaps between them."""
+    if not x.is_contiguous():
+        x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
+    return x.reshape(-1)
 
 
 def merge_statistics(stats: RangeStats, counts: Tensor) -> RangeStats:
