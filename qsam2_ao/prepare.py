@@ -23,8 +23,7 @@ from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, find_parts, trace_part
 from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
-from .quantizers import LSCFakeQuantize
-from .quantizers.baselines import RivalFakeQuantize
+from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +104,9 @@ def prepare_qsam2(
             layers.update({part.layer_name(name): layer for name, layer in quantized_layers(graph)})
     if not layers:
         raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")
+    for name, quantizer in fake_quantizers(prepared):
+        if isinstance(quantizer, RangedFakeQuantize):
+            quantizer.name = name
     batch_size = images_at_once(model)
     observed: dict[str, nn.Module] = {}
     if images is not None:
@@ -177,14 +179,14 @@ def calibrate_activations(
             stack.enter_context(_observing(quantizer))
         exercise(prepared, images, batch_size=batch_size, seed=seed, progress="input ranges" if progress else None)
     for name, quantizer in inputs.items():
-        if isinstance(quantizer, LSCFakeQuantize) and not quantizer.is_initialized:
+        if isinstance(quantizer, RangedFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
 
 
 @contextmanager
 def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
     """Let an input's quantizer observe without quantizing."""
-    if isinstance(quantizer, (LSCFakeQuantize, RivalFakeQuantize)):
+    if isinstance(quantizer, RangedFakeQuantize):
         with quantizer.calibrating():
             yield
         return

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import QConfigError
-from ..quantizers import LSCFakeQuantize, broadcast_qparam
-from ..quantizers.baselines import RivalFakeQuantize
+from ..quantizers import LSCFakeQuantize, RangedFakeQuantize, broadcast_qparam
 from .gptq import gptq_round
 
 ROUNDINGS = ("nearest", "gptq")
@@ -44,7 +43,7 @@ def start_quantizer(
     if not isinstance(quantizer, LSCFakeQuantize):
         if rounding != "nearest":
             raise QConfigError(f"{name}: rounding={rounding!r} needs LSC's quantizer, not {type(quantizer).__name__}")
-        if isinstance(quantizer, RivalFakeQuantize):
+        if isinstance(quantizer, RangedFakeQuantize):
             quantizer.initialize(weight)
         return weight
     quantizer.initialize(weight, gram)

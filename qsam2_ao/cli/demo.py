@@ -38,7 +38,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 80,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on so many images.")] = 50,
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-4,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     device: Device = "cpu",
     as_json: Json = False,

@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from ..files import save_torch
 from ..prepare import prepare_qsam2
 from ..qconfig import QConfigLike, preset_qconfig
+from ..training.distillation import RECOMMENDED
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
 from .workspace import Workspace
@@ -78,16 +79,18 @@ def quantize_file(
         QSAM2Error: A step failed; the message says which layer, file or setting.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
     """
-    note(f"{recipe.preset}: calibrating (VRC)")
+    note(f"{recipe.preset}: calibrating (VRC, GPTQ)")
     prepared = _prepare(model, recipe, work.folder / f"{recipe.preset}-prepared.pt", calibration_data)
     if recipe.steps:
-        note(f"{recipe.preset}: training (LSC), {recipe.steps} steps")
+        note(f"{recipe.preset}: training (LSC, distilled from the float model), {recipe.steps} steps")
         train_qat(
             prepared,
             steps=recipe.steps,
             lr=recipe.lr,
             seed=recipe.seed,
             batches=batches,
+            distill_from=model,
+            distill=RECOMMENDED,
             checkpoint=work.folder / f"{recipe.preset}-training.pt",
             description=f"{recipe.preset} QAT",
         )
@@ -111,7 +114,12 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
         prepared.qsam2_info = stored["info"]
         return prepared
     prepared = prepare_qsam2(
-        model, recipe.qconfig, calibration_data=calibration_data, max_images=recipe.images, seed=recipe.seed
+        model,
+        recipe.qconfig,
+        calibration_data=calibration_data,
+        rounding="gptq",
+        max_images=recipe.images,
+        seed=recipe.seed,
     )
     if recipe.first_last_bits is not None:
         prepared.qsam2_info["qconfig"] = f"{recipe.preset}, first and last layers {recipe.first_last_bits} bits"

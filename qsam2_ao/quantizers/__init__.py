@@ -8,10 +8,11 @@ from .affine import (
     quantize_affine,
 )
 from .lsc import LSCFakeQuantize
-from .ranges import range_parameters
+from .ranges import RangedFakeQuantize, range_parameters
 
 __all__ = [
     "LSCFakeQuantize",
+    "RangedFakeQuantize",
     "broadcast_qparam",
     "dequantize_affine",
     "expand_groups",

@@ -1,23 +1,48 @@
-"""Which parameters of a prepared model are clipping ranges: they have a learning rate of their own, and no decay."""
+"""What every quantizer with a range of its own has in common, whatever the method."""
 
 from __future__ import annotations
 
-from torch import nn
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
-from .lsc import LSCFakeQuantize
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
+
+
+@runtime_checkable
+class RangedFakeQuantize(Protocol):
+    """A fake-quantizer whose range is started: from the weight, or from calibration data.
+
+    LSC and the baselines are such; torch.ao's own quantizers are not, they observe by themselves.
+    """
+
+    name: str
+    """Of the layer, for error messages."""
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the range has been started."""
+
+    def initialize(self, x: Tensor) -> None:
+        """Size and start the range from a weight or a batch of an activation."""
+
+    def calibrating(self) -> AbstractContextManager[None]:
+        """Collect what an activation's range starts from, passing the input through, in any mode."""
 
 
 def range_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The learned ranges of every quantizer, LSC's or a rival's, in the order of the model's modules.
+    """The learned ranges of every quantizer: LSC's alphas, a baseline's scales, offsets or clips.
+
+    They have a learning rate of their own, and no weight decay. Start the quantizers first.
 
     Args:
         model: A prepared model.
 
+    Returns:
+        Each quantizer's own parameters, in the order of the model's modules; all of them are ranges.
+
     Example:
         >>> ranges = {id(parameter) for parameter in range_parameters(prepared)}
     """
-    found = []
-    for module in model.modules():
-        names = ("log_alpha",) if isinstance(module, LSCFakeQuantize) else getattr(module, "ranges", ())
-        found += [getattr(module, name) for name in names]
-    return found
+    quantizers = [module for module in model.modules() if isinstance(module, FakeQuantizeBase)]
+    return [parameter for quantizer in quantizers for parameter in quantizer.parameters(recurse=False)]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, NonFiniteError
 from ..files import save_torch
+from .divergence import check_ranges, name_culprit
 
 State = dict[str, Tensor]
 _FORMAT = "qsam2_ao.training/1"
@@ -94,7 +95,8 @@ def train(
 
     Raises:
         CheckpointError: The checkpoint is damaged, foreign, or does not fit the model or the settings.
-        NonFiniteError: The loss is NaN or infinite; the last checkpoint is from before.
+        NonFiniteError: The loss is NaN or infinite, or a clipping range collapsed or ran away; the message names
+            the step and the layer, and the last checkpoint is from before.
         KeyboardInterrupt: Ctrl-C, once the step under way is done and saved.
 
     Example:
@@ -128,6 +130,9 @@ def train(
 
     def save() -> None:
         nonlocal saved
+        if saved != result.step:
+            with _naming_step(result.step):
+                check_ranges(model)
         if checkpoint is not None and main and saved != result.step:
             _save(Path(checkpoint), model, optimizer, result, settings)
             saved = result.step
@@ -147,12 +152,14 @@ def train(
                 factor = _schedule(result.step, steps, warmup)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                with _randomness_of_step(model, seed, result.step):
+                with _randomness_of_step(model, seed, result.step), _naming_step(result.step):
                     with _autocast(model, autocast):
                         value = loss(run(model, batch), batch)
                     number = float(value.detach())
                     if not math.isfinite(number):
-                        raise NonFiniteError(f"the loss is {number} at step {result.step}; lower lr or check the data")
+                        raise NonFiniteError(
+                            f"the loss is {number}; {name_culprit(model)}; lower the learning rate or check the data"
+                        )
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                 if clip is not None:
@@ -284,6 +291,15 @@ def _randomness_of_step(model: nn.Module, seed: int, step: int) -> Iterator[None
         if isinstance(getattr(settings, "rng", None), np.random.Generator):
             settings.rng = np.random.default_rng(number)
         yield
+
+
+@contextmanager
+def _naming_step(step: int) -> Iterator[None]:
+    """Say at which step a training diverged."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {step}: {error}") from error
 
 
 @contextmanager

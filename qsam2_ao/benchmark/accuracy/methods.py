@@ -11,7 +11,7 @@ from torch.ao.quantization import QConfig
 from ...errors import QConfigError
 from ...qconfig import lsc_qconfig, with_first_and_last
 from ...quantizers.baselines import baseline_qconfig
-from ...training.distillation import DistillationWeights
+from ...training.distillation import RECOMMENDED, DistillationWeights
 
 FLOAT = "float"
 """Name of the setting, and of the method, without quantization."""
@@ -107,9 +107,7 @@ class Method:
 
 
 _PAPER = Method("VRC+LSC", "lsc", "ours", vrc="auto")
-#: Float labels, and twice as much weight on what the float model computes.
-DISTILLATION = DistillationWeights(features=2.0, masks=10.0, memory=2.0, labels=1.0)
-_FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=DISTILLATION)
+_FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=RECOMMENDED)
 
 _ALL = (
     Method(FLOAT, None, "reference"),
@@ -125,7 +123,7 @@ _ALL = (
     # What the start is worth to a rival.
     Method("VRC+LSQ", "lsq", "reference", vrc="auto"),
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
-    Method("LSQ, distilled", "lsq", "reference", distill=DISTILLATION),
+    Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),
@@ -135,7 +133,7 @@ _ALL = (
     replace(_PAPER, name="VRC+LSC, lambda 0.01", group="ablation", vrc=0.01),
     replace(_PAPER, name="VRC+LSC, lambda 0.1", group="ablation", vrc=0.1),
     replace(_PAPER, name="VRC+LSC, signed grid", group="ablation", grid="symmetric"),
-    replace(_PAPER, name="VRC+LSC, distilled", group="ablation", distill=DISTILLATION),
+    replace(_PAPER, name="VRC+LSC, distilled", group="ablation", distill=RECOMMENDED),
     replace(_PAPER, name="VRC+LSC, GPTQ start", group="ablation", rounding="gptq"),
     replace(_PAPER, name="VRC+LSC, equalized", group="ablation", equalize=True),
     # Without training. Clipping by least squared error of the weight, or of the output.

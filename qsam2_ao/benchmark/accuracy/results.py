@@ -8,7 +8,7 @@ from typing import Any
 
 from .methods import FLOAT, METHODS
 from .statistics import Difference, Spread, paired_bootstrap, spread
-from .store import Cell
+from .store import Cell, cell_key
 
 
 class Results:
@@ -20,8 +20,10 @@ class Results:
 
     def __init__(self, results: Iterable[Cell]) -> None:
         results = list(results)
-        self.searches = [result for result in results if result["kind"] == "learning rate"]
-        self.all_cells = [result for result in results if result["kind"] == "cell"]
+        # A run that was cut off may have left a cell that the next one did again: the last one counts.
+        searches = {result["method"]: result for result in results if result["kind"] == "learning rate"}
+        cells = {cell_key(result): result for result in results if result["kind"] == "cell"}
+        self.searches, self.all_cells = list(searches.values()), list(cells.values())
         self._cells: defaultdict[tuple[str, str, str], list[Cell]] = defaultdict(list)
         for cell in self.all_cells:
             self._cells[cell["model"], cell["method"], cell["setting"]].append(cell)

@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from ...training.qat import Rates
 from .cell import Budget, Cells
 from .plan import SEARCH_SETTING, Unit
-from .store import Cell, CellStore
+from .store import Cell, CellStore, cell_key
 
 
 def run_plan(
@@ -50,7 +50,7 @@ def run_plan(
     with tqdm(total=len(searched) + sum(len(u.seeds) for u in units), unit="cell", disable=not progress) as bar:
         bar.set_description("learning rates")
         _in_parallel(_search, [(name, budget, store.path) for name in searched], workers, bar)
-        done = {_key(cell) for cell in store.read() if cell["kind"] == "cell"}
+        done = {cell_key(cell) for cell in store.read() if cell["kind"] == "cell"}
         rates = _rates(store)
         jobs = []
         for unit in units:
@@ -97,10 +97,6 @@ def _run_unit(unit: Unit, rates: Rates | None, budget: Budget, path: Path) -> in
     for seed in unit.seeds:
         CellStore(path).append({"kind": "cell", **cells.run(seed, rates), "budget": asdict(budget)})
     return len(unit.seeds)
-
-
-def _key(cell: Cell) -> tuple[Any, ...]:
-    return cell["model"], cell["method"], cell["setting"], cell["seed"]
 
 
 def _rates(store: CellStore) -> dict[str, Rates]:

@@ -15,6 +15,11 @@ from ...errors import CheckpointError, QSAM2Error
 Cell = dict[str, Any]
 
 
+def cell_key(cell: Cell) -> tuple[str, str, str, int]:
+    """What tells cells apart: model, method, setting, seed."""
+    return cell["model"], cell["method"], cell["setting"], cell["seed"]
+
+
 class CellStore:
     """An append-only file of results; several processes may write to it at once.
 

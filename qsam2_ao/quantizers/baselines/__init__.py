@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch.ao.quantization import (
-    FakeQuantize,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PlaceholderObserver,
-    QConfig,
-)
+from torch.ao.quantization import PlaceholderObserver, QConfig
 
 from ...errors import QConfigError
 from .base import RivalFakeQuantize
 from .lsq import LSQFakeQuantize
+from .minmax import MinMaxFakeQuantize
 from .pact_sawb import PACTFakeQuantize, SAWBFakeQuantize
 from .torchao_ranges import TorchAOFakeQuantize
 
 __all__ = [
     "BASELINES",
     "LSQFakeQuantize",
+    "MinMaxFakeQuantize",
     "PACTFakeQuantize",
     "RivalFakeQuantize",
     "SAWBFakeQuantize",
@@ -33,29 +28,11 @@ __all__ = [
 Pair = tuple[Callable[[int], Any], Callable[[int], Any]]
 
 
-def _minmax_weight(bits: int) -> Any:
-    return FakeQuantize.with_args(
-        observer=MovingAveragePerChannelMinMaxObserver,
-        quant_min=-(2 ** (bits - 1)),
-        quant_max=2 ** (bits - 1) - 1,
-        dtype=torch.qint8,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
-    )
-
-
-def _minmax_activation(bits: int) -> Any:
-    return FakeQuantize.with_args(
-        observer=MovingAverageMinMaxObserver,
-        quant_min=0,
-        quant_max=2**bits - 1,
-        dtype=torch.quint8,
-        qscheme=torch.per_tensor_affine,
-    )
-
-
 BASELINES: dict[str, Pair] = {
-    "minmax": (_minmax_weight, _minmax_activation),
+    "minmax": (
+        lambda bits: MinMaxFakeQuantize.with_args(bits=bits, is_weight=True),
+        lambda bits: MinMaxFakeQuantize.with_args(bits=bits),
+    ),
     "lsq": (
         lambda bits: LSQFakeQuantize.with_args(bits=bits, is_weight=True),
         lambda bits: LSQFakeQuantize.with_args(bits=bits),
@@ -79,10 +56,16 @@ BASELINES: dict[str, Pair] = {
 def baseline_qconfig(method: str, weight_bits: int, activation_bits: int | None) -> QConfig:
     """A rival's ``QConfig``: weights per output channel, inputs per tensor.
 
-    - "minmax": torch.ao's ``FakeQuantize`` with moving averages of minimum and maximum, as torch.ao's own QAT.
-    - "lsq", "lsq+": learned step size, see :class:`LSQFakeQuantize`.
-    - "pact-sawb": PACT inputs and SAWB weights, see :mod:`.pact_sawb`.
-    - "torchao": torchao's range learning, see :class:`TorchAOFakeQuantize`.
+    - "minmax": torch.ao's ``FakeQuantize`` with moving averages of minimum and maximum, as in torch.ao's default QAT
+      QConfig, at any bits. See :class:`MinMaxFakeQuantize`.
+    - "lsq": LSQ (Esser et al., arXiv 1902.08153, sections 2 and 2.1) on torch.ao's learnable operators. Adapted: per
+      channel for weights, and a zero point fixed by calibration for signed inputs. See :class:`LSQFakeQuantize`.
+    - "lsq+": LSQ+ (Bhalgat et al., arXiv 2004.09576, sections 3.1 to 3.3). Adapted: per channel for weights, the
+      inputs' start by a search over clips about the mean, and an integer zero point. See :class:`LSQFakeQuantize`.
+    - "pact-sawb": PACT (Choi et al., arXiv 1805.06085, section 3) for inputs, adapted to signed ones by a second clip,
+      and SAWB (Choi et al., arXiv 1807.06964) for weights, adapted per channel. See :mod:`.pact_sawb`.
+    - "torchao": torchao's range learning, unchanged. Adapted: an input is one token, so that it has one range, and its
+      zero point is an integer. See :class:`TorchAOFakeQuantize`.
 
     Args:
         method: One of ``BASELINES``.

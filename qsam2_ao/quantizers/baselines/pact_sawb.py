@@ -1,12 +1,13 @@
 """PACT (arXiv 1805.06085) for activations and SAWB (arXiv 1807.06964) for weights.
 
-The coefficients, and the two-sided form of PACT for signed inputs, are those that IBM's fms-model-optimizer uses.
+SAWB's coefficients and rules, and the two-sided form of PACT for signed inputs, are those that IBM's
+fms-model-optimizer uses (``SAWBPlusSTE`` on every output channel, ``PACT2`` with ``align_zero``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,58 +16,59 @@ from ..grids import RangeStats, activation_grid
 from ..mse import search_alpha
 from .base import SMALLEST_SCALE, RivalFakeQuantize, affine_from_range, straight_through
 
-# clip = c1 * sqrt(E[w^2]) + c2 * E|w|, fitted by the papers to six distributions; 6 and 7 bits lie between.
+# clip = c1 * sqrt(E[w^2]) + c2 * E|w|, fitted by the paper to six distributions; none are given for 6 and 7 bits.
 _COEFFICIENTS = {
     2: (3.12, -2.064),
     3: (7.509, -6.892),
     4: (12.68, -12.80),
     5: (17.74, -18.64),
-    8: (31.76, -35.04),
 }
 
 
 class SAWBFakeQuantize(RivalFakeQuantize):
     """Statistics-aware weight binning: a clip that follows the weight, nothing learned, straight-through gradients.
 
-    Per output channel, on 2^bits levels that are symmetric about zero (so that 2 bits have -a, -a/3, a/3, a), as
-    SAWB+ of fms-model-optimizer; from 6 bits on the clip is the largest magnitude, as there.
+    Per output channel, on 2^bits levels that are symmetric about zero, so that 2 bits have -a, -a/3, a/3, a. From 6
+    bits on the clip is the largest magnitude. In training the clip follows the weight; in eval it stays.
+
+    Args:
+        bits: 2 to 8.
+        name: Of the layer, for error messages.
+        factory_kwargs: As torch.ao passes it.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("clip",)
-    ranges: ClassVar[tuple[str, ...]] = ()
     clip: Tensor
 
-    def __init__(self, bits: int, *, factory_kwargs: Mapping[str, Any] | None = None) -> None:
-        super().__init__(bits, is_weight=True, factory_kwargs=factory_kwargs)
+    def __init__(self, bits: int, *, name: str = "", factory_kwargs: Mapping[str, Any] | None = None) -> None:
+        super().__init__(bits, is_weight=True, name=name, factory_kwargs=factory_kwargs)
         self.quant_min, self.quant_max = 0, 2**bits - 1
         self.register_buffer("clip", self._empty())
 
     def start_weight(self, rows: Tensor) -> dict[str, Tensor]:
         """The clip [out]."""
-        if self.bits in (6, 7, 8):
-            clip = rows.abs().amax(1)
-        else:
-            c1, c2 = _COEFFICIENTS[self.bits]
-            clip = c1 * rows.square().mean(1).sqrt() + c2 * rows.abs().mean(1)
-            # The fit can turn negative for a row of equal magnitudes; such a row needs no more than its largest.
-            clip = torch.where(clip > 0, clip, rows.abs().amax(1))
-        return {"clip": clip.clamp_min(SMALLEST_SCALE)}
+        largest = rows.abs().amax(1)
+        if self.bits not in _COEFFICIENTS:
+            return {"clip": largest.clamp_min(SMALLEST_SCALE)}
+        c1, c2 = _COEFFICIENTS[self.bits]
+        clip = c1 * rows.square().mean(1).sqrt() + c2 * rows.abs().mean(1)
+        # The fit turns negative for a row of nearly equal magnitudes; such a row needs no more than its largest.
+        return {"clip": torch.where(clip > 0, clip, largest).clamp_min(SMALLEST_SCALE)}
 
     def start_activation(self, stats: RangeStats, sample: Tensor) -> dict[str, Tensor]:
         """SAWB is for weights."""
         raise AssertionError("SAWB quantizes weights only")
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """Round in the clip range; the gradient passes unchanged."""
-        if self.training and self.observer_enabled:
-            with torch.no_grad():
-                self.clip.copy_(self.start_weight(x.reshape(x.shape[0], -1))["clip"])
-        scale, zero_point = (t.reshape(-1, *[1] * (x.dim() - 1)) for t in self.calculate_qparams())
+        """Clip by the weight's statistics, and round; the gradient passes unchanged."""
         with torch.no_grad():
-            codes = torch.round(x / scale + zero_point).clamp(self.quant_min, self.quant_max)
-            values = (codes - zero_point) * scale
-        return straight_through(x, values)
+            self.clip.copy_(self.start_weight(x.reshape(x.shape[0], -1))["clip"])
+        return straight_through(x, self.on_grid(x)[0])
 
+    def passes(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """All of it, as SAWB does not cut gradients at the clip."""
+        return x
+
+    @torch.no_grad()
     def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Scale and (half-integer) zero point of the symmetric levels, [out]."""
         scale = 2 * self.clip / self.quant_max
@@ -74,13 +76,20 @@ class SAWBFakeQuantize(RivalFakeQuantize):
 
 
 class PACTFakeQuantize(RivalFakeQuantize):
-    """Two-sided parameterized clipping activation: both clips are learned from the values that they clip."""
+    """Two-sided parameterized clipping activation: both clips are learned from the values that they clip.
 
-    sized: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
-    ranges: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
+    They start at the range of least squared error, where the paper starts from a constant. The paper's L2 penalty on
+    the clips is the optimizer's weight decay on them, and off by default, as for all ranges. The grid is widened to
+    hold zero and its zero point is an integer.
 
-    def __init__(self, bits: int, *, factory_kwargs: Mapping[str, Any] | None = None) -> None:
-        super().__init__(bits, is_weight=False, factory_kwargs=factory_kwargs)
+    Args:
+        bits: 4 to 8.
+        name: Of the layer, for error messages.
+        factory_kwargs: As torch.ao passes it.
+    """
+
+    def __init__(self, bits: int, *, name: str = "", factory_kwargs: Mapping[str, Any] | None = None) -> None:
+        super().__init__(bits, is_weight=False, name=name, factory_kwargs=factory_kwargs)
         self.clip_low = nn.Parameter(-self._empty())
         self.clip_high = nn.Parameter(self._empty())
 
@@ -96,12 +105,11 @@ class PACTFakeQuantize(RivalFakeQuantize):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Clip, then round; clips get the gradient of what they clip, values that of what is inside."""
-        clipped = torch.minimum(torch.maximum(x, self.clip_low), self.clip_high)
-        scale, zero_point = self.calculate_qparams()
-        with torch.no_grad():
-            codes = (torch.round(x / scale) + zero_point).clamp(self.quant_min, self.quant_max)
-            values = (codes - zero_point) * scale
-        return straight_through(clipped, values)
+        self.clip_low.data.clamp_(max=0)  # the grid holds zero, so a clip beyond it would clip nothing
+        self.clip_high.data.clamp_(min=0)
+        # A value on a clip belongs to the clip: most inputs behind a ReLU are exactly zero, and so may their clip be.
+        clipped = torch.where(x >= self.clip_high, self.clip_high, torch.where(x <= self.clip_low, self.clip_low, x))
+        return straight_through(clipped, self.on_grid(x)[0])
 
     @torch.no_grad()
     def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,31 @@ _SIGNED = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}
 class TorchAOFakeQuantize(RivalFakeQuantize):
     """torchao's own quantizer and arithmetic: minimum and maximum as start, scale (and zero point) learned.
 
-    Weights: symmetric, per output channel. Activations: torchao learns ranges of tokens; the whole tensor is handed to
-    it as one token, which makes one asymmetric range per tensor.
+    Weights: symmetric, per output channel, convolutions as matrices of their output channels. Activations: torchao
+    learns ranges of tokens; the whole tensor is handed to it as one token, which makes one asymmetric range per tensor.
+    Its zero point is learned as a float; here it is rounded straight-through, so that integer kernels can compute with
+    it.
 
     Args:
         bits: 2 to 8 for weights, 4 to 8 for activations.
         is_weight: Quantizer of a weight, or of an activation.
+        name: Of the layer, for error messages.
         factory_kwargs: As torch.ao passes it.
     """
 
-    sized: ClassVar[tuple[str, ...]] = ("scale", "zero_point")
-    ranges: ClassVar[tuple[str, ...]] = ("scale", "zero_point")
+    zero_point: Tensor
 
-    def __init__(self, bits: int, *, is_weight: bool = False, factory_kwargs: Mapping[str, Any] | None = None) -> None:
-        super().__init__(bits, is_weight=is_weight, factory_kwargs=factory_kwargs)
+    def __init__(
+        self, bits: int, *, is_weight: bool = False, name: str = "", factory_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(bits, is_weight=is_weight, name=name, factory_kwargs=factory_kwargs)
         self.quant_min, self.quant_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         self.scale = nn.Parameter(self._empty())
-        self.zero_point = nn.Parameter(torch.zeros_like(self._empty()), requires_grad=not is_weight)
+        zero_point = torch.zeros_like(self._empty())
+        if is_weight:
+            self.register_buffer("zero_point", zero_point)
+        else:
+            self.zero_point = nn.Parameter(zero_point)
 
     def _quantizer(self) -> IntxFakeQuantizer:
         config = IntxFakeQuantizeConfig(
@@ -65,18 +73,17 @@ class TorchAOFakeQuantize(RivalFakeQuantize):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """torchao's fake quantization with this module's scale and zero point."""
+        self.scale.data.clamp_(min=SMALLEST_SCALE)
         quantizer = self._quantizer()
-        if self.training:
-            self.scale.data.clamp_(min=SMALLEST_SCALE)
+        quantizer.scale, quantizer.zero_point = self.scale.reshape(-1, 1), self._grid_zero().reshape(-1, 1)
         rows = x.reshape(x.shape[0], -1) if self.is_weight else x.reshape(1, -1)
-        scale = self.scale if self.training else self.scale.clamp_min(SMALLEST_SCALE)  # the last step came after
-        quantizer.scale, quantizer.zero_point = scale.reshape(-1, 1), self._rounded().reshape(-1, 1)
         return quantizer(rows).reshape(x.shape)
 
-    def _rounded(self) -> Tensor:
-        """An integer zero point for integer kernels, with a straight-through gradient; torchao starts from one too."""
+    def _grid_zero(self) -> Tensor:
+        """Code of zero, an integer as torchao's start is one too; with a gradient to what is learned."""
         return straight_through(self.zero_point, self.zero_point.round().clamp(self.quant_min, self.quant_max))
 
+    @torch.no_grad()
     def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Scale and integer zero point, [out] or [1]."""
-        return self.scale.detach().clamp_min(SMALLEST_SCALE), self._rounded().detach()
+        return self.scale.clamp_min(SMALLEST_SCALE), self._grid_zero()
