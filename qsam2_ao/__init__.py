@@ -12,6 +12,7 @@ from . import compat as _compat
 _compat.ensure_all()
 
 from .calibration import VRCObserver, VRCReport, calibrate_qsam2, solve_vrc
+from .calibration.equalize import equalize_qsam2
 from .checkpoint import load_qsam2, save_qsam2
 from .convert import convert_qsam2
 from .errors import QSAM2Error
@@ -40,6 +41,7 @@ __all__ = [
     "calibrate_qsam2",
     "convert_qsam2",
     "coverage_report",
+    "equalize_qsam2",
     "load_embedded",
     "load_qsam2",
     "lsc_qconfig",
