@@ -118,7 +118,7 @@ def calibrate_layer(
         damping: As for :func:`calibrate_qsam2`, likewise ``tolerance``.
     """
     weight, entry = calibrate_weight(
-        layer.weight, gram, n, _quantize_with(quantizer, gram), damping=damping, tolerance=tolerance, name=name
+        layer.weight, gram, n, _quantize_with(quantizer), damping=damping, tolerance=tolerance, name=name
     )
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -216,12 +216,16 @@ def _feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]
     return hook
 
 
-def _quantize_with(factory: QuantizerFactory, gram: Tensor) -> Callable[[Tensor], Tensor]:
-    """The quantized weight as QAT will start from it."""
+def _quantize_with(factory: QuantizerFactory) -> Callable[[Tensor], Tensor]:
+    """The quantized weight, for comparing candidates: its range has the least error of the weight.
+
+    The one that is chosen starts with the least error of the output, a search that on the largest layers takes longer
+    than all of these together.
+    """
 
     def quantize(weight: Tensor) -> Tensor:
         quantizer = factory().to(weight.device)
-        start_quantizer(quantizer, weight, gram)
+        start_quantizer(quantizer, weight)
         with torch.no_grad():
             return quantizer(weight)
 
