@@ -169,10 +169,14 @@ class RivalFakeQuantize(FakeQuantizeBase):
         if not bool(torch.isfinite(values).all()):
             raise NonFiniteError(f"{self.who}: cannot start from a tensor with NaN or infinite values")
 
+    @torch.no_grad()
     def _set(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            current = getattr(self, name)
-            current.data = value.to(current).reshape(-1).clone()
+            current, value = getattr(self, name), value.reshape(-1)
+            if current.shape == value.shape:
+                current.copy_(value)
+            else:
+                current.data = value.to(current).clone()
         self.initialized.fill_(1)
 
     @abstractmethod

@@ -17,8 +17,8 @@ from .base import SMALLEST_SCALE, RivalFakeQuantize, affine_from_range, straight
 class LSQFakeQuantize(RivalFakeQuantize):
     """Learned step size: the scale is a parameter, with a gradient scaled by 1 / sqrt(N * quant_max).
 
-    The operators are those of torch.ao's ``_LearnableFakeQuantize``; its module knows neither LSQ's starts nor its N,
-    the number of elements that share a scale.
+    The operators are those of torch.ao's ``_LearnableFakeQuantize``. Its module is sized before the weight is known,
+    starts from an observer, and counts the whole tensor as N, where LSQ counts the elements that share a scale.
 
     Weights: signed symmetric, scale per output channel started at 2 mean|w| / sqrt(quant_max) (LSQ), or
     max(|mean - 3 std|, |mean + 3 std|) / 2^(bits - 1) (LSQ+).
