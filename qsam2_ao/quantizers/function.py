@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .affine import broadcast_qparam, fake_quantize_affine
-from .statistics import as_vector, sum_rows
+from .grids import ClipRange
+from .host import NumberRange, as_vector
+from .statistics import sum_rows
 
 _EPS = torch.finfo(torch.float32).eps
 # grad where low < value < high, else 0: one vectorized pass, where torch.where and comparisons take several slow ones.
 _pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward.default
+
+
+class Settings(NamedTuple):
+    """What does not change while training.
+
+    Attributes:
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        granularity: "tensor", "channel" or "group".
+        group_size: Inputs per group.
+    """
+
+    quant_min: int
+    quant_max: int
+    granularity: str
+    group_size: int | None
 
 
 class LSCFunction(torch.autograd.Function):
@@ -34,13 +52,9 @@ class LSCFunction(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         alpha: Tensor,
-        scale: Tensor | float,
-        zero_point: Tensor | float,
+        clip: ClipRange | NumberRange,
         alpha_factor: Tensor | float,
-        at_limit: Tensor | bool,
-        quant_range: tuple[int, int],
-        granularity: str,
-        group_size: int | None,
+        settings: Settings,
         shared: Callable[[], None] | None = None,
     ) -> Tensor:
         """Fake-quantize ``x``; ``alpha`` only takes part in the gradient.
@@ -48,31 +62,28 @@ class LSCFunction(torch.autograd.Function):
         Args:
             ctx: Autograd context.
             x: Any shape and floating dtype.
-            alpha: What is learned, shape [1], [out] or [out, n_groups], as all of the following tensors.
-            scale: Step, float32; or a Python number, as the next three, for granularity "tensor".
-            zero_point: Zero point, float32.
+            alpha: What is learned, shape [1], [out] or [out, n_groups], as the tensors of the range.
+            clip: The range; where it is at its limit, only gradients that shrink alpha pass.
             alpha_factor: What alpha's gradient is multiplied by.
-            at_limit: Where a larger alpha would change nothing: only gradients that shrink alpha pass there.
-            quant_range: Smallest and largest code.
-            granularity: "tensor", "channel" or "group".
-            group_size: Inputs per group.
+            settings: Codes and granularity.
             shared: For a leaf ``x`` whose output several layers' calls share: called when a backward pass comes
                 through. The output then takes part in several backward passes, as the leaf itself may.
 
         Returns:
             Fake-quantized ``x`` in its dtype.
         """
-        parameters = (scale, zero_point, alpha_factor, at_limit)
-        wide_scale, wide_zero = _broadcast(x, scale, zero_point, granularity, group_size)
-        out = fake_quantize_affine(x, wide_scale, wide_zero, *quant_range).to(x.dtype)
-        ctx.settings = (quant_range, granularity, group_size)
-        ctx.shared = shared
+        parameters = (clip.scale, clip.zero_point, alpha_factor, clip.at_limit)
+        scale, zero_point = _broadcast(x, clip.scale, clip.zero_point, settings)
+        out = fake_quantize_affine(x, scale, zero_point, settings.quant_min, settings.quant_max).to(x.dtype)
+        ctx.settings, ctx.shared = settings, shared
         if shared is not None:  # autograd would free what is saved with the first backward pass
-            ctx.leaf, ctx.version = (x, None, *parameters), x._version
-            return out
-        numbers = not isinstance(scale, Tensor) and x.dtype == torch.float32
-        ctx.numbers = tuple(None if isinstance(p, Tensor) else p for p in parameters)
-        ctx.save_for_backward(x, out if numbers else None, *(p if isinstance(p, Tensor) else None for p in parameters))
+            ctx.leaf, ctx.version, ctx.numbers = (x, *parameters), x._version, None
+        elif isinstance(clip, NumberRange):
+            ctx.numbers = parameters
+            ctx.save_for_backward(x, out if x.dtype == torch.float32 else None)
+        else:
+            ctx.numbers = None
+            ctx.save_for_backward(x, *cast("tuple[Tensor, ...]", parameters))
         return out
 
     @staticmethod
@@ -86,24 +97,25 @@ class LSCFunction(torch.autograd.Function):
                     "a weight was modified in place between its fake quantization and the backward pass; take the "
                     "optimizer's step after the backward pass"
                 )
-            x, out, *parameters = ctx.leaf
-        else:
-            x, out, *tensors = ctx.saved_tensors
-            parameters = [n if t is None else t for t, n in zip(tensors, ctx.numbers, strict=True)]
-        scale, zero_point, factor, at_limit = parameters
         needed = ctx.needs_input_grad
+        out = None
+        if ctx.numbers is None:
+            x, scale, zero_point, factor, at_limit = ctx.leaf if ctx.shared is not None else ctx.saved_tensors
+        else:
+            x, out = ctx.saved_tensors
+            scale, zero_point, factor, at_limit = ctx.numbers
         if out is None:
             grad_x, total = _from_input(grad, x, scale, zero_point, ctx.settings, needed)
         else:
-            grad_x, total = _from_input_and_output(grad, x, out, scale, zero_point, ctx.settings[0], needed)
-        grad_alpha = None if total is None else total * factor
-        if grad_alpha is not None and at_limit is not False:
-            shrinking = grad_alpha.clamp_min(0)
-            grad_alpha = shrinking if at_limit is True else torch.where(at_limit, shrinking, grad_alpha)
-        return (grad_x, grad_alpha, *_NO_GRADIENTS)
-
-
-_NO_GRADIENTS = (None,) * 8  # of the arguments after alpha
+            grad_x, total = _from_input_and_output(grad, x, out, scale, zero_point, ctx.settings, needed)
+        if total is None:
+            return grad_x, None, None, None, None, None
+        grad_alpha = total * factor
+        if at_limit is True:
+            grad_alpha = grad_alpha.clamp_min(0)
+        elif at_limit is not False:
+            grad_alpha = torch.where(at_limit, grad_alpha.clamp_min(0), grad_alpha)
+        return grad_x, grad_alpha, None, None, None, None
 
 
 def _from_input(
@@ -111,22 +123,21 @@ def _from_input(
     x: Tensor,
     scale: Any,
     zero_point: Any,
-    settings: tuple[tuple[int, int], str, int | None],
+    settings: Settings,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradient to ``x``, and sum(g * d) per scale, computed once more from ``x``."""
-    quant_range, granularity, group_size = settings
-    wide_scale, wide_zero = _broadcast(x, scale, zero_point, granularity, group_size)
+    wide_scale, wide_zero = _broadcast(x, scale, zero_point, settings)
     steps = x.float() / wide_scale
     steps.add_(wide_zero)
     grad, dtype = grad.float(), grad.dtype
-    ends = _just_outside(*quant_range)
+    ends = _just_outside(settings.quant_min, settings.quant_max)
     grad_x = _pass_between(grad, steps, *ends).to(dtype) if needed[0] else None
     if not needed[1]:
         return grad_x, None
     inside = _pass_between(steps - wide_zero, steps, *ends)
-    distance = steps.clamp_(*quant_range).round_().sub_(wide_zero).sub_(inside).mul_(grad)
-    return grad_x, sum_rows(distance, granularity, group_size)
+    distance = steps.clamp_(settings.quant_min, settings.quant_max).round_().sub_(wide_zero).sub_(inside).mul_(grad)
+    return grad_x, sum_rows(distance, settings.granularity, settings.group_size)
 
 
 def _from_input_and_output(
@@ -135,11 +146,11 @@ def _from_input_and_output(
     out: Tensor,
     scale: float,
     zero_point: float,
-    quant_range: tuple[int, int],
+    settings: Settings,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same for a range of Python numbers: s * d is output - x inside the range and the output outside."""
-    ends = _just_outside((quant_range[0] - zero_point) * scale, (quant_range[1] - zero_point) * scale)
+    ends = _just_outside((settings.quant_min - zero_point) * scale, (settings.quant_max - zero_point) * scale)
     grad_x = _pass_between(grad, x, *ends) if needed[0] else None
     if not needed[1]:
         return grad_x, None
@@ -157,16 +168,11 @@ def _just_outside(low: float, high: float) -> tuple[float, float]:
     return low - _EPS * abs(low) - 1e-30, high + _EPS * abs(high) + 1e-30
 
 
-def _broadcast(
-    x: Tensor, scale: Tensor | float, zero_point: Tensor | float, granularity: str, group_size: int | None
-) -> tuple[Tensor, Tensor]:
+def _broadcast(x: Tensor, scale: Any, zero_point: Any, settings: Settings) -> tuple[Any, Any]:
     """Scale and zero point in a shape that broadcasts against ``x``; numbers as they are."""
-    wide = [
-        value
-        if not isinstance(value, Tensor)
-        else value.reshape(())
-        if granularity == "tensor"
-        else broadcast_qparam(value, tuple(x.shape), group_size)
-        for value in (scale, zero_point)
-    ]
-    return cast("tuple[Tensor, Tensor]", tuple(wide))
+    if not isinstance(scale, Tensor):
+        return scale, zero_point
+    if settings.granularity == "tensor":
+        return scale.reshape(()), zero_point.reshape(())
+    shape = tuple(x.shape)
+    return broadcast_qparam(scale, shape, settings.group_size), broadcast_qparam(zero_point, shape, settings.group_size)

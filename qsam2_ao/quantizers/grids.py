@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ class RangeStats(NamedTuple):
     """Statistics that a clip range is made of; float32 tensors of one shape, one value per scale.
 
     ``mean`` is the centre of the clip range (0 on zero-centred grids), ``std`` the root-mean-square deviation
-    from that centre, ``low`` and ``high`` the observed extremes. On the CPU the statistics of an activation may
-    be Python numbers instead: arithmetic on them takes a fraction of the time of one-element tensors.
+    from that centre, ``low`` and ``high`` the observed extremes.
     """
 
     mean: Tensor
@@ -31,10 +29,7 @@ class RangeStats(NamedTuple):
 
 
 class ClipRange(NamedTuple):
-    """A clip range on a grid: the quantization parameters and how they follow alpha.
-
-    Tensors or Python numbers, as the statistics that it was made of.
-    """
+    """A clip range on a grid: the quantization parameters and how they follow alpha."""
 
     scale: Tensor
     zero_point: Tensor
@@ -70,58 +65,35 @@ class Grid:
         """Steps between the smallest and the largest code."""
         return self.quant_max - self.quant_min
 
-    def clip_range(self, stats: RangeStats, alpha: Any) -> ClipRange:
+    def clip_range(self, stats: RangeStats, alpha: Tensor) -> ClipRange:
         """Quantization parameters of the range mean ± alpha * std, kept within the observed extremes.
 
         Integer zero points need zero on the grid, so the "asymmetric" and "activation" ranges are widened to
         contain it; the other grids stay centred on the mean.
 
         Args:
-            stats: Statistics, one value per scale; tensors, or Python numbers with a Python number for ``alpha``.
+            stats: Statistics, one value per scale.
             alpha: Half width of the range in standard deviations, broadcastable to the statistics.
 
         Returns:
-            The range; all tensors in the statistics' shape, scale and zero point in float32. Of Python numbers,
-            the scale is rounded to float32.
+            The range; all tensors in the statistics' shape, scale and zero point in float32.
         """
         mean, std, low, high = stats
         half = alpha * std
-        widest = _maximum(high, -low) if self.zero_centred else _maximum(high - mean, mean - low)
+        widest = torch.maximum(high, -low) if self.zero_centred else torch.maximum(high - mean, mean - low)
         at_limit = half >= widest
         if self.name in ("asymmetric", "activation"):
-            left = _clamp(_clamp(mean - half, low, high), None, 0.0)
-            right = _clamp(_clamp(mean + half, low, high), 0.0, None)
-            free_ends = ((left > low) & (left < 0)) * 1.0 + ((right < high) & (right > 0)) * 1.0
-            scale = _float32(_clamp((right - left) / self.steps, MIN_SCALE, None))
-            zero_point = _clamp(_round(self.quant_min - left / scale), self.quant_min, self.quant_max)
+            left = (mean - half).clamp(low, high).clamp_max(0)
+            right = (mean + half).clamp(low, high).clamp_min(0)
+            free_ends = ((left > low) & (left < 0)).float() + ((right < high) & (right > 0)).float()
+            scale = ((right - left) / self.steps).clamp_min(MIN_SCALE)
+            zero_point = torch.round(self.quant_min - left / scale).clamp(self.quant_min, self.quant_max)
             # With neither end free, alpha is at its limit and moves the end that it reaches.
-            return ClipRange(scale, zero_point, _clamp(free_ends, 1.0, None) * std / self.steps, at_limit)
-        scale = _float32(_clamp(_clamp(half, None, widest) * (2 / self.steps), MIN_SCALE, None))
+            return ClipRange(scale, zero_point, free_ends.clamp_min(1) * std / self.steps, at_limit)
+        scale = (torch.minimum(half, widest) * (2 / self.steps)).clamp_min(MIN_SCALE)
         centre = (self.quant_min + self.quant_max) / 2
         zero_point = torch.full_like(scale, centre) if self.zero_centred else centre - mean / scale
         return ClipRange(scale, zero_point, std * (2 / self.steps), at_limit)
-
-
-# The functions of a clip range that tensors and Python numbers spell differently.
-
-
-def _clamp(value: Any, low: Any, high: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clamp(low, high)
-    value = value if low is None else max(value, low)
-    return value if high is None else min(value, high)
-
-
-def _maximum(a: Any, b: Any) -> Any:
-    return torch.maximum(a, b) if isinstance(a, Tensor) else max(a, b)
-
-
-def _round(value: Any) -> Any:
-    return torch.round(value) if isinstance(value, Tensor) else float(round(value))
-
-
-def _float32(value: Any) -> Any:
-    return value if isinstance(value, Tensor) else struct.unpack("f", struct.pack("f", value))[0]
 
 
 def default_weight_grid(bits: int) -> str:

@@ -14,16 +14,15 @@ from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
 from .flags import CachedFlags, FiniteCheck, non_finite
-from .function import LSCFunction
+from .function import LSCFunction, Settings
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
+from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, move_averages, number_statistics, on_host
 from .mse import search_alpha
 from .sampling import CalibrationSample, even_sample
 from .shared import SharedOutput, recomputing
 from .statistics import (
     check_granularity,
     merge_across_ranks,
-    number_statistics,
-    on_host,
     tensor_statistics,
     weight_statistics,
     world_size,
@@ -115,8 +114,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.grid = self._grid.name
         self.quant_min = self._grid.quant_min
         self.quant_max = self._grid.quant_max
+        self._settings = Settings(self.quant_min, self.quant_max, granularity, group_size)
         self.momentum = momentum
         self.stats_momentum = stats_momentum
+        self._shares = (*[1 - stats_momentum] * len(_STATISTICS), 1 - momentum)
         self.name = name
         # What torch.ao's FX mode looks at.
         self.dtype = torch.qint8 if is_weight else torch.quint8
@@ -296,7 +297,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     def _store(self, stats: RangeStats) -> None:
         torch._foreach_copy_([getattr(self, key) for key in _STATISTICS], list(stats))
 
-    def _current_range(self, x: Tensor) -> ClipRange:
+    def _current_range(self, x: Tensor) -> ClipRange | NumberRange:
         """Clip range for ``x``, after the statistics have been brought up to date as the mode asks for."""
         follows = self._flag("observer_enabled")
         learns = follows and self.training and not recomputing()
@@ -319,42 +320,41 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
                     self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
         return self._range()
 
-    def _range(self) -> ClipRange:
-        """Clip range of the stored statistics and alpha_bar: Python numbers for activations on the CPU."""
+    def _range(self) -> ClipRange | NumberRange:
+        """Clip range of the stored statistics and alpha_bar: in Python numbers for activations on the CPU."""
         if self.is_weight or not on_host(self.mean):
             return self._grid.clip_range(self._stats, self.alpha_bar)
-        buffers = self._buffers
-        mean, std, low, high, alpha = (cast(Tensor, buffers[key]).item() for key in _RUNNING)
+        mean, std, low, high, alpha = (average.item() for average in self._averages)
         if not math.isfinite(mean + std + low + high + alpha):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
-        return self._grid.clip_range(RangeStats(*cast(Any, (mean, std, low, high))), alpha)
+        return clip_numbers(self._grid, mean, std, low, high, alpha)
+
+    @property
+    def _averages(self) -> list[Tensor]:
+        # Past torch's attribute lookup, which takes longer than what is done with them.
+        return [self._buffers[key] for key in _RUNNING]  # type: ignore[misc]
 
     @torch.no_grad()
     def _average(self, x: Tensor) -> None:
         """Take a batch into the running averages of an activation's statistics, and alpha into alpha_bar."""
-        shares = [1 - self.stats_momentum] * len(_STATISTICS) + [1 - self.momentum]
-        averages = [cast(Tensor, self._buffers[key]) for key in _RUNNING]
+        averages, shares = self._averages, self._shares
         distributed = world_size() > 1
         if on_host(x) and not distributed:
-            numbers = number_statistics(x)
-            if not math.isfinite(sum(numbers)):
+            stats = number_statistics(x)
+            if not math.isfinite(sum(stats)):
                 raise non_finite(self.who)
-            targets = [*cast(Any, numbers), self._alpha_number()]
-            for average, now, share in zip(averages, targets, shares, strict=True):
-                before = average.item()
-                average.fill_(before + share * (now - before))
+            move_averages(averages, (*stats, self._alpha_number()), shares)
             return
-        stats = tensor_statistics(x)
+        stats_ = tensor_statistics(x)
         if distributed:
-            stats = merge_across_ranks(stats, x.numel())
+            stats_ = merge_across_ranks(stats_, x.numel())
         # On the CPU the batch is judged before it is averaged in; elsewhere the running averages, later.
-        self._check_finite(self._stats if stats.mean.is_cuda else stats, self.who)
-        for average, now, share in zip(averages, (*stats, self.log_alpha.exp()), shares, strict=True):
+        self._check_finite(self._stats if stats_.mean.is_cuda else stats_, self.who)
+        for average, now, share in zip(averages, (*stats_, self.log_alpha.exp()), shares, strict=True):
             average.lerp_(now, share)
 
     def _alpha_number(self) -> float:
-        # Capped where float32 overflows: the range is at its limit long before.
-        return math.exp(min(self.log_alpha.item(), 88.0))
+        return math.exp(min(self.log_alpha.item(), LARGEST_LOG_ALPHA))
 
     def qparams_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point that a forward of ``x`` quantizes with, here and now.
@@ -369,9 +369,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         return self._tensors(self._current_range(x))
 
-    def _tensors(self, clip: ClipRange) -> tuple[Tensor, Tensor]:
+    def _tensors(self, clip: ClipRange | NumberRange) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a range as tensors."""
-        if isinstance(clip.scale, Tensor):
+        if isinstance(clip, ClipRange):
             return clip.scale, clip.zero_point
         scale, zero_point = torch.tensor([[clip.scale], [clip.zero_point]], dtype=torch.float32)
         return scale, zero_point
@@ -428,28 +428,26 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         out: Tensor = LSCFunction.apply(
             x,
             self.log_alpha,
-            clip.scale,
-            clip.zero_point,
+            clip,
             self._gradient_factor(clip, x.numel(), learning),
-            clip.at_limit,
-            (self.quant_min, self.quant_max),
-            self.granularity,
-            self.group_size,
+            self._settings,
             self._shared.dropper() if share else None,
         )
         if share:
             self._shared.keep(out, x, self.log_alpha, learning)
         return out
 
-    def _gradient_factor(self, clip: ClipRange, elements: int, learning: bool) -> Any:
+    def _gradient_factor(self, clip: ClipRange | NumberRange, elements: int, learning: bool) -> Any:
         """d scale / d log_alpha with LSQ's gradient scale: what log_alpha's gradient is multiplied by.
 
         A frozen range gets a zero gradient rather than none, for DDP's sake.
         """
         log_alpha = self.log_alpha
-        alpha: Any = log_alpha.detach().exp() if isinstance(clip.scale, Tensor) else self._alpha_number()
         sharing = elements / log_alpha.numel()
-        return clip.scale_per_alpha * (float(learning) / math.sqrt(sharing * self.quant_max)) * alpha
+        share = float(learning) / math.sqrt(sharing * self.quant_max)
+        if isinstance(clip, NumberRange):
+            return clip.scale_per_alpha * share * self._alpha_number()
+        return clip.scale_per_alpha * share * log_alpha.detach().exp()
 
     def extra_repr(self) -> str:
         """Settings in one line."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..errors import QConfigError
 from .grids import RangeStats
+from .host import number_statistics, on_host
 
 GRANULARITIES = ("tensor", "channel", "group")
 
@@ -101,36 +101,6 @@ def tensor_statistics(x: Tensor) -> RangeStats:
     low, high = torch.aminmax(x)
     var, mean = torch.var_mean(x.float(), correction=0)
     return RangeStats(mean.reshape(1), var.sqrt().reshape(1), low.float().reshape(1), high.float().reshape(1))
-
-
-def on_host(x: Tensor) -> bool:
-    """Whether arithmetic on Python numbers is cheap and allowed: on the CPU, outside torch.compile's graphs."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def number_statistics(x: Tensor) -> RangeStats:
-    """Statistics of a whole activation tensor as Python numbers; for the CPU.
-
-    Args:
-        x: Any shape, at least one element, any floating dtype.
-    """
-    flat = as_vector(x.detach())
-    low, high = torch.aminmax(flat)
-    flat = flat.float()
-    # torch's CPU var_mean is some 30 times slower than these two reductions, which lose digits only when the
-    # spread is small beside the mean.
-    mean = flat.sum().item() / flat.numel()
-    var = torch.dot(flat, flat).item() / flat.numel() - mean * mean
-    if not var > 1e-3 * mean * mean:
-        var, mean = (value.item() for value in torch.var_mean(flat, correction=0))
-    return RangeStats(*cast(Any, (mean, math.sqrt(var), low.item(), high.item())))
-
-
-def as_vector(x: Tensor) -> Tensor:
-    """The elements of ``x`` in the order that they lie in memory; a copy only where there are gaps between them."""
-    if not x.is_contiguous():
-        x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
-    return x.reshape(-1)
 
 
 def merge_statistics(stats: RangeStats, counts: Tensor) -> RangeStats:
