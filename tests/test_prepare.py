@@ -229,3 +229,16 @@ def _train_rank(rank: int, world: int, folder: str) -> None:
         optimizer.step()
     torch.save(model.image_encoder.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer(model):
+    images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    wanted = model.eval().image_encoder(images)["backbone_fpn"][-1]
+    errors = {}
+    for rounding in ("nearest", "gptq"):
+        prepared = prepare_qsam2(model, "w2a16", calibration_data=images, rounding=rounding, progress=False).eval()
+        with torch.no_grad():
+            errors[rounding] = float((prepared.image_encoder(images)["backbone_fpn"][-1] - wanted).norm())
+    assert errors["gptq"] < 0.9 * errors["nearest"]
+    layer = dict(quantized_layers(prepared))["image_encoder.trunk.blocks.3.mlp.layers.0"]
+    torch.testing.assert_close(layer.weight_fake_quant(layer.weight), layer.weight)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qsam2_ao.benchmark.accuracy.cell import Budget
+from qsam2_ao.cli import benchmark
+from qsam2_ao.training.qat import Rates
+
+
+@pytest.mark.slow
+def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        benchmark, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
+    )
+    arguments = ["benchmark", "accuracy", "--quick", "--method", "float", "--method", "VRC+LSC", "-o", tmp_path]
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    records = json.loads(result.stdout)
+    assert {record["method"] for record in records} == {"float", "VRC+LSC"}
+    assert {record["metric"] for record in records} >= {"J&F", "mIoU_box", "mIoU_1click", "mIoU_3click"}
+    assert json.loads((tmp_path / "accuracy.json").read_text()) == records
+    report = (tmp_path / "accuracy.md").read_text()
+    for name in ("accuracy_bits", "accuracy_bytes", "weights", "ranges", "masks"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{name}.png" in report
+    before = (tmp_path / "accuracy_cells.jsonl").read_text()
+    again = run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
+    assert "2 cells" in again.stdout
+    assert (tmp_path / "accuracy_cells.jsonl").read_text() == before
+
+
+def test_an_unknown_method_is_refused(run, tmp_path):
+    result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "no cell has these" in result.stderr
