@@ -112,7 +112,7 @@ class _RangeRecord:
         found = [(name, q) for name, q in fake_quantizers(model) if isinstance(q, LSCFakeQuantize)]
         for is_weight in (True, False):
             kind = [(name, q) for name, q in found if q.is_weight == is_weight]
-            for name, quantizer in (kind[0], kind[len(kind) // 2], kind[-1]):
+            for name, quantizer in (kind[0], kind[len(kind) // 2], kind[-1]) if kind else ():
                 short = name.removesuffix(".weight_fake_quant")
                 self.alphas.setdefault(short, []).append(float(quantizer.alpha_bar.mean()))
                 self.scales.setdefault(short, []).append(float(quantizer.calculate_qparams()[0].mean()))
