@@ -46,21 +46,27 @@ class Unit:
 
 
 def full_plan(seeds: int = 3) -> list[Unit]:
-    """Every cell of the report."""
-    every, first = tuple(range(seeds)), (0,)
+    """Every cell of the report, broad first: all seeds at the hardest setting, the first seed elsewhere, then the rest."""
+    every, first, others = tuple(range(seeds)), (0,), tuple(range(1, seeds))
+
+    def trained(settings: tuple[str, ...], models: tuple[str, ...], methods: tuple[str, ...]) -> list[Unit]:
+        return [Unit(model, method, s, first) for s in settings for model in models for method in methods]
+
     units = [Unit(model, FLOAT, FLOAT, first) for model in MODELS]
     units += [Unit("heavy-tailed", method, "W2A4", every) for method in _MAIN]
-    units += [Unit(model, method, s, first) for s in UNTRAINED[:2] for model in MAIN_MODELS for method in _PTQ]
-    units += [Unit("heavy-tailed", method, s, every) for s in TRAINED[1:4] for method in _MAIN]
-    units += [Unit("plain", method, s, every) for s in TRAINED[:4] for method in _MAIN]
-    units += [Unit("heavy-tailed", method, "W2A4", every) for method in _EXPLAINING + _ABLATIONS]
+    units += [Unit("heavy-tailed", method, s, first) for s in UNTRAINED[:2] for method in _PTQ]
+    broad = trained(TRAINED[1:4], MAIN_MODELS[:1], _MAIN)
+    broad += trained(("W2A4",), MAIN_MODELS[:1], _EXPLAINING + _ABLATIONS)
+    broad += trained(TRAINED[4:], MAIN_MODELS[:1], _MAIN) + trained(TRAINED, MAIN_MODELS[1:], _MAIN)
+    units += broad
+    units += [Unit("plain", method, s, first) for s in UNTRAINED[:2] for method in _PTQ]
     units += [Unit(model, method, s, first) for s in UNTRAINED[2:] for model in MAIN_MODELS for method in _PTQ]
-    units += [Unit("plain", "float, trained as long", FLOAT, every)]
-    units += [Unit(model, method, s, every) for s in TRAINED[4:] for model in MAIN_MODELS for method in _MAIN]
-    units += [Unit("plain", method, "W2A4", every) for method in _EXPLAINING + _ABLATIONS]
-    varied = ("LSQ", "LSC", "VRC+LSC", "QSAM2")
-    units += [Unit(model, method, "W2A4", first) for model in _VARIED for method in varied]
+    units += trained(("W2A4",), _VARIED, ("LSQ", "LSC", "VRC+LSC", "QSAM2"))
     units += [Unit(model, method, "PTQ W2", first) for model in _VARIED for method in _PTQ]
+    last = trained(("W2A4",), MAIN_MODELS[1:], _EXPLAINING + _ABLATIONS)
+    units += last
+    units += [Unit(unit.model, unit.method, unit.setting, others) for unit in broad + last if others]
+    units += [Unit("plain", "float, trained as long", FLOAT, every)]
     return units
 
 
