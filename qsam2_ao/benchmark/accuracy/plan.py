@@ -46,7 +46,7 @@ class Unit:
 
 
 def full_plan(seeds: int = 3) -> list[Unit]:
-    """Every cell of the report, broad first: all seeds at the hardest setting, the first seed elsewhere, then the rest."""
+    """Every cell of the report: the hardest setting with all seeds, the others with the first seed, then the rest."""
     every, first, others = tuple(range(seeds)), (0,), tuple(range(1, seeds))
 
     def trained(settings: tuple[str, ...], models: tuple[str, ...], methods: tuple[str, ...]) -> list[Unit]:
