@@ -4,11 +4,13 @@ import copy
 import io
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_parallel import run_ranks
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2_runs import assert_identical, images, run_image, run_video
@@ -210,16 +212,13 @@ def test_the_whole_way_on_cuda(model: SAM2Base) -> None:
 
 
 @pytest.mark.slow
-def test_data_parallel_ranks_hold_the_same_ranges(tmp_path: Any) -> None:
-    torch.multiprocessing.spawn(_train_rank, args=(2, str(tmp_path)), nprocs=2)
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
+def test_data_parallel_ranks_hold_the_same_ranges(tmp_path: Path) -> None:
+    first, second = run_ranks(_train_rank, tmp_path)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
-def _train_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def _train_rank(rank: int) -> dict[str, torch.Tensor]:
     model = prepare_qsam2(build_embedded(), {"image_encoder": "w4a8"})
     ddp = torch.nn.parallel.DistributedDataParallel(model.image_encoder.train(), find_unused_parameters=True)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-2)
@@ -227,8 +226,7 @@ def _train_rank(rank: int, world: int, folder: str) -> None:
         optimizer.zero_grad()
         ddp(images(1, 96, seed=10 * rank + step))["vision_features"].square().mean().backward()
         optimizer.step()
-    torch.save(model.image_encoder.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return model.image_encoder.state_dict()
 
 
 def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer(model):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from data_parallel import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,34 +30,28 @@ def batch(rank, step):
     return torch.randn(16 * (rank + 1), 8, generator=generator) * (1 + rank) + rank
 
 
-def train(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        states = {}
-        for method in LEARNED:
-            torch.manual_seed(0)
-            layer = Layer(method)
-            layer.linear.bias = None
-            model = DistributedDataParallel(layer)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-            for step in range(3):
-                optimizer.zero_grad()
-                model(batch(rank, step)).square().mean().backward()
-                optimizer.step()
-            calibrated = baseline_qconfig(method, 4, 4).activation()
-            with calibrated.calibrating():
-                calibrated(batch(rank, 0))
-            states[method] = {"trained": layer.state_dict(), "calibrated": calibrated.state_dict()}
-        torch.save(states, os.path.join(folder, f"rank{rank}.pt"))
-    finally:
-        dist.destroy_process_group()
+def train(rank):
+    states = {}
+    for method in LEARNED:
+        torch.manual_seed(0)
+        layer = Layer(method)
+        layer.linear.bias = None
+        model = DistributedDataParallel(layer)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(batch(rank, step)).square().mean().backward()
+            optimizer.step()
+        calibrated = baseline_qconfig(method, 4, 4).activation()
+        with calibrated.calibrating():
+            calibrated(batch(rank, 0))
+        states[method] = {"trained": layer.state_dict(), "calibrated": calibrated.state_dict()}
+    return states
 
 
 @pytest.mark.slow
 def test_ranks_hold_the_same_ranges(tmp_path):
-    mp.spawn(train, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = run_ranks(train, tmp_path)
     for method in LEARNED:
         for part in ("trained", "calibrated"):
             for key, value in first[method][part].items():
