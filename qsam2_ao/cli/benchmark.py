@@ -13,7 +13,7 @@ import typer
 from ..benchmark.accuracy.cell import Budget
 from ..benchmark.accuracy.illustrate import illustrate_training, illustrate_weights
 from ..benchmark.accuracy.plan import full_plan, quick_plan, select
-from ..benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes, save_figure
+from ..benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from ..benchmark.accuracy.report import markdown
 from ..benchmark.accuracy.results import Results
 from ..benchmark.accuracy.run import run_plan
@@ -21,6 +21,7 @@ from ..benchmark.accuracy.store import CellStore
 from ..benchmark.environment import environment
 from ..errors import QConfigError
 from ..files import atomic_write
+from ..reporting.figures import save_figure
 from .common import Json, note, print_json
 
 app = typer.Typer(help="Measure what the project claims.", no_args_is_help=True)

@@ -17,10 +17,11 @@ from .evaluate import evaluate
 from .inspect import inspect
 from .quantize import quantize
 from .segment import segment
+from .sensitivity import sensitivity
 from .track import track
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize", "benchmark")
+_RESUMABLE = ("demo", "quantize", "sensitivity", "benchmark")
 
 
 class _Application(TyperGroup):
@@ -69,7 +70,7 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, evaluate, segment, track, inspect):
+for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 

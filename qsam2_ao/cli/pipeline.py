@@ -13,10 +13,11 @@ import torch
 from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.procedural import generate_sequence
-from ..errors import CheckpointError
+from ..errors import CheckpointError, QSAM2Error
 from ..files import save_torch
 from ..prepare import prepare_qsam2
 from ..qconfig import QConfigLike, preset_qconfig
+from ..sensitivity import Assignment
 from ..training.distillation import RECOMMENDED
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
@@ -30,12 +31,14 @@ class Recipe:
     """How to quantize.
 
     Attributes:
-        preset: A preset's name.
+        preset: A preset's name; with an assignment a name for messages and files.
         images: Calibrate on at most so many images.
         steps: Steps of quantization-aware training; 0 is post-training quantization.
         lr: Peak learning rate.
         seed: Seed of everything random.
         first_last_bits: Bits of the first and last layers; None for the preset's own.
+        assignment: Bits of the weights layer by layer, in place of the preset's.
+        activation_bits: Bits of the layers' inputs, for an assignment; None keeps them in float.
     """
 
     preset: str
@@ -44,10 +47,14 @@ class Recipe:
     lr: float
     seed: int
     first_last_bits: int | None = None
+    assignment: Assignment | None = None
+    activation_bits: int | None = None
 
     @property
     def qconfig(self) -> QConfigLike:
         """What ``prepare_qsam2`` takes."""
+        if self.assignment is not None:
+            return self.assignment.qconfig(self.activation_bits)
         if self.first_last_bits is None:
             return self.preset
         return preset_qconfig(self.preset, first_last_bits=self.first_last_bits)
@@ -121,7 +128,9 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
         max_images=recipe.images,
         seed=recipe.seed,
     )
-    if recipe.first_last_bits is not None:
+    if recipe.assignment is not None:
+        prepared.qsam2_info["qconfig"] = recipe.preset
+    elif recipe.first_last_bits is not None:
         prepared.qsam2_info["qconfig"] = f"{recipe.preset}, first and last layers {recipe.first_last_bits} bits"
     save_torch({"state": prepared.state_dict(), "info": prepared.qsam2_info}, path)
     return prepared
@@ -148,3 +157,24 @@ def procedural_images(count: int, side: int) -> list[Any]:
 def calibration_source(name: str, count: int, side: int) -> Any:
     """What ``--calibration`` means: procedural images for "embedded", else the folder."""
     return procedural_images(count, side) if name == EMBEDDED else name
+
+
+def data_source(option: str, given: str | None, model: str) -> str:
+    """What an option for a folder of data means: the folder, or procedural data for the embedded model.
+
+    Args:
+        option: Its name, for errors.
+        given: Its value; None where it was left out.
+        model: The model's name.
+
+    Returns:
+        An existing folder, or "embedded".
+
+    Raises:
+        QSAM2Error: It is missing for another model than the embedded one, or there is no such folder.
+    """
+    if given is None and model != EMBEDDED:
+        raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
+    if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
+        raise QSAM2Error(f"{option} {given}: no such folder")
+    return given or EMBEDDED

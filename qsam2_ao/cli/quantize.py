@@ -13,8 +13,9 @@ from ..data.davis import read_davis
 from ..errors import QConfigError, QSAM2Error
 from ..qconfig import PRESETS
 from ..reporting.size import file_size, human_bytes, model_size
+from ..sensitivity import Assignment
 from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, load_model, print_json
-from .pipeline import Recipe, calibration_source, quantize_file
+from .pipeline import Recipe, calibration_source, data_source, quantize_file
 from .train_data import clip_batches
 from .workspace import Workspace, fingerprint
 
@@ -24,7 +25,16 @@ def quantize(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The packed .safetensors file.", show_default=False)
     ],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "w4a8",
+    preset: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(PRESETS)}; w4a8 by default.", show_default=False)
+    ] = None,
+    bits_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Bits by layer, of qsam2 sensitivity, not a preset.", show_default=False),
+    ] = None,
+    activation_bits: Annotated[
+        int, typer.Option(min=4, max=16, help="With --bits-file: bits of the inputs, 4 to 8; 16 keeps them in float.")
+    ] = 8,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Images, or 'embedded' for procedural ones.", show_default=False),
@@ -50,15 +60,28 @@ def quantize(
     Example: [bold]qsam2 quantize sam2.1-t --checkpoint sam2.1_hiera_tiny.pt --preset w4a8
     --calibration photographs/ --train-data DAVIS/ --steps 500 -o tiny-w4a8.safetensors[/bold]
     """
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise QConfigError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    calibration = _source("--calibration", calibration, model)
+    assignment = None
+    if bits_file is not None:
+        if preset is not None or first_last_bits is not None:
+            raise QConfigError("--bits-file says the bits of every weight: leave --preset and --first-last-bits out")
+        if 8 < activation_bits < 16:
+            raise QConfigError(f"--activation-bits {activation_bits}: inputs have 4 to 8 bits, or 16 for float")
+        assignment = Assignment.load(bits_file)
+    calibration = data_source("--calibration", calibration, model)
     if steps:
-        train_data = _source("--train-data", train_data, model)
+        train_data = data_source("--train-data", train_data, model)
     loaded = load_model(model, checkpoint, device)
     if hasattr(loaded, "qsam2_plan"):
         raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
-    recipe = Recipe(preset, images, steps, lr, seed, first_last_bits)
+    if assignment is None:
+        recipe = Recipe(preset or "w4a8", images, steps, lr, seed, first_last_bits)
+    else:
+        assignment.check_model(loaded)
+        name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits}"
+        inputs = None if activation_bits == 16 else activation_bits
+        recipe = Recipe(name, images, steps, lr, seed, assignment=assignment, activation_bits=inputs)
     work = Workspace(
         output.parent / f"{output.name}.work",
         {
@@ -84,11 +107,3 @@ def quantize(
         f"wrote {output}: {human_bytes(file_size(output))}, {size.compression:.1f} times smaller than bfloat16 "
         f"(qsam2 inspect {output} shows every layer)"
     )
-
-
-def _source(option: str, given: str | None, model: str) -> str:
-    if given is None and model != EMBEDDED:
-        raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
-    if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
-        raise QSAM2Error(f"{option} {given}: no such folder")
-    return given or EMBEDDED

@@ -22,6 +22,7 @@ from ...fake_quant import quantized_layers
 from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
 from ...reporting.size import model_size
+from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
 from ...tensors import PackedIntxTensor
 from ...training.batches import ProceduralBatches, RawBatch, to_datapoint
 from ...training.qat import QAT_STAGES, Rates, train_qat
@@ -125,7 +126,7 @@ def prepare_method(model: nn.Module, method: Method, setting: Setting, images: l
         model = equalize_qsam2(model, images, progress=False)
     prepared = prepare_qsam2(
         model,  # type: ignore[arg-type]
-        method.recipe(setting),  # type: ignore[arg-type]
+        _mixed_recipe(model, method, setting, images) if method.mixed else method.recipe(setting),  # type: ignore[arg-type]
         calibration_data=images,
         vrc=method.vrc,
         rounding=method.rounding,
@@ -135,6 +136,14 @@ def prepare_method(model: nn.Module, method: Method, setting: Setting, images: l
         if isinstance(layer.weight_fake_quant, LSCFakeQuantize):
             _change_start(layer, method)
     return prepared
+
+
+def _mixed_recipe(model: Any, method: Method, setting: Setting, images: list[Any]) -> dict[str, Any]:
+    measured = measure_sensitivity(
+        model, images, vrc=method.vrc, rounding=method.rounding, max_images=len(images) // 2, progress=False
+    )
+    assignment = assign_bits(measured, budget_bytes(f"w{setting.weight_bits}", model))
+    return dict(assignment.qconfig(setting.activation_bits))
 
 
 @torch.no_grad()

@@ -15,11 +15,12 @@ from ...evaluation.state import as_video_predictor, eval_mode
 from ...evaluation.video import track_sequence
 from ...fake_quant import fake_quantizers
 from ...quantizers import LSCFakeQuantize
+from ...reporting.figures import save_figure
 from ...reporting.overlay import draw_masks, save_picture, side_by_side
 from ...training.qat import Rates
 from .cell import Budget, Cells, calibration_images, deployed, train_method
 from .models import WeightShape, build_model, weight_shapes
-from .plots import ranges_over_training, save_figure, weights_before_and_after
+from .plots import ranges_over_training, weights_before_and_after
 from .results import Results
 
 _SHOWN = ("LSQ", "VRC+LSC", "QSAM2")

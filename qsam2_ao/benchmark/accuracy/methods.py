@@ -70,6 +70,7 @@ class Method:
         alpha: Constant start of LSC's alpha in place of the search.
         learn_alpha: Whether LSC's alpha is learned.
         distill: Weights of the distillation from the float model, or None for none.
+        mixed: Whether the layers get different bits, by their sensitivity, in the size that the setting's bits take.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Method:
     alpha: float | None = None
     learn_alpha: bool = True
     distill: DistillationWeights | None = None
+    mixed: bool = False
 
     @property
     def learning_rate_of(self) -> str:
@@ -143,6 +145,7 @@ _ALL = (
     Method("VRC+MSE", "lsc", "reference", vrc="auto", output_start=False),
     Method("GPTQ", "lsc", "reference", rounding="gptq"),
     Method("VRC+GPTQ", "lsc", "ours", vrc="auto", rounding="gptq"),
+    Method("VRC+GPTQ, mixed bits", "lsc", "ours", vrc="auto", rounding="gptq", mixed=True),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

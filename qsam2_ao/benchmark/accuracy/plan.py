@@ -18,6 +18,7 @@ _MAIN = ("MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LS
 _EXPLAINING = ("VRC+LSQ", "LSQ, equalized", "LSQ, distilled")
 _ABLATIONS = tuple(name for name, method in METHODS.items() if method.group == "ablation")
 _PTQ = ("MinMax-EMA", "MSE", "MSE, equalized", "output MSE", "VRC+MSE", "GPTQ", "VRC+GPTQ")
+_MIXED = "VRC+GPTQ, mixed bits"
 _VARIED = tuple(name for name in MODELS if name not in MAIN_MODELS)
 
 
@@ -55,6 +56,7 @@ def full_plan(seeds: int = 3) -> list[Unit]:
     units = [Unit(model, FLOAT, FLOAT, first) for model in MODELS]
     units += [Unit("heavy-tailed", method, "W2A4", every) for method in _MAIN]
     units += [Unit("heavy-tailed", method, s, first) for s in UNTRAINED[:2] for method in _PTQ]
+    units += [Unit(model, _MIXED, s, first) for s in ("PTQ W3", "PTQ W4") for model in MAIN_MODELS]
     broad = trained(TRAINED[1:4], MAIN_MODELS[:1], _MAIN)
     broad += trained(("W2A4",), MAIN_MODELS[:1], _EXPLAINING + _ABLATIONS)
     broad += trained(TRAINED[4:], MAIN_MODELS[:1], _MAIN) + trained(TRAINED, MAIN_MODELS[1:], _MAIN)

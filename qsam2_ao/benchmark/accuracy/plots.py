@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...files import atomic_write
 from .methods import FLOAT, METHODS
 from .plan import MAIN_MODELS, TRAINED
 from .results import Results
 
 _MARKS = "osD^vP*X"
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all.
-
-    Raises:
-        QSAM2Error: The file cannot be written.
-    """
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    return path
 
 
 def _methods(results: Results, model: str) -> list[str]:

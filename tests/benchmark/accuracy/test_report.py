@@ -4,10 +4,11 @@ import pytest
 
 from qsam2_ao.benchmark.accuracy.cell import Budget
 from qsam2_ao.benchmark.accuracy.models import WeightShape
-from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes, save_figure
+from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from qsam2_ao.benchmark.accuracy.report import markdown
 from qsam2_ao.benchmark.accuracy.results import Results
 from qsam2_ao.benchmark.environment import environment
+from qsam2_ao.reporting.figures import save_figure
 
 SEARCH = {
     "kind": "learning rate",

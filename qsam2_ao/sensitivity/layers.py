@@ -1,0 +1,133 @@
+"""The layers of a float model that can be quantized, what they take at each bit-width, and their quantized weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from ..backend_config import QAT_MODULES
+from ..calibration.calibrate import calibrate_layer
+from ..calibration.report import VRCReport
+from ..calibration.start import start_quantizer
+from ..errors import GraphTraceError
+from ..fake_quant import fake_quantizers
+from ..graph import REGIONS, find_parts
+from ..qconfig import lsc_qconfig
+from ..reporting.size import tensor_bytes
+from ..tensors.packed import PackedIntxTensor
+
+
+@dataclass(frozen=True)
+class QuantizableLayer:
+    """A layer that ``prepare_qsam2`` would quantize.
+
+    Attributes:
+        name: Its path in the SAM2 model.
+        region: The region that it belongs to.
+        shape: Shape of its weight, output channels first.
+    """
+
+    name: str
+    region: str
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """Number of its weights."""
+        return torch.Size(self.shape).numel()
+
+    def packed_bytes(self, bits: int) -> int:
+        """What its weight takes packed, with one scale and zero point per output channel.
+
+        Args:
+            bits: 2 to 8.
+        """
+        return tensor_bytes(PackedIntxTensor.empty(self.shape, bits, device="meta"))
+
+
+def quantizable_layers(model: SAM2Base) -> dict[str, QuantizableLayer]:
+    """Every layer that ``prepare_qsam2`` would quantize if it quantized all regions.
+
+    Args:
+        model: A float model of the ``SAM2Base`` family.
+
+    Returns:
+        Name -> layer, region by region and in the order of the model within one.
+
+    Raises:
+        GraphTraceError: ``model`` is no SAM2, or is prepared or converted already.
+
+    Example:
+        >>> quantizable_layers(model)["obj_ptr_tpos_proj"].packed_bytes(4)
+        1280
+    """
+    parts = find_parts(model)
+    if hasattr(model, "qsam2_plan") or any(True for _ in fake_quantizers(model)):
+        raise GraphTraceError("the model is prepared or converted already; start from the float model")
+    found = [
+        QuantizableLayer(f"{part.path}.{name}" if name else part.path, part.region, tuple(layer.weight.shape))
+        for part in parts
+        for name, layer in model.get_submodule(part.path).named_modules()
+        if type(layer) in QAT_MODULES
+    ]
+    found.sort(key=lambda layer: REGIONS.index(layer.region))
+    return {layer.name: layer for layer in found}
+
+
+def quantized_weight(
+    name: str,
+    layer: Any,
+    bits: int,
+    gram: Tensor | None = None,
+    n: int = 0,
+    *,
+    vrc: str | float | None = None,
+    rounding: str = "nearest",
+) -> Tensor:
+    """A layer's weight as ``prepare_qsam2`` would start it and its fake-quantizer (LSC, per channel) would see it.
+
+    Args:
+        name: Of the layer, for errors.
+        layer: ``nn.Linear`` or ``nn.Conv2d``; not changed.
+        bits: 2 to 8.
+        gram: X^T X of its inputs; None where it is not known: no VRC, no GPTQ, and the range of least weight error.
+        n: Rows of X.
+        vrc: Damping of the variance-reduced calibration that comes first, "auto", or None for none.
+        rounding: "nearest" or "gptq".
+
+    Returns:
+        The weight on its grid, of the layer's shape and dtype.
+    """
+    calibrated = copy.deepcopy(layer)
+    factory = lsc_qconfig(bits, None).weight
+    if gram is not None and vrc is not None:
+        calibrate_layer(name, calibrated, gram, n, factory, VRCReport([], images=0), damping=vrc)
+    quantizer = factory().to(layer.weight.device)
+    weight = start_quantizer(quantizer, calibrated.weight.detach(), gram, rounding, name)
+    with torch.no_grad():
+        return quantizer(weight)
+
+
+@contextmanager
+def replaced_weight(layer: Any, weight: Tensor) -> Iterator[None]:
+    """Let a layer compute with another weight inside the ``with`` block.
+
+    Args:
+        layer: Any layer with a weight.
+        weight: Of the same shape.
+    """
+    original = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            layer.weight.copy_(original)
