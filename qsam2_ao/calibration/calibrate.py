@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from .start import start_quantizer
 from .vrc import calibrate_weight
 
 _IMAGE_ENCODER = "image_encoder"
+# A Gram matrix is made of so many rows for each of its columns over all images, and at least so many. More of them cost
+# as much as the model's own passes and change little.
+_ROWS_PER_COLUMN, _FEWEST_ROWS = 8, 20480
 QuantizerFactory = Callable[[], Any]
 """Makes a weight fake-quantizer: ``LSCFakeQuantize.with_args(...)``, or one of torch.ao's."""
 
@@ -186,16 +190,24 @@ def observe_inputs(
         progress: Title of a progress bar.
 
     Returns:
-        One observer per layer, summed over all data-parallel ranks.
+        One observer per layer, summed over all data-parallel ranks. Of a layer's inputs, those that are more than 8
+        per column and more than 20480 are left out, evenly over images and positions.
     """
+    images = load_images(images, seed=seed)
     observers: dict[str, VRCObserver] = {}
     hooks = []
     for name, layer in layers.items():
-        observers[name] = VRCObserver("nchw" if isinstance(layer, nn.Conv2d) else "last", name=name)
+        width = cast(Tensor, layer.weight).shape[1]
+        wanted = max(_ROWS_PER_COLUMN * width, _FEWEST_ROWS) * batch_size
+        observers[name] = VRCObserver(
+            "nchw" if isinstance(layer, nn.Conv2d) else "last",
+            name=name,
+            max_rows=math.ceil(wanted / max(1, len(images))),
+        )
         hooks.append(layer.register_forward_pre_hook(_feed(observers[name])))
     try:
         if all(name.startswith(_IMAGE_ENCODER + ".") for name in layers):
-            batches = load_images(images, seed=seed).batches(model, batch_size, progress)
+            batches = images.batches(model, batch_size, progress)
             with inference(model):
                 for batch in batches:
                     model.get_submodule(_IMAGE_ENCODER)(batch)

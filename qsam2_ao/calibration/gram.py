@@ -25,9 +25,10 @@ class VRCObserver(ObserverBase):
         layout: "last" for inputs of a linear layer, [..., d_in]; "nchw" for inputs of a 1x1 convolution,
             [N, d_in, H, W].
         name: Of the layer, for error messages.
+        max_rows: Use at most so many rows of a call, evenly spread; None for all of them.
 
     Raises:
-        CalibrationError: Unknown layout.
+        CalibrationError: Unknown layout, or ``max_rows`` below 1.
 
     Example:
         >>> observer = VRCObserver()
@@ -39,18 +40,21 @@ class VRCObserver(ObserverBase):
     gram: Tensor
     count: Tensor
 
-    def __init__(self, layout: str = "last", *, name: str = "") -> None:
+    def __init__(self, layout: str = "last", *, name: str = "", max_rows: int | None = None) -> None:
         super().__init__(dtype=torch.float32)
         if layout not in ("last", "nchw"):
             raise CalibrationError(f"unknown layout {layout!r}: choose 'last' or 'nchw'")
+        if max_rows is not None and max_rows < 1:
+            raise CalibrationError(f"layer {name!r}: max_rows must be at least 1, not {max_rows}")
         self.layout = layout
         self.name = name
+        self.max_rows = max_rows
         self.register_buffer("gram", torch.zeros(0, 0, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
 
     @property
     def n(self) -> int:
-        """Rows of X seen so far."""
+        """Rows of X used so far."""
         return int(self.count)
 
     @torch.no_grad()
@@ -70,6 +74,10 @@ class VRCObserver(ObserverBase):
         if self.layout == "nchw":
             observed = observed.movedim(1, -1)
         rows = observed.reshape(-1, observed.shape[-1])
+        if self.max_rows is not None and len(rows) > self.max_rows:
+            # No constant stride, which could meet the same columns of every image row.
+            spread = torch.arange(self.max_rows, device=x.device) * len(rows) // self.max_rows
+            rows = rows[spread]
         width = rows.shape[1]
         if self.gram.numel() == 0:
             self.gram = torch.zeros(width, width, dtype=torch.float64, device=x.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from ..errors import CalibrationError
@@ -13,6 +14,9 @@ from .report import LayerReport
 AUTO_DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Relative lambdas that "auto" tries beside 0, which keeps the weight."""
 HUGE_CONDITION = 1e12
+_EXACT_CONDITION = 1024
+# What lambdas are compared on: so many weights of a layer, and so many of its output channels at least.
+_COMPARED_WEIGHTS, _FEWEST_CHANNELS = 1 << 18, 64
 # The Gram matrix is made of float32 products: eigenvalues below this share of the largest are rounding noise.
 _NOISE = torch.finfo(torch.float32).eps
 
@@ -82,13 +86,24 @@ def output_energy(difference: Tensor, gram: Tensor) -> float:
 def condition_number(gram: Tensor, n: int) -> float:
     """Ratio of the largest to the smallest eigenvalue of G; infinite for a singular G.
 
+    Above 1024 columns, where eigenvalues take longer than all of VRC, it is LAPACK's estimate of the condition number
+    in the 1-norm, which is at most d_in times off.
+
     Args:
         gram: [d_in, d_in].
         n: Rows of X; fewer than d_in make G singular.
     """
     if n < gram.shape[0]:
         return float("inf")
-    values = torch.linalg.eigvalsh(gram.double())
+    gram = gram.double()
+    if gram.shape[0] > _EXACT_CONDITION:
+        factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
+        if failed:
+            return float("inf")
+        norm = float(gram.abs().sum(0).max())
+        reciprocal, _ = lapack.dpocon(factor.cpu().numpy(), norm)
+        return 1.0 / float(reciprocal) if reciprocal > 0 else float("inf")
+    values = torch.linalg.eigvalsh(gram)
     smallest, largest = float(values[0]), float(values[-1])
     return largest / smallest if smallest > 0 else float("inf")
 
@@ -106,7 +121,8 @@ def calibrate_weight(
     """Calibrate one layer's weight and report what that did.
 
     With ``damping="auto"``, the lambda of a small grid that minimises the error of the quantized layer's
-    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows.
+    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows. Lambdas of a
+    layer with more than 2^18 weights are compared on evenly spread output channels that hold so many, at least 64.
 
     Args:
         weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
@@ -146,14 +162,13 @@ def calibrate_weight(
     if energy == 0:
         refused = "its inputs or its weight are all zero"
     elif damping == "auto":
-        for candidate_damping in AUTO_DAMPINGS:
+        for candidate_damping in _promising(weight, gram, quantize, tolerance, name):
             candidate = solve_vrc(weight, gram, candidate_damping, name=name)
             candidate_change = relative(candidate.double() - weight.double())
-            if candidate_change > tolerance:
-                break  # the change grows with lambda
             error = quantized_error(candidate)
-            if error < after:
+            if candidate_change <= tolerance and error < before:
                 solved, chosen, change, after = candidate, candidate_damping, candidate_change, error
+                break
     else:
         chosen = float(damping)
         solved = solve_vrc(weight, gram, chosen, name=name)
@@ -184,6 +199,27 @@ def calibrate_weight(
         warnings=warnings,
     )
     return (weight.clone() if refused else solved), report
+
+
+def _promising(
+    weight: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor], tolerance: float, name: str
+) -> list[float]:
+    """Lambdas that make the error of the quantized output smaller than none does, the best first."""
+    rows = max(_FEWEST_CHANNELS, _COMPARED_WEIGHTS // gram.shape[0])
+    if rows < len(weight):
+        weight = weight[torch.arange(rows, device=weight.device) * len(weight) // rows]
+    energy = output_energy(weight, gram)
+
+    def error(candidate: Tensor) -> float:
+        return output_energy(quantize(candidate).double() - weight.double(), gram)
+
+    errors = {0.0: error(weight)}
+    for damping in AUTO_DAMPINGS:
+        candidate = solve_vrc(weight, gram, damping, name=name)
+        if output_energy(candidate.double() - weight.double(), gram) > tolerance * energy:
+            break  # the change grows with lambda
+        errors[damping] = error(candidate)
+    return sorted((damping for damping in errors if errors[damping] < errors[0.0]), key=lambda damping: errors[damping])
 
 
 def _flatten(weight: Tensor, gram: Tensor, name: str) -> Tensor:

@@ -73,3 +73,17 @@ def test_state_dict_round_trip():
     fresh.load_state_dict(observer.state_dict())
     assert torch.equal(fresh.gram, observer.gram)
     assert fresh.n == 10
+
+
+@pytest.mark.parametrize("layout", ["last", "nchw"])
+def test_at_most_so_many_rows_of_a_call_evenly_spread(layout):
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    observer = VRCObserver(layout, max_rows=16)
+    observer(x if layout == "last" else x.movedim(-1, 1))
+    rows = x.reshape(60, 4)[[k * 60 // 16 for k in range(16)]].double()
+    assert observer.n == 16
+    torch.testing.assert_close(observer.gram, rows.T @ rows, rtol=1e-6, atol=1e-6)
+    observer(x[:1, :2] if layout == "last" else x[:1, :2].movedim(-1, 1))
+    assert observer.n == 26
+    with pytest.raises(CalibrationError, match="at least 1"):
+        VRCObserver(max_rows=0)

@@ -149,6 +149,34 @@ def test_condition_number():
     assert output_energy(torch.ones(1, 3), gram) == pytest.approx(5.5)
 
 
+def test_condition_number_of_a_wide_layer_is_an_estimate():
+    values = torch.logspace(0, -6, 1100, dtype=torch.double)
+    basis, _ = torch.linalg.qr(torch.randn(1100, 1100, generator=torch.Generator().manual_seed(0)).double())
+    gram = (basis * values) @ basis.T
+    assert 1e6 <= condition_number(gram, 2000) <= 1e6 * 1100
+    singular = torch.ones(1100, 1100).double()
+    assert condition_number(singular, 2000) > 1e12
+
+
+def test_lambdas_of_a_large_layer_are_compared_on_some_of_its_channels():
+    x, weight = data(3000, 1200, 400, rank=300)
+    weight = weight.float()
+    asked = []
+
+    def quantize(w):
+        asked.append(len(w))
+        return quantizer(3)(w)
+
+    solved, report = calibrate_weight(weight, x.T @ x, 3000, quantize)
+    assert set(asked) == {218, 400}  # 2^18 / 1200, and all of them before and after
+    assert asked.count(400) == 2
+    assert report.damping > 0
+    assert report.quantized_error_after < report.quantized_error_before
+    error = x @ (quantizer(3)(solved).double() - weight.double()).T
+    wanted = (error.square().sum() / (x @ weight.double().T).square().sum()).item()
+    assert report.quantized_error_after == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_operands_name_the_layer(bad):
     gram = torch.eye(3)
