@@ -35,3 +35,25 @@ def test_an_unknown_method_is_refused(run, tmp_path):
     result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
     assert result.exit_code == 2
     assert "no cell has these" in result.stderr
+
+
+@pytest.mark.slow
+def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, monkeypatch):
+    from qsam2_ao.benchmark.training.trainee import Workload
+    from qsam2_ao.cli import training_cost
+
+    monkeypatch.setattr(training_cost, "EMBEDDED", Workload("embedded", 96, 1, 2, 1))
+    arguments = ["benchmark", "training", "--quick", "--rounds", "1", "-o", tmp_path]
+    with monkeypatch.context() as broken:
+        broken.setattr(training_cost, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*arguments).exit_code == 130
+    kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
+    assert len(kept) == 1
+    monkeypatch.setattr(training_cost, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    records = json.loads(result.stdout)
+    assert {record["metric"] for record in records} == {"step seconds", "step ratio", "memory GiB"}
+    assert json.loads((tmp_path / "training.json").read_text()) == records
+    assert "## Targets" in (tmp_path / "training.md").read_text()
+    assert not (tmp_path / "training.work").exists()

@@ -1,0 +1,1 @@
+"""What quantization-aware training and calibration cost, beside training and running the float model."""
