@@ -231,7 +231,7 @@ def _flatten(weight: Tensor, gram: Tensor, name: str) -> Tensor:
             f"{list(weight.shape)}"
         )
     for what, tensor in (("Gram matrix", gram), ("weight", flat)):
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor.sum())):  # which takes a fraction of the time of looking at every value
             raise CalibrationError(
                 f"layer {name!r}: its {what} holds NaN or infinite values; check the calibration images and "
                 "the float checkpoint"
