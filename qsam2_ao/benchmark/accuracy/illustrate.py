@@ -19,6 +19,7 @@ from ...reporting.figures import save_figure
 from ...reporting.overlay import draw_masks, save_picture, side_by_side
 from ...training.qat import Rates
 from .cell import Budget, Cells, calibration_images, deployed, train_method
+from .methods import FLOAT
 from .models import WeightShape, build_model, weight_shapes
 from .plots import ranges_over_training, weights_before_and_after
 from .results import Results
@@ -48,19 +49,18 @@ def illustrate_weights(folder: Path, budget: Budget) -> tuple[Path, dict[str, li
     return save_figure(weights_before_and_after(layer, weights), folder / "weights.png"), shapes
 
 
-def illustrate_training(folder: Path, budget: Budget, results: Results, *, sequence: int = 3) -> dict[str, Path]:
+def illustrate_training(folder: Path, budget: Budget, results: Results) -> dict[str, Path]:
     """Train some methods once more at 2 bits, as the benchmark did, and show their masks and LSC's ranges.
 
     Args:
         folder: Where ``masks.png`` and ``ranges.png`` go.
         budget: As the benchmark's.
-        results: Its results, for the learning rates; methods that were not run are left out.
-        sequence: Number of the test video.
+        results: Its results, for the learning rates and a typical video; methods that were not run are left out.
 
     Returns:
         Name ("masks", "ranges") -> path; none where none of the methods was run.
     """
-    video = generate_sequence("test", sequence, num_frames=budget.frames)
+    video = generate_sequence("test", typical_video(results), num_frames=budget.frames)
     masks: dict[str, NDArray[np.uint8]] = {"float": _track(build_model(_MODEL), video)}
     paths: dict[str, Path] = {}
     for method in _SHOWN:
@@ -84,6 +84,23 @@ def illustrate_training(folder: Path, budget: Budget, results: Results, *, seque
     if len(masks) > 1:
         paths["masks"] = _side_by_side(video, masks, folder / "masks.png")
     return paths
+
+
+def typical_video(results: Results) -> int:
+    """Number of the test video to show: of the half that the float model tracks better, the one on which the first of
+    the shown methods loses the median.
+
+    Args:
+        results: The benchmark's; without these two methods in them it is the first video.
+    """
+    cells = [results.cells(_MODEL, *key) for key in ((FLOAT, FLOAT), (_SHOWN[0], _SETTING))]
+    if not all(cells):
+        return 0
+    counts = np.array(cells[0][0]["counts"]["J&F"])
+    reference, quantized = (np.array(found[0]["sums"]["J&F"]) / np.maximum(counts, 1) for found in cells)
+    well = np.flatnonzero((counts > 0) & (reference >= np.median(reference[counts > 0])))
+    lost = (reference - quantized)[well]
+    return int(well[np.argsort(lost, kind="stable")[len(well) // 2]])
 
 
 def _track(model: Any, video: Any) -> NDArray[np.uint8]:

@@ -15,6 +15,8 @@ from ...training.distillation import RECOMMENDED, DistillationWeights
 
 FLOAT = "float"
 """Name of the setting, and of the method, without quantization."""
+MIXED = ", mixed bits"
+"""End of the name of a method whose layers have different bits."""
 Group = Literal["reference", "rival", "ours", "ablation"]
 
 
@@ -145,7 +147,7 @@ _ALL = (
     Method("VRC+MSE", "lsc", "reference", vrc="auto", output_start=False),
     Method("GPTQ", "lsc", "reference", rounding="gptq"),
     Method("VRC+GPTQ", "lsc", "ours", vrc="auto", rounding="gptq"),
-    Method("VRC+GPTQ, mixed bits", "lsc", "ours", vrc="auto", rounding="gptq", mixed=True),
+    Method(f"VRC+GPTQ{MIXED}", "lsc", "ours", vrc="auto", rounding="gptq", mixed=True),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

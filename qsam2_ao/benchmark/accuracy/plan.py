@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .methods import FLOAT, METHODS
+from .methods import FLOAT, METHODS, MIXED
 from .models import MODELS
 
 TRAINED = ("W2A4", "W2A8", "W3A8", "W4A8", "W8A8", "W4A4", "W2", "W3", "W4")
@@ -18,7 +18,6 @@ _MAIN = ("MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LS
 _EXPLAINING = ("VRC+LSQ", "LSQ, equalized", "LSQ, distilled")
 _ABLATIONS = tuple(name for name, method in METHODS.items() if method.group == "ablation")
 _PTQ = ("MinMax-EMA", "MSE", "MSE, equalized", "output MSE", "VRC+MSE", "GPTQ", "VRC+GPTQ")
-_MIXED = "VRC+GPTQ, mixed bits"
 _VARIED = tuple(name for name in MODELS if name not in MAIN_MODELS)
 
 
@@ -56,7 +55,7 @@ def full_plan(seeds: int = 3) -> list[Unit]:
     units = [Unit(model, FLOAT, FLOAT, first) for model in MODELS]
     units += [Unit("heavy-tailed", method, "W2A4", every) for method in _MAIN]
     units += [Unit("heavy-tailed", method, s, first) for s in UNTRAINED[:2] for method in _PTQ]
-    units += [Unit(model, _MIXED, s, first) for s in ("PTQ W3", "PTQ W4") for model in MAIN_MODELS]
+    units += [Unit(model, f"VRC+GPTQ{MIXED}", s, first) for s in ("PTQ W3", "PTQ W4") for model in MAIN_MODELS]
     broad = trained(TRAINED[1:4], MAIN_MODELS[:1], _MAIN)
     broad += trained(("W2A4",), MAIN_MODELS[:1], _EXPLAINING + _ABLATIONS)
     broad += trained(TRAINED[4:], MAIN_MODELS[:1], _MAIN) + trained(TRAINED, MAIN_MODELS[1:], _MAIN)

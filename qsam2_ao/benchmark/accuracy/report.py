@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .cell import Budget
-from .methods import FLOAT, METHODS
+from .methods import FLOAT, METHODS, MIXED
 from .models import MODELS, HeavyTails, WeightShape
 from .plan import MAIN_MODELS, TRAINED, UNTRAINED
 from .results import Results
@@ -159,6 +159,16 @@ def _ptq_targets(results: Results) -> list[list[str]]:
         if difference:
             met = _yes(difference.value >= -4)
             rows.append(["heavy-tailed", "PTQ W2", metric, "at most 4 under float", f"{difference} (float)", met])
+    for model in MAIN_MODELS:
+        for metric in ("J&F", "mIoU_box"):
+            lost = results.difference(model, FLOAT, "VRC+GPTQ", "PTQ W3", metric)
+            regained = results.difference(model, f"VRC+GPTQ{MIXED}", "VRC+GPTQ", "PTQ W3", metric)
+            if lost and regained:
+                text = f"{regained} of {lost.value:.1f}"
+                met = _yes(regained.value >= lost.value / 2)
+                rows.append(
+                    [model, "PTQ W3", metric, "mixed bits of the same size win back half of the loss", text, met]
+                )
     return rows
 
 

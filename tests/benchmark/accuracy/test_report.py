@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from benchmark_cells import make_cell
 
 from qsam2_ao.benchmark.accuracy.cell import Budget
+from qsam2_ao.benchmark.accuracy.illustrate import typical_video
 from qsam2_ao.benchmark.accuracy.models import WeightShape
 from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from qsam2_ao.benchmark.accuracy.report import markdown
@@ -55,6 +57,29 @@ def test_the_report_says_what_was_reached_and_what_not(cells):
     assert "| `image_encoder.x` | 0.5 / 4.0 | 9.0 / 20.0 |" in text
     assert "![Bits](bits.png)" in text
     assert "the command" in text
+
+
+def test_mixed_bits_are_to_win_back_half_of_the_loss(cells):
+    more = [
+        make_cell("plain", "VRC+GPTQ", "PTQ W3", level=76),
+        make_cell("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=77.5),
+    ]
+    text = markdown(Results(cells + more), Budget(), environment(), "command", {}, {})
+    assert "| plain | PTQ W3 | J&F | mixed bits of the same size win back half of the loss |" in text
+    assert "+1.5 [+1.5, +1.5] of 4.0 | no |" in text
+    more[1] = make_cell("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=78.5)
+    text = markdown(Results(cells + more), Budget(), environment(), "command", {}, {})
+    assert "+2.5 [+2.5, +2.5] of 4.0 | yes |" in text
+
+
+def test_the_shown_video_is_a_typical_one():
+    reference, quantized = (make_cell("heavy-tailed", m, s) for m, s in (("float", "float"), ("LSQ", "W2A4")))
+    #                               badly tracked   lost: 5    1    9
+    reference["sums"]["J&F"] = [3.0 * v for v in (10, 90, 80, 85)]
+    quantized["sums"]["J&F"] = [3.0 * v for v in (0, 85, 79, 76)]
+    reference["counts"]["J&F"] = quantized["counts"]["J&F"] = [3] * 4
+    assert typical_video(Results([reference, quantized])) == 3  # of videos 1 and 3, the upper median
+    assert typical_video(Results([reference])) == 0
 
 
 def test_nothing_measured_is_a_report_too():
