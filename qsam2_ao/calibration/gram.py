@@ -25,7 +25,8 @@ class VRCObserver(ObserverBase):
         layout: "last" for inputs of a linear layer, [..., d_in]; "nchw" for inputs of a 1x1 convolution,
             [N, d_in, H, W].
         name: Of the layer, for error messages.
-        max_rows: Use at most so many rows of a call, evenly spread; None for all of them.
+        max_rows: Use at most so many rows of a call, evenly spread; None for all of them. The Gram matrix is complete
+            after ``synchronize``.
 
     Raises:
         CalibrationError: Unknown layout, or ``max_rows`` below 1.
@@ -51,6 +52,7 @@ class VRCObserver(ObserverBase):
         self.max_rows = max_rows
         self.register_buffer("gram", torch.zeros(0, 0, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(1, dtype=torch.int64))
+        self._waiting: list[Tensor] = []
 
     @property
     def n(self) -> int:
@@ -74,10 +76,11 @@ class VRCObserver(ObserverBase):
         if self.layout == "nchw":
             observed = observed.movedim(1, -1)
         rows = observed.reshape(-1, observed.shape[-1])
-        if self.max_rows is not None and len(rows) > self.max_rows:
+        count = len(rows) if self.max_rows is None else min(len(rows), self.max_rows)
+        sampled = count < len(rows)
+        if sampled:
             # No constant stride, which could meet the same columns of every image row.
-            spread = torch.arange(self.max_rows, device=x.device) * len(rows) // self.max_rows
-            rows = rows[spread]
+            rows = rows[torch.arange(count, device=x.device) * len(rows) // count]
         width = rows.shape[1]
         if self.gram.numel() == 0:
             self.gram = torch.zeros(width, width, dtype=torch.float64, device=x.device)
@@ -86,15 +89,30 @@ class VRCObserver(ObserverBase):
             raise CalibrationError(
                 f"layer {self.name!r}: got inputs of width {width} after inputs of width {self.gram.shape[0]}"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        self.count += rows.shape[0]
+        if not sampled or len(rows) >= width:
+            self._add(rows)
+            return x
+        # Products of few rows would take most of their time for the sum: they wait for others.
+        self._waiting.append(rows.float())
+        if sum(map(len, self._waiting)) >= width:
+            self._add_waiting()
+        return x
+
+    def _add(self, rows: Tensor) -> None:
+        with torch.autocast(rows.device.type, enabled=False):
             for part in rows.split(_ROWS_PER_PRODUCT):
                 part = part.float()
                 self.gram += part.T @ part
-        self.count += rows.shape[0]
-        return x
+
+    def _add_waiting(self) -> None:
+        if self._waiting:
+            self._add(torch.cat(self._waiting))
+            self._waiting.clear()
 
     def synchronize(self) -> None:
-        """Sum over all data-parallel ranks; a collective call, to be made once, after the last batch."""
+        """Complete the sum, over all data-parallel ranks: a collective call, to be made once, after the last batch."""
+        self._add_waiting()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self.gram)
             dist.all_reduce(self.count)

@@ -121,8 +121,9 @@ def calibrate_weight(
     """Calibrate one layer's weight and report what that did.
 
     With ``damping="auto"``, the lambda of a small grid that minimises the error of the quantized layer's
-    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows. Lambdas of a
-    layer with more than 2^18 weights are compared on evenly spread output channels that hold so many, at least 64.
+    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows. In a layer
+    of more than 2^18 weights that error, also the reported one, is of evenly spread output channels with so many
+    weights, at least 64.
 
     Args:
         weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
@@ -145,35 +146,49 @@ def calibrate_weight(
     if damping != "auto" and not (isinstance(damping, (int, float)) and 0 <= damping < float("inf")):
         raise CalibrationError(f'damping must be "auto" or a finite number >= 0, got {damping!r}')
     gram = gram.double()
-    energy = output_energy(weight, gram)
     d_in = gram.shape[0]
     cond = condition_number(gram, n)
     warnings = _data_warnings(n, d_in, cond)
+    compared = _compared(weight, d_in)
 
-    def relative(difference: Tensor) -> float:
-        return output_energy(difference, gram) / energy if energy > 0 else 0.0
+    energies = {"all": output_energy(weight, gram), "compared": output_energy(weight[compared], gram)}
+
+    def change_of(solved: Tensor, channels: str = "all") -> float:
+        original = weight if channels == "all" else weight[compared]
+        energy = energies[channels]
+        return output_energy(solved.double() - original.double(), gram) / energy if energy > 0 else 0.0
 
     def quantized_error(candidate: Tensor) -> float:
-        return relative(quantize(candidate).double() - weight.double())
+        return change_of(quantize(candidate), "compared")
 
-    before = quantized_error(weight)
+    before = quantized_error(weight[compared])
     solved, chosen, change, after = weight, 0.0, 0.0, before
     refused = None
-    if energy == 0:
+    if energies["all"] == 0:
         refused = "its inputs or its weight are all zero"
     elif damping == "auto":
-        for candidate_damping in _promising(weight, gram, quantize, tolerance, name):
+        errors: dict[float, float] = {}
+        for candidate_damping in AUTO_DAMPINGS:
+            candidate = solve_vrc(weight[compared], gram, candidate_damping, name=name)
+            if change_of(candidate, "compared") > tolerance:
+                break  # the change grows with lambda
+            errors[candidate_damping] = quantized_error(candidate)
+        for candidate_damping in sorted(errors, key=lambda key: errors[key]):
             candidate = solve_vrc(weight, gram, candidate_damping, name=name)
-            candidate_change = relative(candidate.double() - weight.double())
-            error = quantized_error(candidate)
-            if candidate_change <= tolerance and error < before:
-                solved, chosen, change, after = candidate, candidate_damping, candidate_change, error
+            candidate_change = change_of(candidate)
+            if errors[candidate_damping] < before and candidate_change <= tolerance:
+                solved, chosen, change, after = (
+                    candidate,
+                    candidate_damping,
+                    candidate_change,
+                    errors[candidate_damping],
+                )
                 break
     else:
         chosen = float(damping)
         solved = solve_vrc(weight, gram, chosen, name=name)
-        change = relative(solved.double() - weight.double())
-        after = quantized_error(solved)
+        change = change_of(solved)
+        after = quantized_error(solved[compared])
         if change > tolerance:
             refused = f"output change {change:.3g} is over the tolerance {tolerance:.3g}"
     report = LayerReport(
@@ -201,25 +216,10 @@ def calibrate_weight(
     return (weight.clone() if refused else solved), report
 
 
-def _promising(
-    weight: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor], tolerance: float, name: str
-) -> list[float]:
-    """Lambdas that make the error of the quantized output smaller than none does, the best first."""
-    rows = max(_FEWEST_CHANNELS, _COMPARED_WEIGHTS // gram.shape[0])
-    if rows < len(weight):
-        weight = weight[torch.arange(rows, device=weight.device) * len(weight) // rows]
-    energy = output_energy(weight, gram)
-
-    def error(candidate: Tensor) -> float:
-        return output_energy(quantize(candidate).double() - weight.double(), gram)
-
-    errors = {0.0: error(weight)}
-    for damping in AUTO_DAMPINGS:
-        candidate = solve_vrc(weight, gram, damping, name=name)
-        if output_energy(candidate.double() - weight.double(), gram) > tolerance * energy:
-            break  # the change grows with lambda
-        errors[damping] = error(candidate)
-    return sorted((damping for damping in errors if errors[damping] < errors[0.0]), key=lambda damping: errors[damping])
+def _compared(weight: Tensor, d_in: int) -> Tensor:
+    """The output channels that quantization errors are compared on: all of a small layer's, some of a large one's."""
+    count = min(len(weight), max(_FEWEST_CHANNELS, _COMPARED_WEIGHTS // d_in))
+    return torch.arange(count, device=weight.device) * len(weight) // count
 
 
 def _flatten(weight: Tensor, gram: Tensor, name: str) -> Tensor:

@@ -87,3 +87,14 @@ def test_at_most_so_many_rows_of_a_call_evenly_spread(layout):
     assert observer.n == 26
     with pytest.raises(CalibrationError, match="at least 1"):
         VRCObserver(max_rows=0)
+
+
+def test_few_sampled_rows_wait_for_others():
+    x = torch.randn(7, 10, 6, generator=torch.Generator().manual_seed(0))
+    observer = VRCObserver(max_rows=2)
+    for part in x:
+        observer(part)
+    observer.synchronize()
+    rows = x[:, [0, 5]].reshape(14, 6).double()
+    assert observer.n == 14
+    torch.testing.assert_close(observer.checked_gram(), rows.T @ rows, rtol=1e-6, atol=1e-6)
