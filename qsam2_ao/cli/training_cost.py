@@ -58,7 +58,7 @@ def training(
     if not quick:
         note("VRC beside forward passes")
         records += work.result("vrc", partial(calibration_records, VRC_TIMED, images))
-        records += work.result("vrc-large", partial(calibration_records, VRC_LARGE, 2))
+        records += work.result("vrc-large", partial(calibration_records, VRC_LARGE, 2, timed=False))
     with atomic_write(output / "training.json") as temporary:
         temporary.write_text(json.dumps(records, indent=1))
     flags = [f"--rounds {rounds}", f"--images {images}"] + ["--quick"] * quick + ["--compile"] * compiled
