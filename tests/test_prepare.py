@@ -19,10 +19,12 @@ from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
 from torch.utils.checkpoint import checkpoint
 
 from qsam2_ao import calibrate_activations, convert_qsam2, lsc_qconfig, prepare_qsam2
+from qsam2_ao.calibration import load_images
+from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, QConfigError
 from qsam2_ao.fake_quant import fake_quantizers, quantized_layers
 from qsam2_ao.graph import REGIONS, find_parts
-from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.models.embedded import build_embedded, load_embedded
 
 
 def photos(count: int = 2, seed: int = 0) -> list[np.ndarray]:
@@ -99,7 +101,8 @@ def test_torch_aos_own_qconfig_works(model: SAM2Base) -> None:
         quantizer.disable_observer()
     batch = images(1, 96)
     for a, b in zip(run_video(ours.eval(), batch), run_video(converted, batch), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * float(b.detach().abs().max()))
+        # Converted layers add in another order, which moves some inputs to the next code.
+        assert float((a - b).detach().norm()) <= 3e-2 * float(b.detach().norm())
 
 
 def test_without_data_ranges_start_from_the_first_training_batch(
@@ -229,14 +232,16 @@ def _train_rank(rank: int) -> dict[str, torch.Tensor]:
     return model.image_encoder.state_dict()
 
 
-def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer(model):
-    images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    wanted = model.eval().image_encoder(images)["backbone_fpn"][-1]
+def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer():
+    model = load_embedded()
+    frames = [generate_sequence("train", k, num_frames=1).frames[0] for k in range(12)]
+    unseen = torch.cat(list(load_images(frames[8:]).batches(model, 4)))
+    wanted = model.image_encoder(unseen)["backbone_fpn"][-1]
     errors = {}
     for rounding in ("nearest", "gptq"):
-        prepared = prepare_qsam2(model, "w2a16", calibration_data=images, rounding=rounding, progress=False).eval()
+        prepared = prepare_qsam2(model, "w2a16", calibration_data=frames[:8], rounding=rounding, progress=False).eval()
         with torch.no_grad():
-            errors[rounding] = float((prepared.image_encoder(images)["backbone_fpn"][-1] - wanted).norm())
+            errors[rounding] = float((prepared.image_encoder(unseen)["backbone_fpn"][-1] - wanted).norm())
     assert errors["gptq"] < 0.9 * errors["nearest"]
     layer = dict(quantized_layers(prepared))["image_encoder.trunk.blocks.3.mlp.layers.0"]
     torch.testing.assert_close(layer.weight_fake_quant(layer.weight), layer.weight)

@@ -32,8 +32,8 @@ def exercise(
     """Segment and track through SAM2's own methods, from random prompts.
 
     For each batch: a point prompt on the image, two further frames (the image shifted, then flipped) tracked
-    with memory, a correcting click on the last, a box prompt, and a mask prompt with one tracked frame. Image
-    encoder, memory attention, memory encoder, mask decoder and object pointers all run.
+    with memory, a correcting click on the last, a box prompt around what the point segmented, and a mask prompt with
+    one tracked frame. Image encoder, memory attention, memory encoder, mask decoder and object pointers all run.
 
     Args:
         model: A ``SAM2Base`` or a subclass, float, prepared or quantized; its mode is restored.
@@ -59,7 +59,8 @@ def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
 
     clip: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     point = _point(count, size, generator).to(batch.device)
-    clip["cond_frame_outputs"][0] = _step(model, frames[0], 0, clip, points=(point, 1))
+    segmented = _step(model, frames[0], 0, clip, points=(point, 1))
+    clip["cond_frame_outputs"][0] = segmented
     for index in (1, 2):
         clip["non_cond_frame_outputs"][index] = _step(model, frames[index], index, clip)
     low_res = clip["non_cond_frame_outputs"][2]["pred_masks"].clamp(-32, 32)
@@ -68,6 +69,7 @@ def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
     corner = torch.rand(count, 1, 2, generator=generator) * 0.4 * size
     extent = (0.2 + 0.3 * torch.rand(count, 1, 2, generator=generator)) * size
     box = torch.cat([corner, corner + extent], dim=1).to(batch.device)
+    box = _box_around(segmented["pred_masks_high_res"][:, 0] > 0, box)
     empty: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     _step(model, frames[0], 0, empty, points=(box, None))
 
@@ -122,6 +124,16 @@ def _step(
 def _point(count: int, size: int, generator: torch.Generator) -> Tensor:
     """One point per image, away from the border; pixels [count, 1, 2]."""
     return (0.1 + 0.8 * torch.rand(count, 1, 2, generator=generator)) * size
+
+
+def _box_around(masks: Tensor, otherwise: Tensor) -> Tensor:
+    """Corners of the smallest box around each mask [count, size, size]; those of ``otherwise`` for an empty one."""
+    boxes = otherwise.clone()
+    for box, mask in zip(boxes, masks, strict=True):
+        y, x = torch.where(mask)
+        if len(x):
+            box.copy_(torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).view(2, 2))
+    return boxes
 
 
 def _box_mask(box: Tensor, size: int) -> Tensor:

@@ -12,6 +12,9 @@ from ..quantizers import LSCFakeQuantize, RangedFakeQuantize, broadcast_qparam
 from .gptq import gptq_round
 
 ROUNDINGS = ("nearest", "gptq")
+# GPTQ is tried in ranges of these widths, relative to the best one for rounding to the nearest.
+_MULTIPLES = (1.0, 0.9, 0.8, 0.7, 1.1, 1.2)
+_DAMPING = 0.01
 
 
 @torch.no_grad()
@@ -49,10 +52,38 @@ def start_quantizer(
     quantizer.initialize(weight, gram)
     if rounding == "nearest" or gram is None:
         return weight
+    return _round_in_best_range(quantizer, weight, gram, name)
+
+
+def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tensor, name: str) -> Tensor:
+    """Round by GPTQ with several multiples of the started alpha; each output channel keeps that of least error."""
     flat = (weight.shape[0], weight[0].numel())
-    scale, zero_point = (broadcast_qparam(t, flat, quantizer.group_size) for t in quantizer.calculate_qparams())
-    rounded = gptq_round(
-        weight, gram, scale, zero_point, quantizer.quant_min, quantizer.quant_max, damping=0.01, name=name
-    )
-    quantizer.keep_scale(rounded)
-    return rounded
+    original, gram = weight.reshape(flat).double(), gram.double()
+    alpha = started = quantizer.alpha_bar.clone()
+    rounded = torch.empty_like(original)
+    least = torch.full_like(original[:, 0], float("inf"))
+    for multiple in _MULTIPLES:
+        candidate_alpha = started * multiple
+        _set_alpha(quantizer, candidate_alpha)
+        scale, zero_point = (broadcast_qparam(t, flat, quantizer.group_size) for t in quantizer.calculate_qparams())
+        candidate = gptq_round(
+            weight, gram, scale, zero_point, quantizer.quant_min, quantizer.quant_max, damping=_DAMPING, name=name
+        ).reshape(flat)
+        difference = candidate.double() - original
+        error = ((difference @ gram) * difference).sum(1)
+        if quantizer.granularity == "tensor":
+            error = error.sum().expand_as(least)
+        better = error < least
+        least = torch.where(better, error, least)
+        rounded = torch.where(better[:, None], candidate.double(), rounded)
+        # Alpha is [1], [out] or [out, groups].
+        alpha = torch.where(better[: len(alpha)].reshape(-1, *[1] * (alpha.dim() - 1)), candidate_alpha, alpha)
+    _set_alpha(quantizer, alpha)
+    result = rounded.reshape(weight.shape).to(weight.dtype)
+    quantizer.keep_scale(result)
+    return result
+
+
+def _set_alpha(quantizer: LSCFakeQuantize, alpha: Tensor) -> None:
+    quantizer.log_alpha.copy_(alpha.log())
+    quantizer.alpha_bar.copy_(alpha)

@@ -8,7 +8,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import nn
 
-from qsam2_ao.calibration.exercise import exercise
+from qsam2_ao.calibration.exercise import _box_around, exercise
 from qsam2_ao.models.embedded import build_embedded
 
 
@@ -68,3 +68,12 @@ def test_same_seed_gives_the_same_run_and_another_seed_other_prompts():
 def test_batches_of_several_images():
     seen, _ = calls(build_embedded(), images(3), batch_size=2)
     assert seen["image_encoder.neck.convs.0.conv"] == 2 * 3  # two batches, three frames each
+
+
+def test_boxes_are_put_around_what_the_point_segmented():
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 2:5, 3:8] = True
+    other = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 3.0], [4.0, 6.0]]])
+    boxes = _box_around(masks, other)
+    assert boxes.tolist() == [[[3, 2], [8, 5]], [[2, 3], [4, 6]]]
+    assert other[0].tolist() == [[0, 0], [1, 1]]

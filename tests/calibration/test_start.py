@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qsam2_ao.calibration import start
 from qsam2_ao.calibration.start import start_quantizer
 from qsam2_ao.calibration.vrc import output_energy
 from qsam2_ao.errors import QConfigError
@@ -63,3 +64,21 @@ def test_an_unknown_rounding_is_refused():
     weight, gram = layer()
     with pytest.raises(QConfigError, match=r"'up'.*nearest, gptq"):
         start_quantizer(quantizer(), weight, gram, "up")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"granularity": "group", "group_size": 16}, {"granularity": "tensor"}], ids=str
+)
+def test_gptq_takes_the_best_of_several_ranges(options, monkeypatch):
+    weight, gram = layer()
+    errors = {}
+    for multiples in ((1.0,), (0.8,), (1.0, 0.8, 1.2)):
+        monkeypatch.setattr(start, "_MULTIPLES", multiples)
+        difference = start_quantizer(quantizer(**options), weight, gram, "gptq").double() - weight.double()
+        errors[multiples] = ((difference @ gram.double()) * difference).sum(1)
+    best = errors[1.0, 0.8, 1.2]
+    if options.get("granularity") == "tensor":
+        assert best.sum() <= min(errors[(1.0,)].sum(), errors[(0.8,)].sum())
+    else:
+        assert (best <= torch.minimum(errors[(1.0,)], errors[(0.8,)])).all()
+        assert (best < errors[(1.0,)]).any()
