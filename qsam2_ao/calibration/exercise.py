@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,14 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def exercise(
-    model: nn.Module, images: Any, *, batch_size: int = 1, seed: int = 0, progress: bool | str | None = None
-) -> None:
+    model: nn.Module,
+    images: Any,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    boxes: Sequence[Tensor] | None = None,
+    progress: bool | str | None = None,
+) -> list[Tensor]:
     """Segment and track through SAM2's own methods, from random prompts.
 
     For each batch: a point prompt on the image, two further frames (the image shifted, then flipped) tracked
@@ -40,19 +46,25 @@ def exercise(
         images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
         batch_size: Images per forward pass; each image has one object.
         seed: Of the prompts, and of the choice of images.
+        boxes: The box prompts of an earlier run over the same images, to prompt a changed model in the same way.
         progress: True or a title for a progress bar.
+
+    Returns:
+        The box prompts of each batch: corners in pixels, [batch, 2, 2].
 
     Raises:
         CalibrationError: Empty or unusable images.
     """
     generator = torch.Generator().manual_seed(seed)
     title = progress if isinstance(progress, str) else "calibrating" if progress else None
+    used: list[Tensor] = []
     with inference(model):
         for batch in load_images(images, seed=seed).batches(model, batch_size, title):
-            _run_batch(model, batch, generator)
+            used.append(_run_batch(model, batch, generator, None if boxes is None else boxes[len(used)]))
+    return used
 
 
-def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
+def _run_batch(model: Any, batch: Tensor, generator: torch.Generator, box: Tensor | None) -> Tensor:
     size, count = batch.shape[-1], batch.shape[0]
     shift = max(1, size // 32)
     frames = [_features(model, frame) for frame in (batch, batch.roll((shift, -shift), dims=(2, 3)), batch.flip(3))]
@@ -68,14 +80,16 @@ def _run_batch(model: Any, batch: Tensor, generator: torch.Generator) -> None:
 
     corner = torch.rand(count, 1, 2, generator=generator) * 0.4 * size
     extent = (0.2 + 0.3 * torch.rand(count, 1, 2, generator=generator)) * size
-    box = torch.cat([corner, corner + extent], dim=1).to(batch.device)
-    box = _box_around(segmented["pred_masks_high_res"][:, 0] > 0, box)
+    if box is None:
+        random = torch.cat([corner, corner + extent], dim=1).to(batch.device)
+        box = _box_around(segmented["pred_masks_high_res"][:, 0] > 0, random)
     empty: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     _step(model, frames[0], 0, empty, points=(box, None))
 
     mask = _box_mask(box, size)
     empty["cond_frame_outputs"][0] = _step(model, frames[0], 0, empty, mask=mask)
     _step(model, frames[1], 1, empty)
+    return box
 
 
 def _features(model: Any, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[tuple[int, int]]]:

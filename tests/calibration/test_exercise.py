@@ -9,7 +9,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import nn
 
 from qsam2_ao.calibration.exercise import _box_around, exercise
-from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.models.embedded import build_embedded, load_embedded
 
 
 def images(count=1):
@@ -77,3 +77,13 @@ def test_boxes_are_put_around_what_the_point_segmented():
     boxes = _box_around(masks, other)
     assert boxes.tolist() == [[[3, 2], [8, 5]], [[2, 3], [4, 6]]]
     assert other[0].tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_changed_model_can_be_prompted_with_the_same_boxes():
+    model = load_embedded()
+    boxes = exercise(model, images(3), batch_size=2)
+    assert [box.shape for box in boxes] == [(2, 2, 2), (1, 2, 2)]
+    with torch.no_grad():
+        model.sam_mask_decoder.output_upscaling[0].weight.mul_(-1)
+    assert not all(torch.equal(a, b) for a, b in zip(boxes, exercise(model, images(3), batch_size=2), strict=True))
+    assert exercise(model, images(3), batch_size=2, boxes=boxes) == boxes
