@@ -25,6 +25,7 @@ def gptq_round(
     *,
     damping: float = 0.01,
     name: str = "",
+    compensation: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A weight on its quantization grid, rounded so that the layer's output changes little.
 
@@ -37,6 +38,7 @@ def gptq_round(
         quant_max: Largest code.
         damping: Added to the diagonal, relative to its mean.
         name: Of the layer, for errors.
+        compensation: What :func:`compensation_of` gave for this Gram matrix and damping, to round several times.
 
     Returns:
         ``(codes - zero_point) * scale`` in the shape and dtype of ``weight``.
@@ -54,19 +56,9 @@ def gptq_round(
             f"layer {name!r}: rounding a weight of shape {list(weight.shape)} needs a finite Gram matrix of shape "
             f"[{width}, {width}], got {list(gram.shape)}"
         )
-    scale, zero_point = (t.double().expand(out, width) for t in (scale, zero_point))
-    hessian = gram.double().clone()
-    mean = hessian.diagonal().mean()
-    silent = hessian.diagonal() <= 0
-    hessian.diagonal().add_(torch.where(silent, mean.clamp_min(1), damping * mean))
-    # Inputs of much energy first: their rounding errors find the most columns left to make up for them.
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    hessian, rows = hessian[order][:, order], rows[:, order].clone()
-    scale, zero_point = scale[:, order], zero_point[:, order]
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    if failed:
-        raise CalibrationError(f"layer {name!r}: its Gram matrix cannot be factorized; use more calibration images")
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    order, inverse = compensation_of(gram, damping, name) if compensation is None else compensation
+    rows = rows[:, order].clone()
+    scale, zero_point = (t.double().expand(out, width)[:, order] for t in (scale, zero_point))
     rounded = torch.empty_like(rows)
     for start in range(0, width, _BLOCK):
         end = min(start + _BLOCK, width)
@@ -81,3 +73,29 @@ def gptq_round(
     result = torch.empty_like(rounded)
     result[:, order] = rounded
     return result.reshape(weight.shape).to(weight.dtype)
+
+
+def compensation_of(gram: Tensor, damping: float, name: str = "") -> tuple[Tensor, Tensor]:
+    """How columns make up for each other's rounding errors, which takes longer to find than to use.
+
+    Args:
+        gram: X^T X of the layer's inputs, [in, in], finite.
+        damping: Added to the diagonal, relative to its mean.
+        name: Of the layer, for errors.
+
+    Returns:
+        The order of the columns, and the upper Cholesky factor of the inverse of the damped Gram matrix in that order.
+
+    Raises:
+        CalibrationError: ``gram`` cannot be factorized.
+    """
+    hessian = gram.double().clone()
+    mean = hessian.diagonal().mean()
+    silent = hessian.diagonal() <= 0
+    hessian.diagonal().add_(torch.where(silent, mean.clamp_min(1), damping * mean))
+    # Inputs of much energy first: their rounding errors find the most columns left to make up for them.
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    factor, failed = torch.linalg.cholesky_ex(hessian[order][:, order])
+    if failed:
+        raise CalibrationError(f"layer {name!r}: its Gram matrix cannot be factorized; use more calibration images")
+    return order, torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import QConfigError
 from ..quantizers import LSCFakeQuantize, RangedFakeQuantize, broadcast_qparam
-from .gptq import gptq_round
+from .gptq import compensation_of, gptq_round
 
 ROUNDINGS = ("nearest", "gptq")
 # GPTQ is tried in ranges of these widths, relative to the best one for rounding to the nearest.
@@ -59,6 +59,7 @@ def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tenso
     """Round by GPTQ with several multiples of the started alpha; each output channel keeps that of least error."""
     flat = (weight.shape[0], weight[0].numel())
     original, gram = weight.reshape(flat).double(), gram.double()
+    compensation = compensation_of(gram, _DAMPING, name)
     alpha = started = quantizer.alpha_bar.clone()
     rounded = torch.empty_like(original)
     least = torch.full_like(original[:, 0], float("inf"))
@@ -67,7 +68,14 @@ def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tenso
         _set_alpha(quantizer, candidate_alpha)
         scale, zero_point = (broadcast_qparam(t, flat, quantizer.group_size) for t in quantizer.calculate_qparams())
         candidate = gptq_round(
-            weight, gram, scale, zero_point, quantizer.quant_min, quantizer.quant_max, damping=_DAMPING, name=name
+            weight,
+            gram,
+            scale,
+            zero_point,
+            quantizer.quant_min,
+            quantizer.quant_max,
+            name=name,
+            compensation=compensation,
         ).reshape(flat)
         difference = candidate.double() - original
         error = ((difference @ gram) * difference).sum(1)

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from ...calibration import calibrate_qsam2
 from ...calibration.exercise import inference
 from ...calibration.images import load_images
-from .trainee import Trainee, Workload, build_float, images
+from ..accuracy.cell import calibration_images
+from .trainee import Trainee, Workload, build_float
 
 Result = TypeVar("Result")
 
@@ -63,7 +64,7 @@ def calibration_cost(workload: Workload, count: int) -> dict[str, float]:
         "VRC memory", the bytes by which its peak is above that of the forward passes.
     """
     model = build_float(workload)
-    loaded = load_images(images(count, workload.size), max_images=count, seed=0)
+    loaded = load_images(calibration_images(count, workload.size), max_images=count, seed=0)
 
     def forward() -> float:
         started = time.perf_counter()

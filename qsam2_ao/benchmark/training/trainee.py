@@ -16,13 +16,13 @@ from torch.ao.quantization import (
     QConfig,
 )
 
-from ...data.procedural import generate_sequence
 from ...models.embedded import load_embedded
 from ...models.official import build_official
 from ...prepare import prepare_qsam2
 from ...training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
 from ...training.losses import SAM2Loss, prompted_forward
 from ...training.qat import Rates, as_trainable, qat_optimizer
+from ..accuracy.cell import calibration_images
 from ..accuracy.methods import FLOAT, METHODS
 
 WEIGHT_BITS, ACTIVATION_BITS = 4, 8
@@ -67,11 +67,6 @@ def build_float(workload: Workload, device: str = "cpu") -> Any:
     return build_official(workload.model, image_size=workload.size, device=device)
 
 
-def images(count: int, size: int) -> list[Any]:
-    """First frames of procedural training videos, uint8 [size, size, 3] each."""
-    return [generate_sequence("train", i, size=(size, size), num_frames=1).frames[0] for i in range(count)]
-
-
 def qconfig_of(method: str) -> QConfig:
     """A method's QConfig at W4A8, for all layers."""
     if method != FUSED:
@@ -112,7 +107,7 @@ class Trainee:
             model = prepare_qsam2(
                 model,
                 qconfig_of(method),
-                calibration_data=images(2, workload.size),
+                calibration_data=calibration_images(2, workload.size),
                 vrc=None,
                 progress=False,
             )
