@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from ..errors import CalibrationError
@@ -97,6 +96,8 @@ def condition_number(gram: Tensor, n: int) -> float:
         return float("inf")
     gram = gram.double()
     if gram.shape[0] > _EXACT_CONDITION:
+        from scipy.linalg import lapack  # here, because it would delay every import of the package
+
         factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
         if failed:
             return float("inf")

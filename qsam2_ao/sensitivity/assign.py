@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ..errors import QConfigError
 from .assignment import Assignment, is_first_or_last
@@ -53,6 +52,8 @@ def choose(options: Sequence[Sequence[Choice]], budget: int) -> list[int]:
         >>> choose([[Choice(5, 1), Choice(0, 2)], [Choice(1, 1), Choice(0, 2)]], 3)
         [1, 0]
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # here, because it would delay every command's start
+
     smallest = sum(min(choice.size for choice in group) for group in options)
     _require(smallest, budget)
     owner = np.repeat(np.arange(len(options)), [len(group) for group in options])
