@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import QConfigError, UnsupportedLayerError
 from ..tensors.packed import PackedIntxTensor
+from .int8_graph import lower_part
 from .packed import lower_packed, unsupported_reason
 from .torchao_int4 import int4_support, lower_int4
 
@@ -79,6 +80,8 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         QConfigError: An unknown target.
         UnsupportedLayerError: The model was lowered to another target before.
     """
+    if target == "int8":
+        return _lower_parts(model)
     chosen = get_target(target)
     deployed: Any = model
     taken: dict[str, tuple[str, str | None]] = {}
@@ -99,5 +102,20 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         if reason is None and target != "packed":
             model.set_submodule(path, chosen.lower(module, packed, packed.device))
         taken[plan.name] = (target if reason is None else "packed", reason)
+    deployed.qsam2_targets = taken
+    return model
+
+
+def _lower_parts(model: nn.Module) -> nn.Module:
+    """The int8 kernels fold layers into each other, so they are chosen part by part."""
+    deployed: Any = model
+    taken: dict[str, tuple[str, str | None]] = {}
+    for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
+        lowered, reasons = lower_part(model.get_submodule(path))  # type: ignore[arg-type]
+        model.set_submodule(path, lowered)
+        for plan in deployed.qsam2_plan:
+            if plan.part == path:
+                reason = reasons[plan.layer]
+                taken[plan.name] = ("int8" if reason is None else "packed", reason)
     deployed.qsam2_targets = taken
     return model

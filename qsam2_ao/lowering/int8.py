@@ -1,0 +1,352 @@
+"""The modules of a part that runs on int8: codes in, one kernel per layer, the rest in bfloat16.
+
+A layer computes ``act((x - zx) (w - zw)^T sx sw + bias) + residual`` with the integer codes that the fake-quantized
+layer has; the sum of products is exact, and what is folded into it (GELU, a residual, rounding to the next layer's
+codes) is computed in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, UnsupportedLayerError
+from ..graph.leaves import hiera_pos_embed
+from ..native import load_kernels, unavailable_reason
+from ..tensors.packed import PackedIntxTensor
+from .activation import ActivationQuantizer
+from .packed import unsupported_reason
+
+_KERNEL_BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The unsigned codes of an activation: ``x = (code - zero_point) * scale``, codes from 0 to ``high``."""
+
+    scale: float
+    zero_point: float
+    high: int
+
+    @classmethod
+    def of(cls, quantizer: ActivationQuantizer) -> Grid:
+        """The grid of a deployed quantizer, its codes moved to start from 0."""
+        zero_point = float(quantizer.zero_point) - quantizer.quant_min
+        return cls(float(quantizer.scale), zero_point, quantizer.quant_max - quantizer.quant_min)
+
+    @property
+    def arguments(self) -> tuple[float, float, int]:
+        """As the kernels take it."""
+        return self.scale, self.zero_point, self.high
+
+
+_NO_GRID = (1.0, 0.0, 255)
+
+
+class QuantizeCodes(nn.Module):
+    """Rounds its input to codes: float tensor of any shape -> uint8, equal to the bit to the fake-quantizer's."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The codes of ``x``."""
+        return torch.ops.qsam2.quantize(x, *self.grid.arguments)
+
+    def extra_repr(self) -> str:
+        """The grid."""
+        return str(self.grid)
+
+
+class Norm(nn.Module):
+    """Layer normalization of ``[..., channels]`` to bfloat16, or to the codes of ``grid``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, norm: nn.LayerNorm, grid: Grid | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", norm.weight.detach().float())
+        self.register_buffer("bias", norm.bias.detach().float())
+        self.eps = norm.eps
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``."""
+        dtype, grid = (torch.uint8, self.grid.arguments) if self.grid else (torch.bfloat16, _NO_GRID)
+        return torch.ops.qsam2.layer_norm(x, self.weight, self.bias, self.eps, dtype, *grid)
+
+    def extra_repr(self) -> str:
+        """What comes out."""
+        return f"{self.weight.numel()}, to {self.grid or 'bfloat16'}"
+
+
+class Int8Linear(nn.Module):
+    """A linear layer or convolution on codes, its weight in the kernels' layout at its own bits.
+
+    Attributes:
+        weight: The packed codes, uint8.
+        table: What each code stands for, int8 ``[16]``.
+        alpha: Step of a sum of products, float32 ``[out]``: the input's scale times the weight's.
+        beta: Bias less what the zero point of the input adds, float32 ``[out]``.
+        activation: "none", "gelu" or "relu".
+        grid: The codes that come out; None for ``dtype``.
+    """
+
+    weight: Tensor
+    table: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, module: nn.Module, packed: PackedIntxTensor, grid: Grid, dtype: torch.dtype) -> None:
+        super().__init__()
+        codes, bits = packed.unpack(), packed.bits
+        zero_point, step = _centre(packed)
+        if isinstance(module, nn.Conv2d):
+            codes = codes.permute(0, 2, 3, 1)  # channels last, as the patches are gathered
+        codes = codes.flatten(1)
+        # Patches are padded with the input's zero point, so that the weights there, whatever they are, add nothing.
+        codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
+        values = codes.long() * step - int(zero_point * step)
+        # The kernels take 8-bit codes as int8 around 128; fewer bits go through the table.
+        stored = codes + (128 - int(zero_point)) if bits == 8 else codes
+        self.register_buffer("weight", torch.ops.qsam2.pack_weight(stored.contiguous(), bits))
+        table = torch.arange(16) * step - int(zero_point * step)
+        self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
+        scale = (packed.scale.float() / step).expand(packed.shape[0])
+        self.register_buffer("alpha", scale * grid.scale)
+        bias = torch.zeros(()) if module.bias is None else module.bias.detach().float()
+        self.register_buffer("beta", bias - grid.zero_point * self.alpha * values.sum(1).float())
+        self.bits, self.out_features, self.in_features = bits, *packed.shape[:2]
+        self.dtype = dtype
+        self.activation = "none"
+        self.grid: Grid | None = None
+        self.input_grid = grid
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Codes ``[..., in]``, and what is added after the activation ``[..., out]`` -> ``[..., out]``."""
+        grid = self.grid.arguments if self.grid else _NO_GRID
+        fused = residual if residual is not None and residual.shape[:-1] == x.shape[:-1] else None
+        out = torch.ops.qsam2.linear(
+            x.contiguous(),
+            self.weight,
+            self.bits,
+            self.table,
+            self.alpha,
+            self.beta,
+            fused,
+            self.activation,
+            torch.uint8 if self.grid else self.dtype,
+            *grid,
+        )
+        return out if fused is residual else out + residual
+
+    def extra_repr(self) -> str:
+        """Size, bits, and what is folded in."""
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}, {self.activation}, to {self.grid or self.dtype}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
+        raise CheckpointError(
+            f"{prefix.rstrip('.') or 'this layer'} is lowered to int8 kernels: load the file with "
+            'target="packed" to save it again'
+        )
+
+
+class Int8Conv2d(Int8Linear):
+    """A convolution as a linear layer on patches: codes ``[B, C, H, W]`` -> ``[B, out, H', W']``, channels last."""
+
+    def __init__(self, module: nn.Conv2d, packed: PackedIntxTensor, grid: Grid, dtype: torch.dtype) -> None:
+        super().__init__(module, packed, grid, dtype)
+        self.kernel, self.stride, self.padding = module.kernel_size, module.stride, module.padding
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve; ``residual`` is added to the result."""
+        patches = x.permute(0, 2, 3, 1)
+        if self.kernel != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0):
+            fill = int(self.input_grid.zero_point)
+            patches = torch.ops.qsam2.patches(patches, *self.kernel, *self.stride, *self.padding, fill)
+        kept = None if residual is None else residual.permute(0, 2, 3, 1)
+        return super().forward(patches, kept).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention in bfloat16: ``[B, heads, N, c]`` each -> the same."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend."""
+        q, k, v = (t.to(torch.bfloat16) for t in (q, k, v))
+        return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2)
+
+
+class WindowAttention(nn.Module):
+    """Hiera's attention inside windows, on tokens that stay where they are in the image.
+
+    What the float model computes for tokens of padding is the bias of its qkv layer, so they are never made.
+
+    Args:
+        pad: That bias, ``[3 * heads * channels]``.
+        heads: Attention heads.
+        window: Side of a window in tokens; None for one window, the whole image.
+        stride: Side of the squares that queries are max-pooled over.
+    """
+
+    pad: Tensor
+
+    def __init__(self, pad: Tensor, heads: int, window: int | None, stride: int) -> None:
+        super().__init__()
+        self.register_buffer("pad", pad.detach().to(torch.bfloat16).contiguous())
+        self.heads, self.window, self.stride = heads, window, stride
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """``[B, H, W, 3 * heads * channels]`` -> ``[B, H / stride, W / stride, heads * channels]``."""
+        qkv = qkv.to(torch.bfloat16)
+        if self.window is not None:
+            return torch.ops.qsam2.window_attention(qkv, self.pad, self.heads, self.window, self.stride)
+        batch, height, width, _ = qkv.shape
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).flatten(1, 2).permute(2, 0, 3, 1, 4).unbind()
+        if self.stride > 1:
+            grid = qkv[..., : qkv.shape[-1] // 3].permute(0, 3, 1, 2)
+            grid = nn.functional.max_pool2d(grid, self.stride)
+            height, width = grid.shape[-2:]
+            q = grid.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
+        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5)
+        return out.reshape(batch, height, width, -1)
+
+    def extra_repr(self) -> str:
+        """Heads, window and stride."""
+        return f"heads={self.heads}, window={self.window}, stride={self.stride}"
+
+
+class PositionEmbedding(nn.Module):
+    """Hiera's positional embedding, kept for the last size of the grid: tokens ``[B, H, W, C]`` -> ``[1, H, W, C]``."""
+
+    def __init__(self, pos_embed: Tensor, window_embed: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("pos_embed", pos_embed.detach())
+        self.register_buffer("window_embed", window_embed.detach())
+        self._kept: tuple[torch.Size, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The embedding for the grid of ``x``, in bfloat16."""
+        kept = self._kept
+        if kept is None or kept[0] != x.shape[1:3] or torch.compiler.is_compiling():
+            embedding = hiera_pos_embed(self.pos_embed, self.window_embed, x)
+            kept = x.shape[1:3], embedding.to(torch.bfloat16).contiguous()
+            if not torch.compiler.is_compiling():
+                self._kept = kept
+        return kept[1]
+
+
+class SinePosition(nn.Module):
+    """SAM2's sine position encoding, kept for the last size and dtype instead of made for every image.
+
+    Features ``[B, C, H, W]`` -> ``[B, C', H, W]`` in ``dtype``; all of a batch share one memory.
+    """
+
+    def __init__(self, encoding: PositionEmbeddingSine) -> None:
+        super().__init__()
+        self.encoding = encoding
+        self._kept: tuple[tuple[torch.Size, torch.dtype], Tensor] | None = None
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The encoding of the grid of ``x``."""
+        if torch.compiler.is_compiling():
+            return self.encoding(x).to(dtype)
+        key, kept = (x.shape[-2:], dtype), self._kept
+        if kept is None or kept[0] != key:
+            self._kept = kept = key, self.encoding(x[:1]).to(dtype)
+        return kept[1].expand(x.shape[0], -1, -1, -1)
+
+
+def int8_support(
+    module: nn.Module,
+    packed: PackedIntxTensor,
+    device: torch.device | str | None = None,
+    quantizer: ActivationQuantizer | None = None,
+) -> str | None:
+    """Why the int8 kernels cannot run a layer.
+
+    Args:
+        module: The float layer.
+        packed: Its weight.
+        device: Where the layer will run; by default where ``packed`` is.
+        quantizer: Of its input; None if that stays float.
+
+    Returns:
+        None if they can, else the reason as a sentence for the coverage report.
+    """
+    target = torch.device(device) if device is not None else packed.device
+    if target.type != "cpu":
+        return f"The int8 kernels run on the CPU, not on {target.type}."
+    if (reason := unavailable_reason() or unsupported_reason(module, packed)) is not None:
+        return reason
+    if quantizer is None:
+        return "Its input is not quantized, and the int8 kernels multiply codes."
+    if packed.bits not in _KERNEL_BITS:
+        return f"The int8 kernels have weights of {', '.join(map(str, _KERNEL_BITS))} bits, not {packed.bits}."
+    if packed.group_size is not None:
+        return "The int8 kernels sum whole rows, which scales per group do not allow."
+    grid = Grid.of(quantizer)
+    if grid.high > 255 or not grid.zero_point.is_integer():
+        return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
+    try:
+        _centre(packed)
+    except UnsupportedLayerError as error:
+        return str(error)
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            return "The int8 kernels have no grouped, dilated or wrapped convolutions."
+        if isinstance(module.padding, str):
+            return f"The int8 kernels take padding in pixels, not {module.padding!r}."
+    elif packed.shape[1] % 4:
+        return f"The int8 kernels need in_features divisible by 4, not {packed.shape[1]}."
+    return None
+
+
+def lower_int8(
+    module: nn.Module, packed: PackedIntxTensor, quantizer: ActivationQuantizer, dtype: torch.dtype = torch.bfloat16
+) -> Int8Linear:
+    """Build the int8 layer of a packed one, which takes the codes of ``quantizer``.
+
+    Args:
+        module: The float layer, for its bias and geometry.
+        packed: Its weight, on the CPU.
+        quantizer: Of its input.
+        dtype: What comes out, bfloat16 or float32.
+
+    Returns:
+        The layer.
+
+    Raises:
+        UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`int8_support`.
+
+    Example:
+        >>> layer = lower_int8(linear, packed, quantizer)
+        >>> y = layer(QuantizeCodes(Grid.of(quantizer))(x))
+    """
+    reason = int8_support(module, packed, None, quantizer)
+    if reason is not None:
+        raise UnsupportedLayerError(f"cannot lower this layer to int8: {reason}")
+    load_kernels()
+    kind = Int8Conv2d if isinstance(module, nn.Conv2d) else Int8Linear
+    return kind(module, packed, Grid.of(quantizer), dtype)  # type: ignore[arg-type]
+
+
+def _centre(packed: PackedIntxTensor) -> tuple[float, int]:
+    """The one zero point of a weight, and 2 if it lies between two codes (values are doubled then), else 1."""
+    zero_point = float(packed.zero_point.flatten()[0])
+    if not bool((packed.zero_point == zero_point).all()):
+        raise UnsupportedLayerError("The int8 kernels need one zero point for all output channels.")
+    step = 1 if zero_point.is_integer() else 2
+    highest = 2**packed.bits - 1 if packed.bits < 8 else int(packed.unpack().max())
+    low, high = -zero_point * step, (highest - zero_point) * step
+    if not low.is_integer() or low < -128 or high > 127 or (packed.bits == 8 and step == 2):
+        raise UnsupportedLayerError(
+            f"The int8 kernels have no {packed.bits}-bit weights with the zero point {zero_point}."
+        )
+    return zero_point, step

@@ -1,0 +1,375 @@
+"""A deployed part -> a part that runs on the int8 kernels: what is folded into what, as passes over its graph."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sam2.modeling.backbones.utils import window_partition, window_unpartition
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam2_utils import DropPath
+from torch import Tensor, fx, nn
+
+from ..graph.leaves import ScaledDotProductAttention, hiera_pos_embed, only_level
+from ..tensors.packed import PackedIntxTensor
+from .activation import ActivationQuantizer
+from .int8 import (
+    Attention,
+    Grid,
+    Int8Conv2d,
+    Int8Linear,
+    Norm,
+    PositionEmbedding,
+    QuantizeCodes,
+    SinePosition,
+    WindowAttention,
+    int8_support,
+    lower_int8,
+)
+
+_ACTIVATIONS: dict[Any, str] = {nn.GELU: "gelu", nn.ReLU: "relu", nn.functional.gelu: "gelu", nn.functional.relu: "relu"}
+_SDPA = nn.functional.scaled_dot_product_attention
+
+
+def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | None]]:
+    """Lower the layers of a part that the int8 kernels can run, and what lies between them.
+
+    Args:
+        part: A deployed part in eval mode on the CPU; not modified.
+
+    Returns:
+        The lowered part, and layer name in the graph -> None, or why it was left packed. The part computes in
+        bfloat16 between its layers and returns its caller's dtype: that of autocast, else that of its first input.
+
+    Example:
+        >>> lowered, reasons = lower_part(model.image_encoder)
+    """
+    lowered = _Lowering(part)
+    reasons = lowered.layers()
+    if not any(reason is None for reason in reasons.values()):
+        return part, reasons
+    lowered.window_attention()
+    lowered.attention()
+    lowered.drop_identities()
+    lowered.position_embedding()
+    lowered.norms()
+    lowered.activations()
+    lowered.residuals()
+    lowered.output_codes()
+    lowered.dtypes()
+    return lowered.finish(), reasons
+
+
+class _Lowering:
+    """The graph being changed; one method a pass, in the order of ``lower_part``."""
+
+    def __init__(self, part: fx.GraphModule) -> None:
+        # Tensors are shared; modules that a pass changes are new.
+        memo = {id(t): t for t in (*part.parameters(), *part.buffers())}
+        self.part = copy.deepcopy(part, memo)
+        self.graph = self.part.graph
+        self.count = 0
+        self.biases: dict[str, Tensor | None] = {}
+
+    def finish(self) -> fx.GraphModule:
+        self.graph.eliminate_dead_code()
+        self.part.delete_all_unused_submodules()
+        self.graph.lint()
+        self.part.recompile()
+        return self.part.eval()
+
+    def module(self, node: Any) -> nn.Module | None:
+        if isinstance(node, fx.Node) and node.op == "call_module":
+            return self.part.get_submodule(str(node.target))
+        return None
+
+    def nodes(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
+        return [(n, m) for n in self.graph.nodes if isinstance(m := self.module(n), kind)]
+
+    def call(self, before: fx.Node, name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
+        """Insert a call of a new module, which reports of errors and profiles will know as `name`."""
+        path = f"{name}_{self.count}"
+        self.count += 1
+        self.part.add_submodule(path, module)
+        with self.graph.inserting_before(before):
+            return self.graph.call_module(path, args)
+
+    def layers(self) -> dict[str, str | None]:
+        """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
+        reasons: dict[str, str | None] = {}
+        coded: dict[fx.Node, fx.Node] = {}
+        for node in list(self.graph.nodes):
+            module: Any = self.module(node)
+            if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
+                continue
+            source = node.args[0]
+            quantizer: Any = self.module(source)
+            if not isinstance(quantizer, ActivationQuantizer):
+                quantizer = None
+            name = str(node.target)
+            reasons[name] = int8_support(module, module.weight, None, quantizer)
+            if reasons[name] is not None:
+                continue
+            self.biases[name] = module.bias
+            self.part.set_submodule(name, lower_int8(module, module.weight, quantizer))
+            if source not in coded:
+                coded[source] = self.call(source, "codes", QuantizeCodes(Grid.of(quantizer)), source.args[0])
+            node.update_arg(0, coded[source])
+        self.graph.eliminate_dead_code()
+        return reasons
+
+    def window_attention(self) -> None:
+        """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""
+        for sdpa in [n for n in self.graph.nodes if n.target is _SDPA]:
+            block = _hiera_block(sdpa, self.module)
+            if block is None:
+                continue
+            layer: Any = self.module(block.qkv)
+            name = str(block.qkv.target)
+            bias = self.biases[name] if name in self.biases else layer.bias
+            pad = bias if bias is not None else torch.zeros(layer.out_features)
+            attended = self.call(
+                block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
+            )
+            block.merged.replace_all_uses_with(attended)
+            if block.partition is not None and block.unpartition is not None:
+                block.inside.replace_input_with(block.inside.args[0], block.partition.args[0])  # type: ignore[arg-type]
+                block.unpartition.replace_all_uses_with(block.unpartition.args[0])  # type: ignore[arg-type]
+        self.graph.eliminate_dead_code()
+
+    def attention(self) -> None:
+        """Any other attention -> the kernel's."""
+        for node, module in self.nodes(ScaledDotProductAttention):
+            self.part.set_submodule(str(node.target), Attention().train(module.training))
+        for node in [n for n in self.graph.nodes if n.target is _SDPA and not n.kwargs and len(n.args) == 3]:
+            node.replace_all_uses_with(self.call(node, "attention", Attention(), *node.args))
+        self.graph.eliminate_dead_code()
+
+    def drop_identities(self) -> None:
+        """Dropout and stochastic depth, which do nothing in eval."""
+        for node, _ in self.nodes(nn.Identity) + self.nodes(nn.Dropout) + self.nodes(DropPath):
+            node.replace_all_uses_with(node.args[0])
+            self.graph.erase_node(node)
+
+    def position_embedding(self) -> None:
+        """Hiera's, computed once per image size."""
+        for node in [n for n in self.graph.nodes if n.target is hiera_pos_embed]:
+            embeddings = [_attribute(self.part, str(arg.target)) for arg in node.args[:2]]
+            node.replace_all_uses_with(self.call(node, "position", PositionEmbedding(*embeddings), node.args[2]))
+        self.graph.eliminate_dead_code()
+
+    def norms(self) -> None:
+        """Layer normalization, with the rounding to codes behind it."""
+        for node, module in self.nodes(nn.LayerNorm):
+            if not module.elementwise_affine or len(module.normalized_shape) != 1:
+                continue
+            coded = [(user, m) for user in node.users if isinstance(m := self.module(user), QuantizeCodes)]
+            for user, codes in coded:
+                user.replace_all_uses_with(self.call(user, "norm", Norm(module, codes.grid), node.args[0]))
+                self.graph.erase_node(user)
+            if node.users:
+                node.replace_all_uses_with(self.call(node, "norm", Norm(module), node.args[0]))
+        self.graph.eliminate_dead_code()
+
+    def activations(self) -> None:
+        """GELU and ReLU -> into the layer before them."""
+        for node, layer in self.nodes(Int8Linear):
+            user = _only_user(node)
+            if user is None:
+                continue
+            name = _ACTIVATIONS.get(user.target if user.op == "call_function" else type(self.module(user)))
+            exact = getattr(self.module(user), "approximate", user.kwargs.get("approximate", "none")) == "none"
+            if name is not None and exact:
+                layer.activation = name
+                user.replace_all_uses_with(node)
+                self.graph.erase_node(user)
+
+    def residuals(self) -> None:
+        """Additions to what a layer alone gives -> into that layer."""
+        for node in [n for n in self.graph.nodes if n.target is operator.add]:
+            for index in (1, 0):
+                term, other = node.args[index], node.args[1 - index]
+                if not isinstance(other, fx.Node) or not isinstance(term, fx.Node) or len(term.users) != 1:
+                    continue
+                if type(self.module(term)) is Int8Linear and len(term.args) == 1:
+                    with self.graph.inserting_before(node):
+                        fused = self.graph.call_module(str(term.target), (term.args[0], other))
+                    node.replace_all_uses_with(fused)
+                    break
+                conv = term.args[0] if term.op == "call_method" and term.target == "permute" else None
+                # The patch embedding: a convolution whose result is made channels last.
+                if (
+                    isinstance(conv, fx.Node)
+                    and isinstance(self.module(conv), Int8Conv2d)
+                    and term.args[1:] == (0, 2, 3, 1)
+                    and not _depends(other, conv)
+                    and len(conv.users) == 1
+                ):
+                    with self.graph.inserting_before(node):
+                        first = self.graph.call_method("permute", (other, 0, 3, 1, 2))
+                        fused = self.graph.call_module(str(conv.target), (conv.args[0], first))
+                        fused = self.graph.call_method("permute", (fused, 0, 2, 3, 1))
+                    node.replace_all_uses_with(fused)
+                    break
+            self.graph.eliminate_dead_code()
+
+    def output_codes(self) -> None:
+        """Rounding of what a layer alone gives -> into that layer."""
+        for node, layer in self.nodes(Int8Linear):
+            user = _only_user(node)
+            codes = self.module(user)
+            if type(layer) is Int8Linear and user is not None and isinstance(codes, QuantizeCodes):
+                layer.grid = codes.grid
+                user.replace_all_uses_with(node)
+                self.graph.erase_node(user)
+
+    def dtypes(self) -> None:
+        """bfloat16 inside, also in front of layers that stay packed or float, and the caller's dtype outside."""
+        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            outside = self.graph.call_function(caller_dtype, (placeholders[0],))
+            for node in placeholders:
+                users = [user for user in node.users if user is not outside]
+                rest = [user for user in users if not isinstance(self.module(user), QuantizeCodes)]
+                if rest:
+                    inside = self.graph.call_function(to_bfloat16, (node,))
+                    for user in rest:
+                        user.replace_input_with(node, inside)
+        for node, encoding in self.nodes(PositionEmbeddingSine):
+            kept = self.call(node, "position", SinePosition(encoding), node.args[0], outside)
+            for user in [user for user in node.users if user.op == "call_method" and user.target == "to"]:
+                user.replace_all_uses_with(kept)
+                self.graph.erase_node(user)
+            node.replace_all_uses_with(kept)
+        for node in list(self.graph.nodes):
+            module: Any = self.module(node)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                self.part.set_submodule(str(node.target), _in_bfloat16(module))
+                with self.graph.inserting_before(node):
+                    node.update_arg(0, self.graph.call_function(to_bfloat16, (node.args[0],)))
+        output = next(n for n in self.graph.nodes if n.op == "output")
+        with self.graph.inserting_before(output):
+            output.update_arg(0, self.graph.call_function(to_dtype, (output.args[0], outside)))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The nodes of the attention of a Hiera block."""
+
+    qkv: fx.Node
+    inside: fx.Node  # the first to read the tokens in windows: qkv, or the rounding in front of it
+    merged: fx.Node  # the attended tokens, heads merged
+    heads: int
+    stride: int
+    window: int | None
+    partition: fx.Node | None
+    unpartition: fx.Node | None
+
+
+def _hiera_block(sdpa: fx.Node, module: Callable[[Any], nn.Module | None]) -> _Block | None:
+    """Follow what ``MultiScaleAttention.forward`` does; None if anything differs from it."""
+    if sdpa.kwargs or len(sdpa.args) != 3:
+        return None
+    q, k, v = (_back(arg, "transpose", (1, 2)) for arg in sdpa.args)
+    stride = 1
+    if q is not None and q.target == "reshape":
+        pool = _back(_back(q, "reshape"), "permute", (0, 2, 3, 1))
+        pooling: Any = module(pool)
+        if not isinstance(pooling, nn.MaxPool2d) or pooling.padding not in (0, (0, 0)) or pooling.ceil_mode:
+            return None
+        sizes = {pooling.kernel_size, pooling.stride}
+        size = sizes.pop()
+        stride = size if isinstance(size, int) else size[0]
+        if sizes or size not in (stride, (stride, stride)):
+            return None
+        q = _back(_back(pool.args[0] if pool else None, "permute", (0, 3, 1, 2)), "reshape")
+    picked = [(n.args[0], n.args[1]) for n in (q, k, v) if n is not None and n.target is operator.getitem]
+    unbind = picked[0][0] if len(picked) == 3 else None
+    if not isinstance(unbind, fx.Node) or unbind.target is not torch.unbind or picked != [(unbind, i) for i in range(3)]:
+        return None
+    split: Any = unbind.args[0]
+    qkv = _back(split, "reshape")
+    heads = split.args[4] if qkv is not None and len(split.args) == 6 else None
+    merged = _only_user(_only_user(sdpa))
+    if qkv is None or qkv.op != "call_module" or not isinstance(heads, int) or merged is None:
+        return None
+    if merged.target != "reshape" or len(qkv.users) != 1:
+        return None
+    inside: fx.Node = qkv
+    if isinstance(module(inside.args[0]), ActivationQuantizer | QuantizeCodes):
+        inside = inside.args[0]  # type: ignore[assignment]
+        if any(user is not qkv for user in inside.users):
+            return None
+    windows: Any = inside.args[0]
+    if windows.target is not operator.getitem or windows.args[0].target is not window_partition:
+        return _Block(qkv, inside, merged, heads, stride, None, None, None)
+    partition = windows.args[0]
+    unpartition: fx.Node | None = merged
+    while unpartition is not None and unpartition.target is not window_unpartition:
+        unpartition = _only_user(unpartition)
+        if unpartition is not None and unpartition.op != "call_module" and unpartition.target is not window_unpartition:
+            return None
+    window = partition.args[1]
+    if unpartition is None or not isinstance(window, int) or window % stride:
+        return None
+    return _Block(qkv, inside, merged, heads, stride, window, partition, unpartition)
+
+
+def _back(node: Any, method: str, arguments: tuple[Any, ...] | None = None) -> fx.Node | None:
+    """What a method was called on; None if the node is no such call."""
+    if isinstance(node, fx.Node) and node.op == "call_method" and node.target == method:
+        if arguments is None or node.args[1:] == arguments:
+            return node.args[0]  # type: ignore[return-value]
+    return None
+
+
+def _only_user(node: fx.Node | None) -> fx.Node | None:
+    return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+
+
+def _depends(node: fx.Node, on: fx.Node) -> bool:
+    return node is on or any(_depends(argument, on) for argument in node.all_input_nodes)
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
+
+
+def _in_bfloat16(module: Any) -> nn.Module:
+    """A layer that stays as it is, with a bias (and a float weight) of the inputs' dtype."""
+    other = copy.copy(module)
+    other._parameters = dict(module._parameters)
+    for name, value in other._parameters.items():
+        if value is not None and not isinstance(value, PackedIntxTensor):
+            other._parameters[name] = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
+    return other
+
+
+def caller_dtype(x: Any) -> torch.dtype:
+    """The dtype that a float module would return for input ``x``: autocast's, else that of ``x``."""
+    tensor = only_level(x)
+    if torch.is_autocast_enabled(tensor.device.type):
+        return torch.get_autocast_dtype(tensor.device.type)
+    return tensor.dtype
+
+
+def to_bfloat16(x: Any) -> Any:
+    """Floating tensors, alone or in lists, in bfloat16; anything else as it is."""
+    return to_dtype(x, torch.bfloat16)
+
+
+def to_dtype(x: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in nested lists, tuples and dicts in another dtype; anything else as it is."""
+    if isinstance(x, Tensor):
+        return x.to(dtype) if x.is_floating_point() else x
+    if isinstance(x, dict):
+        return {key: to_dtype(value, dtype) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)(to_dtype(value, dtype) for value in x)
+    return x

@@ -1,0 +1,105 @@
+"""Compile the kernels for this machine's CPU once, and load them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ..errors import UnsupportedLayerError
+from ..files import atomic_write
+
+_SOURCES = Path(__file__).parent / "csrc"
+_ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "fma")
+_FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-Wall", *(f"-m{name}" for name in _ISA))
+
+
+def unavailable_reason() -> str | None:
+    """Why this machine cannot run the kernels.
+
+    Returns:
+        None if it can, else the reason as a sentence.
+
+    Example:
+        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI and AVX512-BF16, and a compiler
+        True
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
+    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
+        return "The kernels need a CPU with AVX512-VNNI and AVX512-BF16 (Zen 4, Cooper Lake, Sapphire Rapids or newer)."
+    if not _library().exists() and _compiler() is None:
+        return "The kernels are compiled at first use, and there is no C++ compiler; install g++ or set CXX."
+    return None
+
+
+@functools.cache
+def load_kernels() -> None:
+    """Make ``torch.ops.qsam2`` callable; the first time on a machine, this compiles for about half a minute.
+
+    The library is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``).
+
+    Raises:
+        UnsupportedLayerError: This machine cannot run the kernels, or its compiler failed.
+
+    Example:
+        >>> load_kernels()
+        >>> torch.ops.qsam2.quantize(torch.tensor([0.2, 9.0]), 0.5, 1.0, 255)
+        tensor([ 1, 19], dtype=torch.uint8)
+    """
+    reason = unavailable_reason()
+    if reason is not None:
+        raise UnsupportedLayerError(f"cannot load the int8 kernels: {reason}")
+    library = _library()
+    if not library.exists():
+        _build(library)
+    torch.ops.load_library(str(library))
+    from . import fakes  # noqa: F401 - needs the operators
+
+
+def _compiler() -> str | None:
+    names = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _library() -> Path:
+    digest = hashlib.sha256(repr((torch.__version__, _FLAGS)).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qsam2_ao" / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def _build(library: Path) -> None:
+    root = Path(torch.__file__).parent
+    include = ("-isystem", str(root / "include"), "-isystem", str(root / "include/torch/csrc/api/include"))
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
+    with atomic_write(library) as temporary, tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        sources = sorted(_SOURCES.glob("*.cpp"))
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
+        commands = [
+            (*_FLAGS, abi, *include, "-c", str(source), "-o", target)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        list(pool.map(_compile, commands))
+        # Linked without -fopenmp: the symbols are those of torch's runtime, and a second one would have its own threads.
+        _compile(("-shared", *objects, f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", "-o", str(temporary)))
+
+
+def _compile(arguments: tuple[str, ...]) -> None:
+    compiler = _compiler()
+    assert compiler is not None  # by unavailable_reason
+    run = subprocess.run((compiler, *arguments), capture_output=True, text=True)
+    if run.returncode:
+        raise UnsupportedLayerError(
+            f"cannot compile the int8 kernels with {compiler} (it must know AVX512-BF16, as GCC 10 does): "
+            f"{run.stderr.strip()[-2000:]}"
+        )

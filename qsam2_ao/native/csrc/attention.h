@@ -1,0 +1,36 @@
+// Scaled dot-product attention in bfloat16: see attention.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace qsam2 {
+
+// Tokens of one head: rows of `d` values at base + b * batch + h * head + i * token.
+struct Heads {
+  const bf16* base;
+  int64_t batch, head, token;
+};
+
+struct AttentionArgs {
+  Heads q, k, v;
+  int64_t batches, heads, queries, keys, d;
+  float scale;
+  bf16* out;  // [batches, queries, heads, d]
+};
+
+void attention(const AttentionArgs& args);
+
+struct WindowArgs {
+  const bf16* qkv;  // [b, h, w, 3, heads, d]
+  const bf16* pad;  // [3, heads, d], what a token outside of the image has
+  int64_t b, h, w, heads, d;
+  int64_t window, stride;  // the queries of a window are max-pooled by stride
+  float scale;
+  bf16* out;  // [b, h / stride, w / stride, heads, d]
+};
+
+void window_attention(const WindowArgs& args);
+
+}  // namespace qsam2

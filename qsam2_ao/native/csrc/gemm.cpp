@@ -1,0 +1,232 @@
+// y = act((x - zx) (w - zw)^T * sx * sw + bias) + residual: uint8 activations, weights of 2, 3, 4 or 8 bits.
+//
+// The weight stays packed in memory. A panel of up to 64 output channels is decoded to int8 in a scratch buffer that
+// fits the cache, is multiplied with a block of rows, and is forgotten. A block has kBlock rows, so that decoding
+// costs a few percent of the multiplication.
+//
+// Panel layout: for every 4 inputs (a step) and every 16 output channels one register of 64 codes, channel-major.
+//   8 bits: int8 as it is.
+//   4 bits: two registers a vector, the first in the low nibbles.
+//   2 bits: four registers a vector, register j in bits 2j and 2j + 1.
+//   3 bits: the low two bits as for 2 bits, then the third bits of the four registers, 64 each.
+
+#include "gemm.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include <vector>
+
+#include "simd.h"
+
+namespace qsam2 {
+namespace {
+
+constexpr int64_t kBlock = 192;  // a multiple of every tile's rows
+
+struct Panel {
+  int64_t first;    // output channel
+  int64_t vectors;  // of 16 output channels
+};
+
+// As few panels of at most four vectors as possible, of even width.
+std::vector<Panel> panels_of(int64_t out) {
+  const int64_t vectors = (out + kLanes - 1) / kLanes, count = (vectors + 3) / 4;
+  std::vector<Panel> panels;
+  for (int64_t i = 0, first = 0; i < count; ++i) {
+    const int64_t width = vectors / count + (i < vectors % count);
+    panels.push_back({first * kLanes, width});
+    first += width;
+  }
+  return panels;
+}
+
+int64_t panel_bytes(int64_t registers, int bits) {
+  switch (bits) {
+    case 2: return (registers + 3) / 4 * 64;
+    case 3: return (registers + 3) / 4 * 96;
+    case 4: return (registers + 1) / 2 * 64;
+    default: return registers * 64;
+  }
+}
+
+// Packed codes -> int8 values, through a table of 16.
+void decode(const uint8_t* in, int64_t registers, int bits, __m512i table, int8_t* out) {
+  if (bits == 4) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int64_t r = 0; r < registers; r += 2, in += 64, out += 128) {
+      const __m512i v = _mm512_loadu_si512(in);
+      _mm512_store_si512(out, _mm512_shuffle_epi8(table, _mm512_and_si512(v, low)));
+      _mm512_store_si512(out + 64, _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(v, 4), low)));
+    }
+    return;
+  }
+  const __m512i low = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4);
+  for (int64_t r = 0; r < registers; r += 4, out += 256) {
+    const __m512i v = _mm512_loadu_si512(in);
+    __m512i codes[4] = {_mm512_and_si512(v, low), _mm512_and_si512(_mm512_srli_epi16(v, 2), low),
+                        _mm512_and_si512(_mm512_srli_epi16(v, 4), low), _mm512_and_si512(_mm512_srli_epi16(v, 6), low)};
+    in += 64;
+    if (bits == 3) {
+      for (int j = 0; j < 4; ++j) {
+        uint64_t bit;
+        std::memcpy(&bit, in + 8 * j, sizeof(bit));
+        codes[j] = _mm512_or_si512(codes[j], _mm512_maskz_mov_epi8(bit, third));
+      }
+      in += 32;
+    }
+    for (int j = 0; j < 4; ++j) _mm512_store_si512(out + 64 * j, _mm512_shuffle_epi8(table, codes[j]));
+  }
+}
+
+// _mm512_dpbusd_epi32, for which GCC 12 copies accumulators around until they spill.
+inline void add_dots(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
+
+template <Activation act>
+__m512 activate(__m512 y) {
+  if (act == Activation::kGelu) return gelu_ps(y);
+  if (act == Activation::kRelu) return _mm512_max_ps(y, _mm512_setzero_ps());
+  return y;
+}
+
+struct Output {
+  const GemmArgs& args;
+  int64_t n;
+
+  // 16 values of row `row` from column `column` on.
+  template <Activation act>
+  void store(__m512i acc, int64_t row, int64_t column) const {
+    const __mmask16 lanes = first_lanes(n - column);
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_maskz_loadu_ps(lanes, args.alpha + column),
+                               _mm512_maskz_loadu_ps(lanes, args.beta + column));
+    y = activate<act>(y);
+    const int64_t at = row * n + column;
+    if (args.residual_bf16) y = _mm512_add_ps(y, load_bf16(args.residual_bf16 + at, lanes));
+    if (args.residual_f32) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, args.residual_f32 + at));
+    if (args.out_bf16) store_bf16(args.out_bf16 + at, y, lanes);
+    if (args.out_f32) _mm512_mask_storeu_ps(args.out_f32 + at, lanes, y);
+    if (args.out_u8) _mm_mask_storeu_epi8(args.out_u8 + at, lanes, args.grid.codes(y));
+  }
+};
+
+template <int Rows, int Vectors, Activation act>
+void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
+  __m512i acc[Rows][Vectors];
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) acc[i][j] = _mm512_setzero_si512();
+  const uint8_t* x = g.x + row * g.k;
+  for (int64_t step = 0; step < g.k / 4; ++step, x += 4, panel += 64 * Vectors) {
+    __m512i w[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) w[j] = _mm512_loadu_si512(panel + 64 * j);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) {
+      const __m512i a = broadcast_32(x + i * g.k);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], a, w[j]);
+    }
+  }
+  // Through memory, since a loop over registers would keep all of them there from the start.
+  alignas(64) int32_t sums[Rows][Vectors][kLanes];
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) _mm512_store_si512(sums[i][j], acc[i][j]);
+  const Output out{g, g.n};
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < Vectors; ++j) out.store<act>(_mm512_load_si512(sums[i][j]), row + i, column + j * kLanes);
+}
+
+template <int Rows, int Vectors, Activation act>
+void rest(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t count, int64_t column) {
+  if constexpr (Rows > 0) {
+    if (count == Rows) return tile<Rows, Vectors, act>(g, panel, row, column);
+    rest<Rows - 1, Vectors, act>(g, panel, row, count, column);
+  }
+}
+
+// As many rows as keep 24 accumulators busy.
+template <int Rows, int Vectors, Activation act>
+void rows(const GemmArgs& g, const int8_t* panel, int64_t first, int64_t last, int64_t column) {
+  for (; first + Rows <= last; first += Rows) tile<Rows, Vectors, act>(g, panel, first, column);
+  rest<Rows - 1, Vectors, act>(g, panel, first, last - first, column);
+}
+
+template <Activation act>
+void block(const GemmArgs& g, const int8_t* panel, const Panel& at, int64_t first, int64_t last) {
+  switch (at.vectors) {
+    case 4: return rows<6, 4, act>(g, panel, first, last, at.first);
+    case 3: return rows<8, 3, act>(g, panel, first, last, at.first);
+    case 2: return rows<12, 2, act>(g, panel, first, last, at.first);
+    default: return rows<12, 1, act>(g, panel, first, last, at.first);
+  }
+}
+
+}  // namespace
+
+int64_t packed_bytes(int64_t n, int64_t k, int bits) {
+  int64_t bytes = 0;
+  for (const Panel& p : panels_of(n)) bytes += panel_bytes(k / 4 * p.vectors, bits);
+  return bytes;
+}
+
+void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out) {
+  for (const Panel& p : panels_of(n)) {
+    const int64_t registers = k / 4 * p.vectors;
+    for (int64_t r = 0; r < registers; ++r) {
+      const int64_t step = r / p.vectors, channel = p.first + r % p.vectors * kLanes;
+      for (int64_t lane = 0; lane < 64; ++lane) {
+        const int64_t c = channel + lane / 4;
+        const uint8_t code = c < n ? codes[c * k + 4 * step + lane % 4] : 0;
+        if (bits == 8) {
+          out[64 * r + lane] = code ^ 0x80;  // code - 128 as int8
+        } else if (bits == 4) {
+          out[r / 2 * 64 + lane] |= code << (4 * (r % 2));
+        } else {
+          uint8_t* group = out + r / 4 * (bits == 3 ? 96 : 64);
+          group[lane] |= (code & 3) << (2 * (r % 4));
+          if (bits == 3) group[64 + 8 * (r % 4) + lane / 8] |= (code >> 2) << (lane % 8);
+        }
+      }
+    }
+    out += panel_bytes(registers, bits);
+  }
+}
+
+void gemm(const GemmArgs& g) {
+  const std::vector<Panel> panels = panels_of(g.n);
+  std::vector<const uint8_t*> packed;
+  const uint8_t* at = g.weight;
+  for (const Panel& p : panels) {
+    packed.push_back(at);
+    at += panel_bytes(g.k / 4 * p.vectors, g.bits);
+  }
+  const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)g.table));
+  const int64_t blocks = (g.m + kBlock - 1) / kBlock, count = panels.size();
+  // With few rows, threads share the panels instead of the rows.
+  const int64_t split = std::min<int64_t>(count, blocks >= 2 * at::get_num_threads() ? 1 : 2 * at::get_num_threads());
+  at::parallel_for(0, blocks * split, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int8_t> buffer(g.bits == 8 ? 0 : round_up(g.k / 4, 4) * 64 * 4 + 64);
+    auto* scratch = (int8_t*)round_up((int64_t)buffer.data(), 64);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / split * kBlock, last = std::min(first + kBlock, g.m);
+      for (int64_t p = task % split; p < count; p += split) {
+        const int8_t* panel = (const int8_t*)packed[p];
+        if (g.bits != 8) {
+          decode(packed[p], g.k / 4 * panels[p].vectors, g.bits, table, scratch);
+          panel = scratch;
+        }
+        switch (g.activation) {
+          case Activation::kNone: block<Activation::kNone>(g, panel, panels[p], first, last); break;
+          case Activation::kGelu: block<Activation::kGelu>(g, panel, panels[p], first, last); break;
+          case Activation::kRelu: block<Activation::kRelu>(g, panel, panels[p], first, last); break;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace qsam2

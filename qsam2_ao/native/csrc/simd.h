@@ -1,0 +1,77 @@
+// Small helpers on AVX-512 registers that the kernels share.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace qsam2 {
+
+using bf16 = uint16_t;  // the bits of a bfloat16
+
+constexpr int64_t kLanes = 16;  // 32-bit values of a register
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// The first n of 16 lanes.
+inline __mmask16 first_lanes(int64_t n) { return n >= kLanes ? __mmask16(0xFFFF) : __mmask16((1u << n) - 1); }
+
+inline __m512 load_bf16(const bf16* p, __mmask16 lanes = 0xFFFF) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
+}
+
+inline void store_bf16(bf16* p, __m512 x, __mmask16 lanes = 0xFFFF) {
+  _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+// 32 bits of memory in every lane.
+inline __m512i broadcast_32(const void* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return _mm512_set1_epi32(bits);
+}
+
+// 2^x to a relative error of 4e-7 (a polynomial of degree 5 on [-0.5, 0.5]); 0 far below zero.
+inline __m512 exp2_ps(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(1.3333558146e-3f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291076e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504108665e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022650696e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718056e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+// x * Phi(x), the exact GELU, with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+inline __m512 gelu_ps(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118f));
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+  const __m512 tail = exp2_ps(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.4426950409f)));
+  const __m512 erf = _mm512_fnmadd_ps(_mm512_mul_ps(p, t), tail, one);
+  const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+  return _mm512_fmadd_ps(_mm512_abs_ps(half), erf, half);
+}
+
+// The codes of a uniform grid as quantizers/affine.py rounds them: round(x / scale + zero_point), half to even.
+struct Grid {
+  float scale = 1.0f;
+  float zero_point = 0.0f;
+  float high = 255.0f;  // the smallest code is 0
+
+  __m128i codes(__m512 x) const {
+    const __m512 steps = _mm512_add_ps(_mm512_div_ps(x, _mm512_set1_ps(scale)), _mm512_set1_ps(zero_point));
+    const __m512 inside = _mm512_min_ps(_mm512_max_ps(steps, _mm512_setzero_ps()), _mm512_set1_ps(high));
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(inside));
+  }
+};
+
+}  // namespace qsam2
