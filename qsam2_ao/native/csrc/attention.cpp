@@ -202,19 +202,35 @@ class Block {
   void softmax(int64_t r, int64_t valid, int64_t width, float scale, bool start) {
     float* s = scores_ + r * kKeys;
     const float low = -std::numeric_limits<float>::infinity();
-    __m512 top = _mm512_set1_ps(low);
-    for (int64_t k = 0; k < valid; k += kLanes)
-      top = _mm512_mask_max_ps(top, first_lanes(valid - k), top, _mm512_loadu_ps(s + k));
+    __m512 top = _mm512_set1_ps(low), second = top;
+    int64_t at = 0;
+    for (; at + 2 * kLanes <= valid; at += 2 * kLanes) {
+      top = _mm512_max_ps(top, _mm512_loadu_ps(s + at));
+      second = _mm512_max_ps(second, _mm512_loadu_ps(s + at + kLanes));
+    }
+    for (; at < valid; at += kLanes)
+      top = _mm512_mask_max_ps(top, first_lanes(valid - at), top, _mm512_loadu_ps(s + at));
+    top = _mm512_max_ps(top, second);
     const float before = start ? low : max_[r], now = std::max(before, _mm512_reduce_max_ps(top) * scale);
     const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(-now);
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += kLanes) {
-      const __mmask16 lanes = valid > k ? first_lanes(valid - k) : 0;
-      const __m512 e =
-          _mm512_maskz_mov_ps(lanes, exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(s + k), factor, shift)));
-      sum = _mm512_add_ps(sum, e);
-      store_bf16(p + r * kKeys + k, e);
+    const auto probabilities = [&](int64_t k) {
+      return rough_exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(s + k), factor, shift));
+    };
+    __m512 sum = _mm512_setzero_ps(), other = _mm512_setzero_ps();
+    bf16* to = p + r * kKeys;
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= valid; k += 2 * kLanes) {
+      const __m512 low = probabilities(k), high = probabilities(k + kLanes);
+      sum = _mm512_add_ps(sum, low);
+      other = _mm512_add_ps(other, high);
+      _mm512_storeu_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
+    for (; k < width; k += kLanes) {
+      const __m512 e = _mm512_maskz_mov_ps(valid > k ? first_lanes(valid - k) : 0, probabilities(k));
+      sum = _mm512_add_ps(sum, e);
+      store_bf16(to + k, e);
+    }
+    sum = _mm512_add_ps(sum, other);
     max_[r] = now;
     if (start) {
       sum_[r] = _mm512_reduce_add_ps(sum);

@@ -16,7 +16,7 @@ struct LayerNormArgs {
   int64_t rows, n;
   const float *weight, *bias;  // [n]
   float eps;
-  bf16* out_bf16 = nullptr;  // codes, floats, or both
+  bf16* out_bf16 = nullptr;  // exactly one of the two
   uint8_t* out_u8 = nullptr;
   Grid grid;
 };

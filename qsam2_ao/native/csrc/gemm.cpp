@@ -90,25 +90,48 @@ __m512 activate(__m512 y) {
   return y;
 }
 
-struct Output {
-  const GemmArgs& args;
-  int64_t n;
+// What comes after the sums: rows x 16 of them, `stride` apart, of one column of registers.
+template <Activation act>
+void finish(const GemmArgs& g, const int32_t* sums, int64_t stride, int64_t rows, int64_t row, int64_t column) {
+  const __mmask16 lanes = first_lanes(g.n - column);
+  const __m512 alpha = _mm512_maskz_loadu_ps(lanes, g.alpha + column);
+  const __m512 beta = _mm512_maskz_loadu_ps(lanes, g.beta + column);
+  const auto each = [&](auto residual, auto store) {
+    for (int64_t i = 0, at = row * g.n + column; i < rows; ++i, at += g.n) {
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * stride));
+      store(at, residual(activate<act>(_mm512_fmadd_ps(sum, alpha, beta)), at));
+    }
+  };
+  const auto to = [&](auto residual) {
+    if (g.out_bf16) {
+      each(residual, [&](int64_t at, __m512 y) { store_bf16(g.out_bf16 + at, y, lanes); });
+    } else if (g.out_u8) {
+      const __m512 inverse = _mm512_set1_ps(1.0f / g.grid.scale);
+      each(residual, [&](int64_t at, __m512 y) {
+        store_u8(g.out_u8 + at, g.grid.near_codes(y, inverse), lanes);
+      });
+    } else {
+      each(residual, [&](int64_t at, __m512 y) { store_f32(g.out_f32 + at, y, lanes); });
+    }
+  };
+  if (g.residual_bf16)
+    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load_bf16(g.residual_bf16 + at, lanes)); });
+  else if (g.residual_f32)
+    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, g.residual_f32 + at)); });
+  else
+    to([](__m512 y, int64_t) { return y; });
+}
 
-  // 16 values of row `row` from column `column` on.
-  template <Activation act>
-  void store(__m512i acc, int64_t row, int64_t column) const {
-    const __mmask16 lanes = first_lanes(n - column);
-    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_maskz_loadu_ps(lanes, args.alpha + column),
-                               _mm512_maskz_loadu_ps(lanes, args.beta + column));
-    y = activate<act>(y);
-    const int64_t at = row * n + column;
-    if (args.residual_bf16) y = _mm512_add_ps(y, load_bf16(args.residual_bf16 + at, lanes));
-    if (args.residual_f32) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, args.residual_f32 + at));
-    if (args.out_bf16) store_bf16(args.out_bf16 + at, y, lanes);
-    if (args.out_f32) _mm512_mask_storeu_ps(args.out_f32 + at, lanes, y);
-    if (args.out_u8) _mm_mask_storeu_epi8(args.out_u8 + at, lanes, args.grid.codes(y));
-  }
-};
+// Fetch what finish() will touch while the products are summed.
+template <int Rows>
+void prefetch(const GemmArgs& g, int64_t row, int64_t column, int64_t vectors) {
+  const int64_t at = row * g.n + column, n = vectors * kLanes;
+  for (int64_t i = 0; i < Rows; ++i)
+    for (int64_t c = 0; c < n; c += 32) {
+      if (g.residual_bf16) __builtin_prefetch(g.residual_bf16 + at + i * g.n + c, 0);
+      if (g.out_bf16) __builtin_prefetch(g.out_bf16 + at + i * g.n + c, 1);
+    }
+}
 
 template <int Rows, int Vectors, Activation act>
 void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
@@ -117,6 +140,7 @@ void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) acc[i][j] = _mm512_setzero_si512();
+  prefetch<Rows>(g, row, column, Vectors);
   const uint8_t* x = g.x + row * g.k;
   for (int64_t step = 0; step < g.k / 4; ++step, x += 4, panel += 64 * Vectors) {
     __m512i w[Vectors];
@@ -135,9 +159,8 @@ void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) _mm512_store_si512(sums[i][j], acc[i][j]);
-  const Output out{g, g.n};
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Vectors; ++j) out.store<act>(_mm512_load_si512(sums[i][j]), row + i, column + j * kLanes);
+  for (int j = 0; j < Vectors; ++j)
+    finish<act>(g, sums[0][j], Vectors * kLanes, Rows, row, column + j * kLanes);
 }
 
 template <int Rows, int Vectors, Activation act>

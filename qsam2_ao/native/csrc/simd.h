@@ -21,8 +21,21 @@ inline __m512 load_bf16(const bf16* p, __mmask16 lanes = 0xFFFF) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
 }
 
+// Stores: masked ones take many cycles on AMD's cores, so whole registers go without.
 inline void store_bf16(bf16* p, __m512 x, __mmask16 lanes = 0xFFFF) {
-  _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(x));
+  const __m256i y = (__m256i)_mm512_cvtneps_pbh(x);
+  if (lanes == 0xFFFF) _mm256_storeu_si256((__m256i*)p, y);
+  else _mm256_mask_storeu_epi16(p, lanes, y);
+}
+
+inline void store_f32(float* p, __m512 x, __mmask16 lanes) {
+  if (lanes == 0xFFFF) _mm512_storeu_ps(p, x);
+  else _mm512_mask_storeu_ps(p, lanes, x);
+}
+
+inline void store_u8(uint8_t* p, __m128i x, __mmask16 lanes) {
+  if (lanes == 0xFFFF) _mm_storeu_si128((__m128i*)p, x);
+  else _mm_mask_storeu_epi8(p, lanes, x);
 }
 
 // 32 bits of memory in every lane.
@@ -45,11 +58,24 @@ inline __m512 exp2_ps(__m512 x) {
   return _mm512_scalef_ps(p, whole);
 }
 
+// 2^x to a relative error of 1e-4, well below the rounding of what becomes bfloat16.
+inline __m512 rough_exp2_ps(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(5.5009101892e-2f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4221097957e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9328288779e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
 // x * Phi(x), the exact GELU, with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 inline __m512 gelu_ps(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118f));
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+  const __m512 u = _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one);
+  const __m512 guess = _mm512_rcp14_ps(u);
+  const __m512 t = _mm512_mul_ps(guess, _mm512_fnmadd_ps(u, guess, _mm512_set1_ps(2.0f)));  // 1 / u, one Newton step
   __m512 p = _mm512_set1_ps(1.061405429f);
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
@@ -67,8 +93,14 @@ struct Grid {
   float zero_point = 0.0f;
   float high = 255.0f;  // the smallest code is 0
 
-  __m128i codes(__m512 x) const {
-    const __m512 steps = _mm512_add_ps(_mm512_div_ps(x, _mm512_set1_ps(scale)), _mm512_set1_ps(zero_point));
+  __m128i codes(__m512 x) const { return rounded(_mm512_div_ps(x, _mm512_set1_ps(scale))); }
+
+  // The same but for ties that a product with 1 / scale breaks the other way: for what was just computed in float.
+  __m128i near_codes(__m512 x, __m512 inverse) const { return rounded(_mm512_mul_ps(x, inverse)); }
+
+ private:
+  __m128i rounded(__m512 scaled) const {
+    const __m512 steps = _mm512_add_ps(scaled, _mm512_set1_ps(zero_point));
     const __m512 inside = _mm512_min_ps(_mm512_max_ps(steps, _mm512_setzero_ps()), _mm512_set1_ps(high));
     return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(inside));
   }
