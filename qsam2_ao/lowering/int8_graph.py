@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..graph.leaves import ScaledDotProductAttention, hiera_pos_embed, only_level
 from ..tensors.packed import PackedIntxTensor
 from .activation import ActivationQuantizer
+from .bands import run_in_bands
 from .int8 import (
     Attention,
     Grid,
@@ -61,6 +62,7 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     lowered.residuals()
     lowered.output_codes()
     lowered.dtypes()
+    run_in_bands(lowered.part)
     return lowered.finish(), reasons
 
 
