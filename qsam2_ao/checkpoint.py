@@ -115,8 +115,9 @@ def load_qsam2(
         device: Where to load the tensors.
         model_class: The SAM2 class to build (``SAM2Base``, ``SAM2VideoPredictor``, ``SAM2Train``, a subclass);
             None for the class that was saved.
-        target: What the packed weights become: "packed" keeps them; "int4" turns those of weight-only layers into
-            torchao's int4 tensors where the device runs them, and says in the coverage report where it does not.
+        target: What the packed weights become: "auto" takes the fastest that this machine has; "packed" keeps them,
+            to be saved again or moved to another device, and computes what was trained to the bit; "int8" and "int4"
+            as ``lower_to`` says. The coverage report says where a layer did not get its target, and why.
 
     Returns:
         The model in eval mode.

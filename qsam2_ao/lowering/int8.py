@@ -7,6 +7,7 @@ codes) is computed in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,6 +48,24 @@ class Grid:
 _NO_GRID = (1.0, 0.0, 255)
 
 
+class _OfThisMachine(nn.Module):
+    """Neither saved nor moved: its buffers are laid out for the kernels of this CPU."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
+        raise CheckpointError(
+            f"{prefix.rstrip('.') or 'this layer'} is lowered to int8 kernels: load the file with "
+            'target="packed" to save it again'
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        there = fn(torch.empty(0)).device
+        if there.type != "cpu":
+            raise UnsupportedLayerError(
+                f"a layer lowered to int8 kernels cannot move to {there.type}: load the file on that device"
+            )
+        return self  # model.bfloat16() means the float layers; scales stay as they were trained
+
+
 class QuantizeCodes(nn.Module):
     """Rounds its input to codes: float tensor of any shape -> uint8, equal to the bit to the fake-quantizer's."""
 
@@ -63,7 +82,7 @@ class QuantizeCodes(nn.Module):
         return str(self.grid)
 
 
-class Norm(nn.Module):
+class Norm(_OfThisMachine):
     """Layer normalization of ``[..., channels]`` to bfloat16, or to the codes of ``grid``."""
 
     weight: Tensor
@@ -86,7 +105,7 @@ class Norm(nn.Module):
         return f"{self.weight.numel()}, to {self.grid or 'bfloat16'}"
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(_OfThisMachine):
     """A linear layer or convolution on codes, its weight in the kernels' layout at its own bits.
 
     Attributes:
@@ -150,12 +169,6 @@ class Int8Linear(nn.Module):
         """Size, bits, and what is folded in."""
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, {self.activation}, to {self.grid or self.dtype}"
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
-        raise CheckpointError(
-            f"{prefix.rstrip('.') or 'this layer'} is lowered to int8 kernels: load the file with "
-            'target="packed" to save it again'
-        )
-
 
 class Int8Conv2d(Int8Linear):
     """A convolution as a linear layer on patches: codes ``[B, C, H, W]`` -> ``[B, out, H', W']``, channels last."""
@@ -183,7 +196,7 @@ class Attention(nn.Module):
         return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2)
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(_OfThisMachine):
     """Hiera's attention inside windows, on tokens that stay where they are in the image.
 
     What the float model computes for tokens of padding is the bias of its qkv layer, so they are never made.
@@ -222,7 +235,7 @@ class WindowAttention(nn.Module):
         return f"heads={self.heads}, window={self.window}, stride={self.stride}"
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(_OfThisMachine):
     """Hiera's positional embedding, kept for the last size of the grid: tokens ``[B, H, W, C]`` -> ``[1, H, W, C]``."""
 
     def __init__(self, pos_embed: Tensor, window_embed: Tensor) -> None:

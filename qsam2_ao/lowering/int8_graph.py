@@ -43,7 +43,7 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
         part: A deployed part in eval mode on the CPU; not modified.
 
     Returns:
-        The lowered part, and layer name in the graph -> None, or why it was left packed. The part computes in
+        The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed. The part computes in
         bfloat16 between its layers and returns its caller's dtype: that of autocast, else that of its first input.
 
     Example:
@@ -51,8 +51,6 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     """
     lowered = _Lowering(part)
     reasons = lowered.layers()
-    if not any(reason is None for reason in reasons.values()):
-        return part, reasons
     lowered.window_attention()
     lowered.attention()
     lowered.drop_identities()

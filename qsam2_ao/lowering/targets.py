@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import QConfigError, UnsupportedLayerError
+from ..native import unavailable_reason
 from ..tensors.packed import PackedIntxTensor
 from .int8_graph import lower_part
 from .packed import lower_packed, unsupported_reason
@@ -42,8 +43,12 @@ TARGETS: dict[str, Target] = {
 }
 
 
+TARGET_NAMES = ("auto", "int8", *TARGETS)
+"""What ``load_qsam2`` takes."""
+
+
 def get_target(name: str) -> Target:
-    """Look a lowering target up.
+    """Look a target up that lowers single layers.
 
     Args:
         name: A key of ``TARGETS``.
@@ -59,18 +64,18 @@ def get_target(name: str) -> Target:
         'packed'
     """
     if name not in TARGETS:
-        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}")
+        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGET_NAMES)}")
     return TARGETS[name]
 
 
 def lower_to(model: nn.Module, target: str) -> nn.Module:
-    """Lower the packed layers of a deployed model to a target, in place, where it supports them.
-
-    Layers whose input is quantized keep the packed target: the others are for weight-only quantization.
+    """Lower a deployed model to a target, in place.
 
     Args:
         model: A deployed model (with ``qsam2_plan``) on the device it will run on.
-        target: A key of ``TARGETS``.
+        target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
+            the CPU kernels, with quantized inputs multiplied as integers and attention in bfloat16; "int4" gives
+            weight-only linear layers to torchao; "auto" is "int8" where the kernels run, else "packed".
 
     Returns:
         The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
@@ -78,22 +83,25 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 
     Raises:
         QConfigError: An unknown target.
-        UnsupportedLayerError: The model was lowered to another target before.
+        UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
+            machine or the model's device has no kernels.
     """
+    device = next(model.parameters()).device
+    missing = unavailable_reason() or (None if device.type == "cpu" else f"The int8 kernels do not run on {device}.")
+    if target == "auto":
+        target = "packed" if missing else "int8"
+    if target == "int8" and missing:
+        raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
     if target == "int8":
         return _lower_parts(model)
     chosen = get_target(target)
     deployed: Any = model
     taken: dict[str, tuple[str, str | None]] = {}
+    _check_packed(model, deployed.qsam2_plan)
     for plan in deployed.qsam2_plan:
         path = f"{plan.part}.{plan.layer}"
         module: Any = model.get_submodule(path)
         packed = module.weight
-        if not isinstance(packed, PackedIntxTensor):
-            raise UnsupportedLayerError(
-                f"the weight of {plan.name} is a {type(packed).__name__}, not packed codes: load the model "
-                f"again to lower it to {target!r}"
-            )
         reason = (
             "Its input is quantized, and this target runs weight-only layers."
             if plan.activation is not None and target != "packed"
@@ -111,11 +119,22 @@ def _lower_parts(model: nn.Module) -> nn.Module:
     deployed: Any = model
     taken: dict[str, tuple[str, str | None]] = {}
     for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
+        plans = [plan for plan in deployed.qsam2_plan if plan.part == path]
+        _check_packed(model, plans)
         lowered, reasons = lower_part(model.get_submodule(path))  # type: ignore[arg-type]
         model.set_submodule(path, lowered)
-        for plan in deployed.qsam2_plan:
-            if plan.part == path:
-                reason = reasons[plan.layer]
-                taken[plan.name] = ("int8" if reason is None else "packed", reason)
+        for plan in plans:
+            reason = reasons[plan.layer]
+            taken[plan.name] = ("int8" if reason is None else "packed", reason)
     deployed.qsam2_targets = taken
     return model
+
+
+def _check_packed(model: nn.Module, plans: list[Any]) -> None:
+    for plan in plans:
+        weight = getattr(model.get_submodule(f"{plan.part}.{plan.layer}"), "weight", None)
+        if not isinstance(weight, PackedIntxTensor):
+            raise UnsupportedLayerError(
+                f"the weight of {plan.name} is a {type(weight).__name__}, not packed codes: load the model "
+                "again to lower it to another target"
+            )

@@ -29,7 +29,7 @@ def test_every_target_lowers_a_layer_that_it_supports_to_the_same_function(name:
 
 
 def test_an_unknown_target_names_the_known_ones() -> None:
-    with pytest.raises(QConfigError, match="unknown lowering target 'int5'; choose one of packed, int4"):
+    with pytest.raises(QConfigError, match="unknown lowering target 'int5'; choose one of auto, int8, packed, int4"):
         get_target("int5")
 
 

@@ -1,0 +1,52 @@
+"""Where the kernels cannot be had, and what a compiler that fails says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsam2_ao.errors import UnsupportedLayerError
+from qsam2_ao.native import build, load_kernels, unavailable_reason
+
+needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+
+
+def test_other_machines_get_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
+    assert "not Linux on arm64" in str(unavailable_reason())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    if build.platform.system() == "Linux" and build.platform.machine() == "x86_64":
+        assert "AVX512-BF16" in str(unavailable_reason())
+
+
+@needs_kernels
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert "install g++ or set CXX" in str(unavailable_reason())
+    with pytest.raises(UnsupportedLayerError, match="there is no C"):
+        load_kernels.__wrapped__()
+
+
+@needs_kernels
+def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'unknown option' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(UnsupportedLayerError, match="broken .*unknown option"):
+        load_kernels.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernels
+def test_the_library_is_kept_by_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept = build._library()
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOTHER"))
+    assert build._library() != kept
+    assert build._library().parent == kept.parent

@@ -1,0 +1,251 @@
+"""Each kernel against float64 or torch's own operators, over sizes that do not divide and every fused piece."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qsam2_ao.native import load_kernels, unavailable_reason
+from qsam2_ao.quantizers.affine import quantize_affine
+
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    load_kernels()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weight(n: int, k: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed codes, their table, and the integers that they stand for."""
+    codes = torch.randint(0, 2**bits, (n, k), generator=seeded(), dtype=torch.uint8)
+    table = (2 * torch.arange(16) - (2**bits - 1)).clamp(-128, 127).to(torch.int8)
+    values = codes.long() - 128 if bits == 8 else 2 * codes.long() - (2**bits - 1)
+    return torch.ops.qsam2.pack_weight(codes, bits), table, values
+
+
+def linear(x: Tensor, n: int, bits: int, **changes: object) -> tuple[Tensor, Tensor]:
+    """The kernel's result in float32, and float64's of the same codes."""
+    packed, table, values = weight(n, x.shape[1], bits)
+    alpha, beta = torch.rand(n, generator=seeded(1)) * 1e-3, torch.randn(n, generator=seeded(2))
+    fused = {"residual": None, "activation": "none", "dtype": torch.float32, "grid": (1.0, 0.0, 255), **changes}
+    out = torch.ops.qsam2.linear(
+        *(x, packed, bits, table, alpha, beta, fused["residual"], fused["activation"], fused["dtype"], *fused["grid"])
+    )
+    exact = (x.long() @ values.T).double() * alpha.double() + beta.double()
+    return out, exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    n=st.integers(1, 150),
+    steps=st.integers(1, 60),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    seed=st.integers(0, 99),
+)
+def test_linear_sums_codes_exactly(rows: int, n: int, steps: int, bits: int, seed: int) -> None:
+    x = torch.randint(0, 256, (rows, 4 * steps), generator=seeded(seed), dtype=torch.uint8)
+    out, exact = linear(x, n, bits)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_largest_sums_do_not_saturate(bits: int) -> None:
+    k = 4608  # the widest layer of SAM2-L
+    packed = torch.ops.qsam2.pack_weight(torch.full((16, k), 2**bits - 1, dtype=torch.uint8), bits)
+    table = torch.full((16,), 127, dtype=torch.int8)
+    x = torch.full((1, k), 255, dtype=torch.uint8)
+    one, zero = torch.ones(16), torch.zeros(16)
+    out = torch.ops.qsam2.linear(x, packed, bits, table, one, zero, None, "none", torch.float32, 1.0, 0.0, 255)
+    assert (out == 255 * 127 * k).all()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 200])
+@pytest.mark.parametrize("n", [16, 40, 112, 250])
+def test_what_is_folded_into_linear(rows: int, n: int) -> None:
+    x = torch.randint(0, 256, (rows, 96), generator=seeded(3), dtype=torch.uint8)
+    residual = torch.randn(rows, n, generator=seeded(4))
+    for activation, function in (("gelu", F.gelu), ("relu", F.relu)):
+        out, exact = linear(x, n, 4, activation=activation)
+        torch.testing.assert_close(out.double(), function(exact), rtol=1e-5, atol=1e-5)
+    for added in (residual, residual.bfloat16()):
+        out, exact = linear(x, n, 4, residual=added)
+        torch.testing.assert_close(out.double(), exact + added.double(), rtol=1e-5, atol=1e-5)
+    out, exact = linear(x, n, 4, dtype=torch.bfloat16)
+    torch.testing.assert_close(out, exact.float().bfloat16(), rtol=8e-3, atol=1e-5)
+    out, exact = linear(x, n, 4, dtype=torch.uint8, grid=(0.05, 30.0, 200))
+    codes = quantize_affine(exact, torch.tensor(0.05), torch.tensor(30.0), 0, 200)
+    assert ((out.double() - codes).abs() <= 1).all()
+    assert (out != codes).double().mean() < 1e-3, "only values next to the middle of two codes may differ"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 500),
+    scale=st.floats(1e-3, 10),
+    zero_point=st.integers(0, 255),
+    high=st.sampled_from([15, 255]),
+    half=st.booleans(),
+)
+def test_codes_are_those_of_the_fake_quantizer_to_the_bit(
+    n: int, scale: float, zero_point: int, high: int, half: bool
+) -> None:
+    x = torch.randn(n, generator=seeded(n)) * 100 * scale
+    x = x.bfloat16() if half else x
+    scale32 = torch.tensor(scale)
+    expected = quantize_affine(x, scale32, torch.tensor(float(zero_point)), 0, high)
+    assert torch.equal(torch.ops.qsam2.quantize(x, float(scale32), float(zero_point), high), expected.to(torch.uint8))
+
+
+def test_codes_keep_the_order_of_dimensions() -> None:
+    image = torch.randn(2, 3, 8, 6, generator=seeded()).to(memory_format=torch.channels_last)
+    codes = torch.ops.qsam2.quantize(image, 0.1, 20.0, 255)
+    assert codes.stride() == image.stride()
+    assert torch.equal(codes, torch.ops.qsam2.quantize(image.contiguous(), 0.1, 20.0, 255))
+    every_other = torch.ops.qsam2.quantize(image[:, :, ::2], 0.1, 20.0, 255)
+    assert torch.equal(every_other, codes[:, :, ::2])
+
+
+@pytest.mark.parametrize("shape", [(1, 96), (5, 7, 112), (33, 1), (6, 1152)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (torch.randn(shape, generator=seeded()) * 3 + 50).to(dtype)  # a mean that a one-pass variance would lose
+    gain, bias = torch.rand(shape[-1], generator=seeded(1)) + 0.5, torch.randn(shape[-1], generator=seeded(2))
+    exact = F.layer_norm(x.double(), shape[-1:], gain.double(), bias.double(), 1e-6)
+    out = torch.ops.qsam2.layer_norm(x, gain, bias, 1e-6, torch.bfloat16, 1.0, 0.0, 255)
+    torch.testing.assert_close(out.double(), exact, rtol=8e-3, atol=8e-3)
+    codes = torch.ops.qsam2.layer_norm(x, gain, bias, 1e-6, torch.uint8, 0.02, 128.0, 255)
+    expected = quantize_affine(exact, torch.tensor(0.02), torch.tensor(128.0), 0, 255)
+    assert ((codes.double() - expected).abs() <= 1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    queries=st.integers(1, 210),
+    keys=st.integers(1, 600),
+    channels=st.sampled_from([1, 7, 16, 24, 32, 96, 112, 256]),
+)
+def test_attention(batch: int, heads: int, queries: int, keys: int, channels: int) -> None:
+    generator = seeded(queries * keys)
+    # Strided as SAM2's are: heads inside of the tokens.
+    q, k, v = (
+        torch.randn(batch, n, heads, channels, generator=generator).bfloat16().transpose(1, 2)
+        for n in (queries, keys, keys)
+    )
+    out = torch.ops.qsam2.attention(q, k, v, channels**-0.5).transpose(1, 2)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
+
+
+def test_attention_holds_with_large_scores() -> None:
+    q = torch.full((1, 1, 3, 16), 100.0).bfloat16()
+    k = torch.linspace(-100, 100, 600)[None, None, :, None].expand(1, 1, 600, 16).bfloat16().contiguous()
+    v = torch.randn(1, 1, 600, 16, generator=seeded()).bfloat16()
+    out = torch.ops.qsam2.attention(q, k, v, 0.25).transpose(1, 2)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window", "stride"),
+    [(16, 24, 8, 1), (16, 16, 8, 2), (10, 13, 4, 1), (10, 14, 4, 2), (9, 9, 14, 1), (8, 8, 7, 1)],
+)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_window_attention(height: int, width: int, window: int, stride: int, heads: int) -> None:
+    from sam2.modeling.backbones.utils import window_partition, window_unpartition
+
+    channels, batch = 24, 2
+    qkv = torch.randn(batch, height, width, 3 * heads * channels, generator=seeded()).bfloat16()
+    pad = torch.randn(3 * heads * channels, generator=seeded(1)).bfloat16()
+    out = torch.ops.qsam2.window_attention(qkv, pad, heads, window, stride)
+
+    # What SAM2's block does, in float64, with the padding filled in.
+    centred, size = window_partition((qkv - pad).double(), window)
+    q, k, v = (centred + pad.double()).unflatten(-1, (3, heads, channels)).unbind(3)
+    pooled = F.max_pool2d(q.flatten(3).permute(0, 3, 1, 2), stride).permute(0, 2, 3, 1).unflatten(-1, (heads, channels))
+    tokens = [t.flatten(1, 2).transpose(1, 2) for t in (pooled, k, v)]
+    side = window // stride
+    exact = F.scaled_dot_product_attention(*tokens).transpose(1, 2).reshape(-1, side, side, heads * channels)
+    exact = window_unpartition(
+        exact, side, (size[0] // stride, size[1] // stride), (height // stride, width // stride)
+    )
+    # (qkv - pad) + pad is rounded to bfloat16 once more than what the kernel reads.
+    torch.testing.assert_close(out.double(), exact, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((7, 7), (4, 4), (3, 3)), ((3, 3), (2, 2), (1, 1)), ((1, 5), (1, 2), (0, 4))]
+)
+def test_patches_are_those_of_unfold(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    image = torch.randint(0, 256, (2, 13, 17, 3), generator=seeded(), dtype=torch.uint8)
+    out = torch.ops.qsam2.patches(image, *kernel, *stride, *padding, 9)
+    centred = image.permute(0, 3, 1, 2).float() - 9
+    unfolded = F.unfold(centred, kernel, padding=padding, stride=stride) + 9
+    length = 3 * kernel[0] * kernel[1]
+    expected = unfolded.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(out.flatten(1, 2)[..., :length].float(), expected)
+    assert (out[..., length:] == 9).all()
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    packed, table, _ = weight(16, 8, 4)
+    ones = torch.ones(16)
+    arguments = (4, table, ones, ones, None, "none", torch.float32, 1.0, 0.0, 255)
+    with pytest.raises(RuntimeError, match="x must be a contiguous"):
+        torch.ops.qsam2.linear(torch.ones(2, 8), packed, *arguments)
+    with pytest.raises(RuntimeError, match="is not 16 x 12 of 4 bits"):
+        torch.ops.qsam2.linear(torch.ones(2, 12, dtype=torch.uint8), packed, *arguments)
+    with pytest.raises(RuntimeError, match="k divisible by 4"):
+        torch.ops.qsam2.pack_weight(torch.zeros(4, 6, dtype=torch.uint8), 4)
+    with pytest.raises(RuntimeError, match="no kernel for 5 bits"):
+        torch.ops.qsam2.pack_weight(torch.zeros(4, 8, dtype=torch.uint8), 5)
+    with pytest.raises(RuntimeError, match="qsam2: attention of"):
+        torch.ops.qsam2.attention(*(torch.zeros(1, 1, 4, 8) for _ in range(3)), 1.0)
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    x = torch.randint(0, 256, (1000, 96), generator=seeded(), dtype=torch.uint8)
+    q = torch.randn(1, 2, 300, 32, generator=seeded()).bfloat16()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((linear(x, 100, 3)[0], torch.ops.qsam2.attention(q, q, q, 0.2)))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(results[0], results[1], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(results[0], results[2], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_operator_is_described_for_the_compiler() -> None:
+    packed, table, _ = weight(16, 8, 4)
+    ones = torch.ones(16)
+    x = torch.randint(0, 256, (2, 8), dtype=torch.uint8)
+    q = torch.randn(1, 2, 5, 8).bfloat16()
+    qkv, pad = torch.randn(1, 8, 8, 3 * 16).bfloat16(), torch.zeros(48).bfloat16()
+    gain = torch.ones(8)
+    for name, arguments in {
+        "linear": (x, packed, 4, table, ones, ones, None, "gelu", torch.bfloat16, 1.0, 0.0, 255),
+        "quantize": (torch.randn(3, 4), 0.1, 3.0, 255),
+        "layer_norm": (torch.randn(3, 8), gain, gain, 1e-6, torch.uint8, 0.1, 3.0, 255),
+        "attention": (q, q, q, 0.3),
+        "window_attention": (qkv, pad, 2, 4, 2),
+        "patches": (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0),
+    }.items():
+        torch.library.opcheck(getattr(torch.ops.qsam2, name).default, arguments)
