@@ -33,6 +33,13 @@ Checkpoint: TypeAlias = Annotated[
     typer.Option(metavar="FILE", help="The official config's .pt checkpoint.", show_default=False),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
+Target: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        metavar="TARGET",
+        help="How a packed file runs: auto (the fastest here), packed (exactly what was trained), int8, int4.",
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 
 
@@ -53,13 +60,14 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu") -> Any:
+def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu", target: str = "packed") -> Any:
     """Load a model for SAM2's predictors by what people write on the command line.
 
     Args:
         name: "embedded", the path of a packed file, an official name or config.
         checkpoint: The ``.pt`` file of an official config.
         device: Where to put it.
+        target: How a packed file runs, as for ``load_qsam2``; float models have no other way.
 
     Returns:
         A ``SAM2VideoPredictor`` in eval mode.
@@ -90,7 +98,7 @@ def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu") -
             f"and this file as --checkpoint (configs: {', '.join(OFFICIAL)})"
         )
     elif Path(name).exists():
-        model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor)
+        model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
     else:
         raise QSAM2Error(
             f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"

@@ -11,7 +11,7 @@ from ..data.davis import read_davis
 from ..data.procedural import generate_split
 from ..evaluation import evaluate_image, evaluate_video, image_samples
 from ..reporting.tables import ModelRow, comparison_table
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, console, load_model, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, load_model, print_json
 
 IMAGES_PER_VIDEO = 2
 
@@ -27,13 +27,14 @@ def evaluate(
     frames: Annotated[int, typer.Option(min=2, help="Frames of each embedded video.")] = 16,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
+    target: Target = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure J&F on videos, given each first frame's masks, and mIoU on images, given boxes.
 
     Example: [bold]qsam2 evaluate tiny-w4a8.safetensors --data DAVIS/ --json[/bold]
     """
-    loaded = load_model(model, checkpoint, device)
+    loaded = load_model(model, checkpoint, device, target)
     if data == EMBEDDED:
         sequences: Sequence[Any] = list(generate_split("test", videos or 64, num_frames=frames))
     else:

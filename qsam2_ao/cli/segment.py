@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.pictures import read_rgb
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
-from .common import Checkpoint, Device, Json, ModelName, load_model, print_json
+from .common import Checkpoint, Device, Json, ModelName, Target, load_model, print_json
 from .masks import label_map, save_label_map
 from .prompts import Boxes, ObjectPrompt, Points, parse_prompts
 
@@ -27,6 +27,7 @@ def segment(
     ),
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
+    target: Target = "auto",
     as_json: Json = False,
 ) -> None:
     """Segment objects in an image.
@@ -37,7 +38,7 @@ def segment(
     """
     picture = Image.fromarray(read_rgb(image))
     prompts = parse_prompts(picture.size, point, box)
-    logits, scores = segment_image(load_model(model, checkpoint, device), picture, prompts)
+    logits, scores = segment_image(load_model(model, checkpoint, device, target), picture, prompts)
     ids = label_map(logits)
     mask_path = save_label_map(ids, output / f"{image.stem}_mask.png")
     overlay = draw_prompts(

@@ -17,7 +17,7 @@ from ..data.pictures import list_pictures
 from ..data.video import frame_rate, read_frames, write_video
 from ..evaluation.state import predictor_state
 from ..reporting.overlay import draw_masks
-from .common import Checkpoint, Device, Json, ModelName, load_model, print_json
+from .common import Checkpoint, Device, Json, ModelName, Target, load_model, print_json
 from .masks import label_map, save_label_map
 from .prompts import Boxes, Masks, ObjectPrompt, Points, parse_prompts
 
@@ -38,6 +38,7 @@ def track(
     ] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
+    target: Target = "auto",
     as_json: Json = False,
 ) -> None:
     """Track objects through a video from prompts on its first frame.
@@ -49,7 +50,7 @@ def track(
     frames = list(read_frames(video, max_frames))
     height, width = frames[0].shape[:2]
     prompts = parse_prompts((width, height), point, box, mask)
-    predictor = load_model(model, checkpoint, device)
+    predictor = load_model(model, checkpoint, device, target)
     names = [path.stem for path in list_pictures(video)] if video.is_dir() else [f"{i:05d}" for i in range(len(frames))]
     visible = dict.fromkeys(prompts, 0)
 

@@ -46,8 +46,10 @@ class Bands(nn.Module):
             for top in range(0, height, rows):
                 parts = self.graph(x[image : image + 1, top : top + rows])
                 if not whole:
-                    sizes = [(batch, height // s, width // s, part.shape[-1]) for s, part in zip(self.strides, parts, strict=True)]
-                    whole = [part.new_empty(size) for size, part in zip(sizes, parts, strict=True)]
+                    whole = [
+                        part.new_empty((batch, height // stride, width // stride, part.shape[-1]))
+                        for stride, part in zip(self.strides, parts, strict=True)
+                    ]
                 for out, stride, part in zip(whole, self.strides, parts, strict=True):
                     out[image : image + 1, top // stride : top // stride + part.shape[1]] = part
         return tuple(whole)

@@ -124,8 +124,9 @@ class Int8Linear(_OfThisMachine):
 
     def __init__(self, module: nn.Module, packed: PackedIntxTensor, grid: Grid, dtype: torch.dtype) -> None:
         super().__init__()
-        codes, bits = packed.unpack(), packed.bits
+        codes, bits = packed.unpack(), int(packed.bits)
         zero_point, step = _centre(packed)
+        bias = module.bias
         if isinstance(module, nn.Conv2d):
             codes = codes.permute(0, 2, 3, 1)  # channels last, as the patches are gathered
         codes = codes.flatten(1)
@@ -139,9 +140,9 @@ class Int8Linear(_OfThisMachine):
         self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
         scale = (packed.scale.float() / step).expand(packed.shape[0])
         self.register_buffer("alpha", scale * grid.scale)
-        bias = torch.zeros(()) if module.bias is None else module.bias.detach().float()
+        bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros(())
         self.register_buffer("beta", bias - grid.zero_point * self.alpha * values.sum(1).float())
-        self.bits, self.out_features, self.in_features = bits, *packed.shape[:2]
+        self.bits, self.out_features, self.in_features = bits, packed.shape[0], packed.shape[1]
         self.dtype = dtype
         self.activation = "none"
         self.grid: Grid | None = None
@@ -167,7 +168,8 @@ class Int8Linear(_OfThisMachine):
 
     def extra_repr(self) -> str:
         """Size, bits, and what is folded in."""
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}, {self.activation}, to {self.grid or self.dtype}"
+        sizes = f"{self.in_features}, {self.out_features}, bits={self.bits}"
+        return f"{sizes}, {self.activation}, to {self.grid or self.dtype}"
 
 
 class Int8Conv2d(Int8Linear):
@@ -237,6 +239,9 @@ class WindowAttention(_OfThisMachine):
 
 class PositionEmbedding(_OfThisMachine):
     """Hiera's positional embedding, kept for the last size of the grid: tokens ``[B, H, W, C]`` -> ``[1, H, W, C]``."""
+
+    pos_embed: Tensor
+    window_embed: Tensor
 
     def __init__(self, pos_embed: Tensor, window_embed: Tensor) -> None:
         super().__init__()

@@ -32,7 +32,12 @@ from .int8 import (
     lower_int8,
 )
 
-_ACTIVATIONS: dict[Any, str] = {nn.GELU: "gelu", nn.ReLU: "relu", nn.functional.gelu: "gelu", nn.functional.relu: "relu"}
+_ACTIVATIONS: dict[Any, str] = {
+    nn.GELU: "gelu",
+    nn.ReLU: "relu",
+    nn.functional.gelu: "gelu",
+    nn.functional.relu: "relu",
+}
 _SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -43,8 +48,9 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
         part: A deployed part in eval mode on the CPU; not modified.
 
     Returns:
-        The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed. The part computes in
-        bfloat16 between its layers and returns its caller's dtype: that of autocast, else that of its first input.
+        The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
+        The part computes in bfloat16 between its layers and returns its caller's dtype: that of autocast, else that of
+        its first input.
 
     Example:
         >>> lowered, reasons = lower_part(model.image_encoder)
@@ -90,7 +96,7 @@ class _Lowering:
     def nodes(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
         return [(n, m) for n in self.graph.nodes if isinstance(m := self.module(n), kind)]
 
-    def call(self, before: fx.Node, name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
+    def call(self, before: fx.Node, name: str, module: nn.Module, *args: Any) -> fx.Node:
         """Insert a call of a new module, which reports of errors and profiles will know as `name`."""
         path = f"{name}_{self.count}"
         self.count += 1
@@ -130,7 +136,7 @@ class _Lowering:
                 continue
             layer: Any = self.module(block.qkv)
             name = str(block.qkv.target)
-            bias = self.biases[name] if name in self.biases else layer.bias
+            bias = self.biases[name] if name in self.biases else layer.bias  # noqa: SIM401 - Int8Linear has no bias
             pad = bias if bias is not None else torch.zeros(layer.out_features)
             attended = self.call(
                 block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
@@ -152,7 +158,7 @@ class _Lowering:
     def drop_identities(self) -> None:
         """Dropout and stochastic depth, which do nothing in eval."""
         for node, _ in self.nodes(nn.Identity) + self.nodes(nn.Dropout) + self.nodes(DropPath):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             self.graph.erase_node(node)
 
     def position_embedding(self) -> None:
@@ -290,7 +296,11 @@ def _hiera_block(sdpa: fx.Node, module: Callable[[Any], nn.Module | None]) -> _B
         q = _back(_back(pool.args[0] if pool else None, "permute", (0, 3, 1, 2)), "reshape")
     picked = [(n.args[0], n.args[1]) for n in (q, k, v) if n is not None and n.target is operator.getitem]
     unbind = picked[0][0] if len(picked) == 3 else None
-    if not isinstance(unbind, fx.Node) or unbind.target is not torch.unbind or picked != [(unbind, i) for i in range(3)]:
+    if (
+        not isinstance(unbind, fx.Node)
+        or unbind.target is not torch.unbind
+        or picked != [(unbind, i) for i in range(3)]
+    ):
         return None
     split: Any = unbind.args[0]
     qkv = _back(split, "reshape")
@@ -322,10 +332,9 @@ def _hiera_block(sdpa: fx.Node, module: Callable[[Any], nn.Module | None]) -> _B
 
 def _back(node: Any, method: str, arguments: tuple[Any, ...] | None = None) -> fx.Node | None:
     """What a method was called on; None if the node is no such call."""
-    if isinstance(node, fx.Node) and node.op == "call_method" and node.target == method:
-        if arguments is None or node.args[1:] == arguments:
-            return node.args[0]  # type: ignore[return-value]
-    return None
+    if not isinstance(node, fx.Node) or node.op != "call_method" or node.target != method:
+        return None
+    return node.args[0] if arguments in (None, node.args[1:]) else None  # type: ignore[return-value]
 
 
 def _only_user(node: fx.Node | None) -> fx.Node | None:

@@ -90,7 +90,7 @@ def _build(library: Path) -> None:
             for source, target in zip(sources, objects, strict=True)
         ]
         list(pool.map(_compile, commands))
-        # Linked without -fopenmp: the symbols are those of torch's runtime, and a second one would have its own threads.
+        # Linked without -fopenmp: the symbols are those of torch's runtime; a second one would have its own threads.
         _compile(("-shared", *objects, f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", "-o", str(temporary)))
 
 

@@ -25,7 +25,7 @@ def _linear(
 
 
 @torch.library.register_fake("qsam2::quantize")
-def _quantize(x: Tensor, scale: float, zero_point: float, max: int) -> Tensor:  # noqa: A002 - the schema's name
+def _quantize(x: Tensor, scale: float, zero_point: float, max: int) -> Tensor:
     return torch.empty_like(x, dtype=torch.uint8)
 
 
@@ -38,7 +38,7 @@ def _layer_norm(
     out_dtype: torch.dtype,
     scale: float,
     zero_point: float,
-    max: int,  # noqa: A002 - the schema's name
+    max: int,
 ) -> Tensor:
     return x.new_empty(x.shape, dtype=out_dtype)
 

@@ -20,7 +20,7 @@ def test_a_davis_folder(run, packed_file: Path, tmp_path: Path):
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     sequences = read_davis(tmp_path)[:1]
-    model = load_qsam2(packed_file)
+    model = load_qsam2(packed_file, target="auto")
     video = evaluate_video(model, sequences)
     image = evaluate_image(model, image_samples(sequences, per_sequence=2))
     assert report == {

@@ -18,7 +18,7 @@ def test_a_box_gives_the_predictors_mask(run, packed_file: Path, picture: Path, 
     result = run("segment", packed_file, picture, "--box", "10,20,60,80", "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
-    predictor = SAM2ImagePredictor(load_qsam2(packed_file))
+    predictor = SAM2ImagePredictor(load_qsam2(packed_file, target="auto"))
     predictor.set_image(Image.open(picture))
     masks, scores, _ = predictor.predict(box=np.array([10, 20, 60, 80.0]), multimask_output=False)
     np.testing.assert_array_equal(read_ids(report["mask"]), masks[0])

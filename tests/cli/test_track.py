@@ -29,7 +29,7 @@ def test_a_folder_and_a_mask_give_the_predictors_masks(run, packed_file: Path, d
     assert [found["id"] for found in report["objects"]] == list(sequence.object_ids)
     assert report["frames"] == 3
 
-    predictor = load_qsam2(packed_file)
+    predictor = load_qsam2(packed_file, target="auto")
     state = predictor.init_state(str(frames))
     for object_id in sequence.object_ids:
         predictor.add_new_mask(state, 0, object_id, sequence.masks[0] == object_id)

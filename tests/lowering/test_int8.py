@@ -80,7 +80,9 @@ def test_a_layer_keeps_its_size_in_memory() -> None:
 def test_what_is_not_supported_says_why() -> None:
     quantizer = QUANTIZERS["8 bits"]
 
-    def reason(layer: nn.Module, bits: int = 4, quantizer: ActivationQuantizer | None = quantizer, **form: object) -> str:
+    def reason(
+        layer: nn.Module, bits: int = 4, quantizer: ActivationQuantizer | None = quantizer, **form: object
+    ) -> str:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         return str(int8_support(layer, packed_like(weight, bits, **form), "cpu", quantizer))  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch
     broken.write_text("#!/bin/sh\necho 'unknown option' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(UnsupportedLayerError, match="broken .*unknown option"):
+    with pytest.raises(UnsupportedLayerError, match=r"broken .*unknown option"):
         load_kernels.__wrapped__()
     assert not list(tmp_path.rglob("*.so"))
 

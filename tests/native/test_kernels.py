@@ -177,9 +177,7 @@ def test_window_attention(height: int, width: int, window: int, stride: int, hea
     tokens = [t.flatten(1, 2).transpose(1, 2) for t in (pooled, k, v)]
     side = window // stride
     exact = F.scaled_dot_product_attention(*tokens).transpose(1, 2).reshape(-1, side, side, heads * channels)
-    exact = window_unpartition(
-        exact, side, (size[0] // stride, size[1] // stride), (height // stride, width // stride)
-    )
+    exact = window_unpartition(exact, side, (size[0] // stride, size[1] // stride), (height // stride, width // stride))
     # (qkv - pad) + pad is rounded to bfloat16 once more than what the kernel reads.
     torch.testing.assert_close(out.double(), exact, rtol=3e-2, atol=3e-2)
 
