@@ -37,9 +37,12 @@ header = read_header(settings.file)
 print(f"{settings.file}: recipe {header.info['qconfig']}, {len(header.plan)} quantized layers")
 
 # %% Loading never makes the float weights: they stay packed, and each layer unpacks its own when it runs.
-model = qsam2_ao.load_qsam2(settings.file, model_class=SAM2VideoPredictor)  # device="cuda" puts it there
-size = model_size(model)
-print(f"{human_bytes(size.actual_bytes)} in memory; in bfloat16 it would be {human_bytes(size.bfloat16_bytes)}")
+size = model_size(qsam2_ao.load_qsam2(settings.file))
+print(f"{human_bytes(size.actual_bytes)} of tensors; in bfloat16 it would be {human_bytes(size.bfloat16_bytes)}")
+
+# %% target="auto" takes the int8 kernels on CPUs that have them. The default, "packed", runs on any device and computes
+# what was trained to the bit.
+model = qsam2_ao.load_qsam2(settings.file, model_class=SAM2VideoPredictor, target="auto")  # device="cuda" puts it there
 
 # %% Images, with a box. Coordinates are pixels of the picture.
 sequence = generate_sequence("test", 0, num_frames=settings.frames)
