@@ -13,16 +13,25 @@ def images(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def points(model: SAM2Base, batch: Tensor, count: int) -> dict[str, Tensor]:
+    """The same clicks on each image."""
+    coordinates = torch.full((len(batch), count, 2), model.image_size / 3, device=batch.device)
+    labels = torch.ones(len(batch), count, dtype=torch.int32, device=batch.device)
+    return {"point_coords": coordinates, "point_labels": labels}
+
+
 def run_image(model: SAM2Base, batch: Tensor) -> list[Tensor]:
     """The image path: encoder features, then masks for a point on each image."""
     out = model.forward_image(batch)
     tensors = [*out["backbone_fpn"], *out["vision_pos_enc"]]
     _, features, _, sizes = model._prepare_backbone_features(out)
     maps = [f.permute(1, 2, 0).reshape(f.shape[1], -1, *s) for f, s in zip(features, sizes, strict=True)]
-    points = torch.full((len(batch), 1, 2), model.image_size / 3)
     heads = model._forward_sam_heads(
         maps[-1],
-        point_inputs={"point_coords": points, "point_labels": torch.ones(len(batch), 1, dtype=torch.int32)},
+        point_inputs={
+            "point_coords": points,
+            "point_labels": torch.ones(len(batch), 1, dtype=torch.int32, device=batch.device),
+        },
         high_res_features=maps[:-1] or None,
         multimask_output=True,
     )
@@ -33,8 +42,7 @@ def run_video(model: SAM2Base, batch: Tensor, frames: int = 3) -> list[Tensor]:
     """The video path: a point on frame 0, then ``frames - 1`` frames tracked from memory and object pointers."""
     _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(batch))
     memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-    points = torch.full((len(batch), 2, 2), model.image_size / 3)
-    prompt = {"point_coords": points, "point_labels": torch.ones(len(batch), 2, dtype=torch.int32)}
+    prompt = points(model, batch, 2)
     tensors: list[Tensor] = []
     for t in range(frames):
         out = SAM2Base.track_step(

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("qsam2_ao", "torch", "torchvision", "torchao", "sam2", "numpy", "vos-benchmark")
 
 
@@ -20,6 +22,7 @@ def environment() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES},

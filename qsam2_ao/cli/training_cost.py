@@ -55,7 +55,7 @@ def training(
         records += work.result(f"{name}-memory", partial(memory_records, workload, (FLOAT, OURS, FUSED), device=device))
         if device == "cpu":
             added[str(workload)] = work.result(f"{name}-profile", partial(added_time, workload, OURS))
-    if not quick:
+    if not quick and device == "cpu":
         note("VRC beside forward passes")
         records += work.result("vrc", partial(calibration_records, VRC_TIMED, images))
         records += work.result("vrc-large", partial(calibration_records, VRC_LARGE, 2, timed=False))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedLayerError
 from ..graph.leaves import hiera_pos_embed
-from ..native import load_kernels, unavailable_reason
+from ..native import code_offset, load_kernels, unavailable_reason
 from ..tensors.packed import PackedIntxTensor
 from .activation import ActivationQuantizer
 from .packed import unsupported_reason
@@ -49,7 +49,7 @@ _NO_GRID = (1.0, 0.0, 255)
 
 
 class _OfThisMachine(nn.Module):
-    """Neither saved nor moved: its buffers are laid out for the kernels of this CPU."""
+    """Neither saved nor moved: its buffers are laid out for the kernels of one device."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
         raise CheckpointError(
@@ -58,8 +58,9 @@ class _OfThisMachine(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        there = fn(torch.empty(0)).device
-        if there.type != "cpu":
+        here = next(self.buffers()).device
+        there = fn(torch.empty(0, device=here)).device
+        if there.type != here.type:
             raise UnsupportedLayerError(
                 f"a layer lowered to int8 kernels cannot move to {there.type}: load the file on that device"
             )
@@ -136,12 +137,13 @@ class Int8Linear(_OfThisMachine):
         # The kernels take 8-bit codes as int8 around 128; fewer bits go through the table.
         stored = codes + (128 - int(zero_point)) if bits == 8 else codes
         self.register_buffer("weight", torch.ops.qsam2.pack_weight(stored.contiguous(), bits))
-        table = torch.arange(16) * step - int(zero_point * step)
+        table = torch.arange(16, device=codes.device) * step - int(zero_point * step)
         self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
         scale = (packed.scale.float() / step).expand(packed.shape[0])
         self.register_buffer("alpha", scale * grid.scale)
-        bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros(())
-        self.register_buffer("beta", bias - grid.zero_point * self.alpha * values.sum(1).float())
+        bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros((), device=codes.device)
+        shift = grid.zero_point - code_offset(codes.device)
+        self.register_buffer("beta", bias - shift * self.alpha * values.sum(1).float())
         self.bits, self.out_features, self.in_features = bits, packed.shape[0], packed.shape[1]
         self.dtype = dtype
         self.activation = "none"
@@ -299,9 +301,7 @@ def int8_support(
         None if they can, else the reason as a sentence for the coverage report.
     """
     target = torch.device(device) if device is not None else packed.device
-    if target.type != "cpu":
-        return f"The int8 kernels run on the CPU, not on {target.type}."
-    if (reason := unavailable_reason() or unsupported_reason(module, packed)) is not None:
+    if (reason := unavailable_reason(target) or unsupported_reason(module, packed)) is not None:
         return reason
     if quantizer is None:
         return "Its input is not quantized, and the int8 kernels multiply codes."
@@ -333,7 +333,7 @@ def lower_int8(
 
     Args:
         module: The float layer, for its bias and geometry.
-        packed: Its weight, on the CPU.
+        packed: Its weight, on the device that will run it.
         quantizer: Of its input.
         dtype: What comes out, bfloat16 or float32.
 
@@ -350,7 +350,7 @@ def lower_int8(
     reason = int8_support(module, packed, None, quantizer)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot lower this layer to int8: {reason}")
-    load_kernels()
+    load_kernels(packed.device)
     kind = Int8Conv2d if isinstance(module, nn.Conv2d) else Int8Linear
     return kind(module, packed, Grid.of(quantizer), dtype)  # type: ignore[arg-type]
 

@@ -45,7 +45,7 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     """Lower the layers of a part that the int8 kernels can run, and what lies between them.
 
     Args:
-        part: A deployed part in eval mode on the CPU; not modified.
+        part: A deployed part in eval mode on its device; not modified.
 
     Returns:
         The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
@@ -66,7 +66,8 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     lowered.residuals()
     lowered.output_codes()
     lowered.dtypes()
-    run_in_bands(lowered.part)
+    if lowered.device.type == "cpu":
+        run_in_bands(lowered.part)
     return lowered.finish(), reasons
 
 
@@ -78,6 +79,7 @@ class _Lowering:
         memo = {id(t): t for t in (*part.parameters(), *part.buffers())}
         self.part = copy.deepcopy(part, memo)
         self.graph = self.part.graph
+        self.device = next(part.parameters()).device
         self.count = 0
         self.biases: dict[str, Tensor | None] = {}
 
@@ -137,7 +139,7 @@ class _Lowering:
             layer: Any = self.module(block.qkv)
             name = str(block.qkv.target)
             bias = self.biases[name] if name in self.biases else layer.bias  # noqa: SIM401 - Int8Linear has no bias
-            pad = bias if bias is not None else torch.zeros(layer.out_features)
+            pad = bias if bias is not None else torch.zeros(layer.out_features, device=self.device)
             attended = self.call(
                 block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
             )

@@ -74,8 +74,8 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
     Args:
         model: A deployed model (with ``qsam2_plan``) on the device it will run on.
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
-            the CPU kernels, with quantized inputs multiplied as integers and attention in bfloat16; "int4" gives
-            weight-only linear layers to torchao; "auto" is "int8" where the kernels run, else "packed".
+            the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16;
+            "int4" gives weight-only linear layers to torchao; "auto" is "int8" where the kernels run, else "packed".
 
     Returns:
         The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
@@ -87,7 +87,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
             machine or the model's device has no kernels.
     """
     device = next(model.parameters()).device
-    missing = unavailable_reason() or (None if device.type == "cpu" else f"The int8 kernels do not run on {device}.")
+    missing = unavailable_reason(device)
     if target == "auto":
         target = "packed" if missing else "int8"
     if target == "int8" and missing:

@@ -1,5 +1,5 @@
-"""The CPU kernels: int8 matrix multiplication from packed bits, and bfloat16 attention, in C++ with AVX-512."""
+"""The kernels that a lowered model runs on: in C++ with AVX-512 for CPUs, in Triton for NVIDIA GPUs."""
 
-from .build import load_kernels, unavailable_reason
+from .load import code_offset, load_kernels, unavailable_reason
 
-__all__ = ["load_kernels", "unavailable_reason"]
+__all__ = ["code_offset", "load_kernels", "unavailable_reason"]

@@ -1,8 +1,7 @@
-"""Compile the kernels for this machine's CPU once, and load them."""
+"""Compile the CPU kernels for this machine once, and load them."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import platform
@@ -22,16 +21,8 @@ _ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16
 _FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-Wall", *(f"-m{name}" for name in _ISA))
 
 
-def unavailable_reason() -> str | None:
-    """Why this machine cannot run the kernels.
-
-    Returns:
-        None if it can, else the reason as a sentence.
-
-    Example:
-        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI and AVX512-BF16, and a compiler
-        True
-    """
+def cpu_unavailable_reason() -> str | None:
+    """Why this machine's CPU cannot run the kernels; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
     if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
@@ -41,28 +32,15 @@ def unavailable_reason() -> str | None:
     return None
 
 
-@functools.cache
-def load_kernels() -> None:
-    """Make ``torch.ops.qsam2`` callable; the first time on a machine, this compiles for about half a minute.
+def implement() -> None:
+    """Compile the kernels, unless that was done on this machine before, and register them; once per process.
 
     The library is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``).
-
-    Raises:
-        UnsupportedLayerError: This machine cannot run the kernels, or its compiler failed.
-
-    Example:
-        >>> load_kernels()
-        >>> torch.ops.qsam2.quantize(torch.tensor([0.2, 9.0]), 0.5, 1.0, 255)
-        tensor([ 1, 19], dtype=torch.uint8)
     """
-    reason = unavailable_reason()
-    if reason is not None:
-        raise UnsupportedLayerError(f"cannot load the int8 kernels: {reason}")
     library = _library()
     if not library.exists():
         _build(library)
     torch.ops.load_library(str(library))
-    from . import fakes  # noqa: F401 - needs the operators
 
 
 def _compiler() -> str | None:

@@ -22,22 +22,31 @@ from qsam2_ao.tensors import PackedIntxTensor
 needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device whose kernels run here."""
+    chosen = torch.device(request.param)
+    if (reason := unavailable_reason(chosen)) is not None:
+        pytest.skip(reason)
+    return chosen
+
+
 def error(actual: Tensor, expected: Tensor) -> float:
     """Root of the mean square error relative to the expected values'."""
     difference = (actual.float() - expected.float()).square().mean()
     return float((difference / expected.float().square().mean().clamp(min=1e-12)).sqrt())
 
 
-@needs_kernels
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.inference_mode()
-def test_images_and_videos(packed_file: Path, autocast: bool, batch: int) -> None:
-    packed, lowered = load_qsam2(packed_file), load_qsam2(packed_file, target="int8")
-    x = images(batch, 96)
+def test_images_and_videos(packed_file: Path, autocast: bool, batch: int, device: torch.device) -> None:
+    packed = load_qsam2(packed_file, device=device)
+    lowered = load_qsam2(packed_file, device=device, target="int8")
+    x = images(batch, 96).to(device)
     for run in (run_image, run_video):
         exact = run(packed, x)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             theirs, ours = run(packed, x), run(lowered, x)
         assert len(ours) == len(exact)
         for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
@@ -90,7 +99,7 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 
 
 def test_without_kernels_auto_is_packed_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "unavailable_reason", lambda: "The kernels are elsewhere.")
+    monkeypatch.setattr(targets, "unavailable_reason", lambda device: "The kernels are elsewhere.")
     model = load_qsam2(packed_file, target="auto")
     assert {target for target, _ in model.qsam2_targets.values()} == {"packed"}
     with pytest.raises(UnsupportedLayerError, match=r"kernels are elsewhere\. target=\"auto\""):
@@ -114,12 +123,12 @@ def test_bands_give_what_the_whole_gives(packed_file: Path) -> None:
             assert torch.equal(one, other)
 
 
-@needs_kernels
 @torch.inference_mode()
-def test_sizes_that_windows_do_not_divide(packed_file: Path) -> None:
-    packed, lowered = load_qsam2(packed_file), load_qsam2(packed_file, target="int8")
+def test_sizes_that_windows_do_not_divide(packed_file: Path, device: torch.device) -> None:
+    packed = load_qsam2(packed_file, device=device)
+    lowered = load_qsam2(packed_file, device=device, target="int8")
     for size in ((96, 96), (160, 96), (224, 288)):
-        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
         for mine, expected in zip(
             lowered.image_encoder(x)["backbone_fpn"], packed.image_encoder(x)["backbone_fpn"], strict=True
         ):

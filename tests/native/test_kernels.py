@@ -1,6 +1,13 @@
-"""Each kernel against float64 or torch's own operators, over sizes that do not divide and every fused piece."""
+"""Each kernel against float64 or torch's own operators, over sizes that do not divide and every fused piece.
+
+Those for a GPU run on one where there is one, and in Triton's interpreter (see tests/conftest.py) where there is none.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -9,38 +16,71 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qsam2_ao.native import load_kernels, unavailable_reason
+from qsam2_ao.native import code_offset, load_kernels, unavailable_reason
 from qsam2_ao.quantizers.affine import quantize_affine
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    load_kernels()
+@dataclass(frozen=True)
+class Ops:
+    """The operators on one kind of device, taking and returning tensors of the CPU."""
+
+    device: str
+    interpreted: bool = False
+
+    @property
+    def offset(self) -> int:
+        return code_offset(torch.device(self.device))
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> Tensor:
+            if self.interpreted:
+                from qsam2_ao.native import cuda, triton_kernels
+
+                return getattr(cuda if hasattr(cuda, name) else triton_kernels, name)(*arguments)
+            there = [a.to(self.device) if isinstance(a, Tensor) else a for a in arguments]
+            return getattr(torch.ops.qsam2, name)(*there).cpu()
+
+        return call
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    if request.param == "cpu" or torch.cuda.is_available():
+        device = torch.device(request.param)
+        if (reason := unavailable_reason(device)) is not None:
+            pytest.skip(reason)
+        load_kernels(device)
+        return Ops(request.param)
+    pytest.importorskip("triton")
+    return Ops("cuda", interpreted=True)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def weight(n: int, k: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def weight(ops: Ops, n: int, k: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Packed codes, their table, and the integers that they stand for."""
     codes = torch.randint(0, 2**bits, (n, k), generator=seeded(), dtype=torch.uint8)
     table = (2 * torch.arange(16) - (2**bits - 1)).clamp(-128, 127).to(torch.int8)
     values = codes.long() - 128 if bits == 8 else 2 * codes.long() - (2**bits - 1)
-    return torch.ops.qsam2.pack_weight(codes, bits), table, values
+    return ops.pack_weight(codes, bits), table, values
 
 
-def linear(x: Tensor, n: int, bits: int, **changes: object) -> tuple[Tensor, Tensor]:
+def linear(ops: Ops, x: Tensor, n: int, bits: int, **changes: object) -> tuple[Tensor, Tensor]:
     """The kernel's result in float32, and float64's of the same codes."""
-    packed, table, values = weight(n, x.shape[1], bits)
+    packed, table, values = weight(ops, n, x.shape[1], bits)
     alpha, beta = torch.rand(n, generator=seeded(1)) * 1e-3, torch.randn(n, generator=seeded(2))
     fused = {"residual": None, "activation": "none", "dtype": torch.float32, "grid": (1.0, 0.0, 255), **changes}
-    out = torch.ops.qsam2.linear(
+    out = ops.linear(
         *(x, packed, bits, table, alpha, beta, fused["residual"], fused["activation"], fused["dtype"], *fused["grid"])
     )
-    exact = (x.long() @ values.T).double() * alpha.double() + beta.double()
+    exact = ((x.long() - ops.offset) @ values.T).double() * alpha.double() + beta.double()
     return out, exact
 
 
@@ -52,37 +92,37 @@ def linear(x: Tensor, n: int, bits: int, **changes: object) -> tuple[Tensor, Ten
     bits=st.sampled_from([2, 3, 4, 8]),
     seed=st.integers(0, 99),
 )
-def test_linear_sums_codes_exactly(rows: int, n: int, steps: int, bits: int, seed: int) -> None:
+def test_linear_sums_codes_exactly(ops: Ops, rows: int, n: int, steps: int, bits: int, seed: int) -> None:
     x = torch.randint(0, 256, (rows, 4 * steps), generator=seeded(seed), dtype=torch.uint8)
-    out, exact = linear(x, n, bits)
+    out, exact = linear(ops, x, n, bits)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_largest_sums_do_not_saturate(bits: int) -> None:
+def test_the_largest_sums_do_not_saturate(ops: Ops, bits: int) -> None:
     k = 4608  # the widest layer of SAM2-L
-    packed = torch.ops.qsam2.pack_weight(torch.full((16, k), 2**bits - 1, dtype=torch.uint8), bits)
+    packed = ops.pack_weight(torch.full((16, k), 2**bits - 1, dtype=torch.uint8), bits)
     table = torch.full((16,), 127, dtype=torch.int8)
     x = torch.full((1, k), 255, dtype=torch.uint8)
     one, zero = torch.ones(16), torch.zeros(16)
-    out = torch.ops.qsam2.linear(x, packed, bits, table, one, zero, None, "none", torch.float32, 1.0, 0.0, 255)
-    assert (out == 255 * 127 * k).all()
+    out = ops.linear(x, packed, bits, table, one, zero, None, "none", torch.float32, 1.0, 0.0, 255)
+    assert (out == (255 - ops.offset) * 127 * k).all()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 200])
 @pytest.mark.parametrize("n", [16, 40, 112, 250])
-def test_what_is_folded_into_linear(rows: int, n: int) -> None:
+def test_what_is_folded_into_linear(ops: Ops, rows: int, n: int) -> None:
     x = torch.randint(0, 256, (rows, 96), generator=seeded(3), dtype=torch.uint8)
     residual = torch.randn(rows, n, generator=seeded(4))
     for activation, function in (("gelu", F.gelu), ("relu", F.relu)):
-        out, exact = linear(x, n, 4, activation=activation)
+        out, exact = linear(ops, x, n, 4, activation=activation)
         torch.testing.assert_close(out.double(), function(exact), rtol=1e-5, atol=1e-5)
     for added in (residual, residual.bfloat16()):
-        out, exact = linear(x, n, 4, residual=added)
+        out, exact = linear(ops, x, n, 4, residual=added)
         torch.testing.assert_close(out.double(), exact + added.double(), rtol=1e-5, atol=1e-5)
-    out, exact = linear(x, n, 4, dtype=torch.bfloat16)
+    out, exact = linear(ops, x, n, 4, dtype=torch.bfloat16)
     torch.testing.assert_close(out, exact.float().bfloat16(), rtol=8e-3, atol=1e-5)
-    out, exact = linear(x, n, 4, dtype=torch.uint8, grid=(0.05, 30.0, 200))
+    out, exact = linear(ops, x, n, 4, dtype=torch.uint8, grid=(0.05, 30.0, 200))
     codes = quantize_affine(exact, torch.tensor(0.05), torch.tensor(30.0), 0, 200)
     assert ((out.double() - codes).abs() <= 1).all()
     assert (out != codes).double().mean() < 1e-3, "only values next to the middle of two codes may differ"
@@ -97,33 +137,33 @@ def test_what_is_folded_into_linear(rows: int, n: int) -> None:
     half=st.booleans(),
 )
 def test_codes_are_those_of_the_fake_quantizer_to_the_bit(
-    n: int, scale: float, zero_point: int, high: int, half: bool
+    ops: Ops, n: int, scale: float, zero_point: int, high: int, half: bool
 ) -> None:
     x = torch.randn(n, generator=seeded(n)) * 100 * scale
     x = x.bfloat16() if half else x
     scale32 = torch.tensor(scale)
     expected = quantize_affine(x, scale32, torch.tensor(float(zero_point)), 0, high)
-    assert torch.equal(torch.ops.qsam2.quantize(x, float(scale32), float(zero_point), high), expected.to(torch.uint8))
+    assert torch.equal(ops.quantize(x, float(scale32), float(zero_point), high), expected.to(torch.uint8))
 
 
-def test_codes_keep_the_order_of_dimensions() -> None:
+def test_codes_keep_the_order_of_dimensions(ops: Ops) -> None:
     image = torch.randn(2, 3, 8, 6, generator=seeded()).to(memory_format=torch.channels_last)
-    codes = torch.ops.qsam2.quantize(image, 0.1, 20.0, 255)
+    codes = ops.quantize(image, 0.1, 20.0, 255)
     assert codes.stride() == image.stride()
-    assert torch.equal(codes, torch.ops.qsam2.quantize(image.contiguous(), 0.1, 20.0, 255))
-    every_other = torch.ops.qsam2.quantize(image[:, :, ::2], 0.1, 20.0, 255)
+    assert torch.equal(codes, ops.quantize(image.contiguous(), 0.1, 20.0, 255))
+    every_other = ops.quantize(image[:, :, ::2], 0.1, 20.0, 255)
     assert torch.equal(every_other, codes[:, :, ::2])
 
 
 @pytest.mark.parametrize("shape", [(1, 96), (5, 7, 112), (33, 1), (6, 1152)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_layer_norm(ops: Ops, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = (torch.randn(shape, generator=seeded()) * 3 + 50).to(dtype)  # a mean that a one-pass variance would lose
     gain, bias = torch.rand(shape[-1], generator=seeded(1)) + 0.5, torch.randn(shape[-1], generator=seeded(2))
     exact = F.layer_norm(x.double(), shape[-1:], gain.double(), bias.double(), 1e-6)
-    out = torch.ops.qsam2.layer_norm(x, gain, bias, 1e-6, torch.bfloat16, 1.0, 0.0, 255)
+    out = ops.layer_norm(x, gain, bias, 1e-6, torch.bfloat16, 1.0, 0.0, 255)
     torch.testing.assert_close(out.double(), exact, rtol=8e-3, atol=8e-3)
-    codes = torch.ops.qsam2.layer_norm(x, gain, bias, 1e-6, torch.uint8, 0.02, 128.0, 255)
+    codes = ops.layer_norm(x, gain, bias, 1e-6, torch.uint8, 0.02, 128.0, 255)
     expected = quantize_affine(exact, torch.tensor(0.02), torch.tensor(128.0), 0, 255)
     assert ((codes.double() - expected).abs() <= 1).all()
 
@@ -136,23 +176,23 @@ def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     keys=st.integers(1, 600),
     channels=st.sampled_from([1, 7, 16, 24, 32, 96, 112, 256]),
 )
-def test_attention(batch: int, heads: int, queries: int, keys: int, channels: int) -> None:
+def test_attention(ops: Ops, batch: int, heads: int, queries: int, keys: int, channels: int) -> None:
     generator = seeded(queries * keys)
     # Strided as SAM2's are: heads inside of the tokens.
     q, k, v = (
         torch.randn(batch, n, heads, channels, generator=generator).bfloat16().transpose(1, 2)
         for n in (queries, keys, keys)
     )
-    out = torch.ops.qsam2.attention(q, k, v, channels**-0.5).transpose(1, 2)
+    out = ops.attention(q, k, v, channels**-0.5).transpose(1, 2)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 
 
-def test_attention_holds_with_large_scores() -> None:
+def test_attention_holds_with_large_scores(ops: Ops) -> None:
     q = torch.full((1, 1, 3, 16), 100.0).bfloat16()
     k = torch.linspace(-100, 100, 600)[None, None, :, None].expand(1, 1, 600, 16).bfloat16().contiguous()
     v = torch.randn(1, 1, 600, 16, generator=seeded()).bfloat16()
-    out = torch.ops.qsam2.attention(q, k, v, 0.25).transpose(1, 2)
+    out = ops.attention(q, k, v, 0.25).transpose(1, 2)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 
@@ -162,13 +202,13 @@ def test_attention_holds_with_large_scores() -> None:
     [(16, 24, 8, 1), (16, 16, 8, 2), (10, 13, 4, 1), (10, 14, 4, 2), (9, 9, 14, 1), (8, 8, 7, 1)],
 )
 @pytest.mark.parametrize("heads", [1, 3])
-def test_window_attention(height: int, width: int, window: int, stride: int, heads: int) -> None:
+def test_window_attention(ops: Ops, height: int, width: int, window: int, stride: int, heads: int) -> None:
     from sam2.modeling.backbones.utils import window_partition, window_unpartition
 
     channels, batch = 24, 2
     qkv = torch.randn(batch, height, width, 3 * heads * channels, generator=seeded()).bfloat16()
     pad = torch.randn(3 * heads * channels, generator=seeded(1)).bfloat16()
-    out = torch.ops.qsam2.window_attention(qkv, pad, heads, window, stride)
+    out = ops.window_attention(qkv, pad, heads, window, stride)
 
     # What SAM2's block does, in float64, with the padding filled in.
     centred, size = window_partition((qkv - pad).double(), window)
@@ -186,10 +226,10 @@ def test_window_attention(height: int, width: int, window: int, stride: int, hea
     ("kernel", "stride", "padding"), [((7, 7), (4, 4), (3, 3)), ((3, 3), (2, 2), (1, 1)), ((1, 5), (1, 2), (0, 4))]
 )
 def test_patches_are_those_of_unfold(
-    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+    ops: Ops, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> None:
     image = torch.randint(0, 256, (2, 13, 17, 3), generator=seeded(), dtype=torch.uint8)
-    out = torch.ops.qsam2.patches(image, *kernel, *stride, *padding, 9)
+    out = ops.patches(image, *kernel, *stride, *padding, 9)
     centred = image.permute(0, 3, 1, 2).float() - 9
     unfolded = F.unfold(centred, kernel, padding=padding, stride=stride) + 9
     length = 3 * kernel[0] * kernel[1]
@@ -198,8 +238,12 @@ def test_patches_are_those_of_unfold(
     assert (out[..., length:] == 9).all()
 
 
+CPU = Ops("cpu")
+
+
+@needs_kernels
 def test_wrong_arguments_are_refused_by_name() -> None:
-    packed, table, _ = weight(16, 8, 4)
+    packed, table, _ = weight(CPU, 16, 8, 4)
     ones = torch.ones(16)
     arguments = (4, table, ones, ones, None, "none", torch.float32, 1.0, 0.0, 255)
     with pytest.raises(RuntimeError, match="x must be a contiguous"):
@@ -214,6 +258,7 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         torch.ops.qsam2.attention(*(torch.zeros(1, 1, 4, 8) for _ in range(3)), 1.0)
 
 
+@needs_kernels
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     x = torch.randint(0, 256, (1000, 96), generator=seeded(), dtype=torch.uint8)
     q = torch.randn(1, 2, 300, 32, generator=seeded()).bfloat16()
@@ -222,7 +267,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((linear(x, 100, 3)[0], torch.ops.qsam2.attention(q, q, q, 0.2)))
+            results.append((linear(CPU, x, 100, 3)[0], torch.ops.qsam2.attention(q, q, q, 0.2)))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(results[0], results[1], strict=True):
@@ -231,8 +276,9 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(one, other)
 
 
+@needs_kernels
 def test_every_operator_is_described_for_the_compiler() -> None:
-    packed, table, _ = weight(16, 8, 4)
+    packed, table, _ = weight(CPU, 16, 8, 4)
     ones = torch.ones(16)
     x = torch.randint(0, 256, (2, 8), dtype=torch.uint8)
     q = torch.randn(1, 2, 5, 8).bfloat16()

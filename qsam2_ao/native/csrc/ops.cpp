@@ -1,4 +1,4 @@
-// The operators of torch.ops.qsam2: checks, allocation, and the kernels behind them.
+// The operators of torch.ops.qsam2 on the CPU: checks, allocation, and the kernels behind them.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -174,21 +174,9 @@ Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int
   return out;
 }
 
-TORCH_LIBRARY(qsam2, m) {
-  m.def("pack_weight(Tensor codes, int bits) -> Tensor", pack_weight);
-  m.def(
-      "linear(Tensor x, Tensor weight, int bits, Tensor table, Tensor alpha, Tensor beta, Tensor? residual, "
-      "str activation, ScalarType out_dtype, float out_scale, float out_zero_point, int out_max) -> Tensor");
-  m.def("quantize(Tensor x, float scale, float zero_point, int max) -> Tensor");
-  m.def(
-      "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, float scale, "
-      "float zero_point, int max) -> Tensor");
-  m.def("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor");
-  m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
-  m.def("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor");
-}
-
+// Declared in ops.py.
 TORCH_LIBRARY_IMPL(qsam2, CPU, m) {
+  m.impl("pack_weight", pack_weight);
   m.impl("linear", linear);
   m.impl("quantize", quantize);
   m.impl("layer_norm", layer_norm);

@@ -1,9 +1,27 @@
-"""What the kernels return, without computing it: shapes and dtypes for torch.compile and torch.export."""
+"""The operators of ``torch.ops.qsam2``, which the CPU and CUDA kernels implement, and what they return.
+
+Shapes and dtypes alone are enough for torch.compile and torch.export.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+_LIBRARY = torch.library.Library("qsam2", "DEF")
+_LIBRARY.define("pack_weight(Tensor codes, int bits) -> Tensor")
+_LIBRARY.define(
+    "linear(Tensor x, Tensor weight, int bits, Tensor table, Tensor alpha, Tensor beta, Tensor? residual, "
+    "str activation, ScalarType out_dtype, float out_scale, float out_zero_point, int out_max) -> Tensor"
+)
+_LIBRARY.define("quantize(Tensor x, float scale, float zero_point, int max) -> Tensor")
+_LIBRARY.define(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, float scale, "
+    "float zero_point, int max) -> Tensor"
+)
+_LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
+_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor")
+_LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
 
 
 @torch.library.register_fake("qsam2::linear")

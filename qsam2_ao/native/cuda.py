@@ -1,0 +1,77 @@
+"""What implements ``torch.ops.qsam2`` on an NVIDIA GPU: Triton's kernels, and torch's own attention."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CAPABILITY = (8, 0)
+"""The oldest with bfloat16 and int8 tensor cores (Ampere)."""
+
+
+def cuda_unavailable_reason(device: torch.device) -> str | None:
+    """Why a GPU cannot run the kernels; None if it can."""
+    if not torch.cuda.is_available():
+        return "No CUDA device is available."
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"The kernels need an NVIDIA GPU of compute capability {'.'.join(map(str, _CAPABILITY))}, not {name}."
+    if importlib.util.find_spec("triton") is None:
+        return "The kernels for GPUs need the package triton; install a torch for CUDA, which brings it."
+    return None
+
+
+def implement() -> None:
+    """Register the kernels; once per process."""
+    from . import triton_kernels
+
+    library = torch.library.Library("qsam2", "IMPL", "CUDA")
+    for name in ("pack_weight", "linear", "quantize", "layer_norm"):
+        library.impl(name, getattr(triton_kernels, name))
+    for function in (patches, attention, window_attention):
+        library.impl(function.__name__, function)
+    _LIBRARIES.append(library)
+
+
+_LIBRARIES: list[torch.library.Library] = []
+"""A library that is collected takes its operators along."""
+
+
+def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:
+    """Codes ``[B, H, W, C]`` -> ``[B, H', W', C * kh * kw, padded to a multiple of 4]``, kernel positions first."""
+    padded = F.pad(x, (0, 0, pw, pw, ph, ph), value=fill)
+    taken = padded.unfold(1, kh, sh).unfold(2, kw, sw).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    return F.pad(taken, (0, -taken.shape[-1] % 4), value=fill)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``[B, heads, N, c]`` each -> ``[B, N, heads, c]``."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()
+
+
+def window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
+    """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``."""
+    batch, height, width, channels = qkv.shape
+    below, right = -height % window, -width % window
+    if below or right:
+        whole = pad.expand(batch, height + below, width + right, channels).contiguous()
+        whole[:, :height, :width] = qkv
+        qkv = whole
+    windows = qkv.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3)
+    rows, columns = windows.shape[1:3]
+    q, k, v = windows.flatten(0, 2).unflatten(-1, (3, heads, -1)).unbind(-3)
+    if stride > 1:
+        squares = q.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
+        q = squares.amax((2, 4))
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    side = window // stride
+    out = (
+        out.reshape(batch, rows, columns, side, side, -1)
+        .transpose(2, 3)
+        .reshape(batch, rows * side, columns * side, -1)
+    )
+    return out[:, : height // stride, : width // stride].contiguous()

@@ -1,0 +1,67 @@
+"""Which kernels a device has, and loading them."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ..errors import UnsupportedLayerError
+from . import build, cuda
+
+_CPU = torch.device("cpu")
+
+
+def unavailable_reason(device: torch.device = _CPU) -> str | None:
+    """Why the kernels cannot run on a device.
+
+    Args:
+        device: A CPU or a GPU.
+
+    Returns:
+        None if they can, else the reason as a sentence.
+
+    Example:
+        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI and AVX512-BF16, and a compiler
+        True
+    """
+    if device.type == "cpu":
+        return build.cpu_unavailable_reason()
+    if device.type == "cuda":
+        return cuda.cuda_unavailable_reason(device)
+    return f"The int8 kernels run on CPUs and NVIDIA GPUs, not on {device.type}."
+
+
+def load_kernels(device: torch.device = _CPU) -> None:
+    """Make ``torch.ops.qsam2`` callable; the first time on a machine, the CPU's compile for about half a minute.
+
+    Args:
+        device: Where they will run.
+
+    Raises:
+        UnsupportedLayerError: They cannot run there, or the compiler failed.
+
+    Example:
+        >>> load_kernels()
+        >>> torch.ops.qsam2.quantize(torch.tensor([0.2, 9.0]), 0.5, 1.0, 255)
+        tensor([ 1, 19], dtype=torch.uint8)
+    """
+    reason = unavailable_reason(device)
+    if reason is not None:
+        raise UnsupportedLayerError(f"cannot load the int8 kernels: {reason}")
+    _implement(device.type)
+
+
+@functools.cache
+def _implement(kind: str) -> None:
+    from . import ops  # noqa: F401 - declares the operators
+
+    (cuda if kind == "cuda" else build).implement()
+
+
+def code_offset(device: torch.device) -> int:
+    """What a device's ``linear`` takes from the unsigned codes of its input before it multiplies them.
+
+    Tensor cores multiply int8 by int8, AVX512-VNNI uint8 by int8.
+    """
+    return 128 if device.type == "cuda" else 0
