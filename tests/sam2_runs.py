@@ -28,10 +28,7 @@ def run_image(model: SAM2Base, batch: Tensor) -> list[Tensor]:
     maps = [f.permute(1, 2, 0).reshape(f.shape[1], -1, *s) for f, s in zip(features, sizes, strict=True)]
     heads = model._forward_sam_heads(
         maps[-1],
-        point_inputs={
-            "point_coords": points,
-            "point_labels": torch.ones(len(batch), 1, dtype=torch.int32, device=batch.device),
-        },
+        point_inputs=points(model, batch, 1),
         high_res_features=maps[:-1] or None,
         multimask_output=True,
     )
