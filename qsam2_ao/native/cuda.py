@@ -29,9 +29,9 @@ def implement() -> None:
     from . import triton_kernels
 
     library = torch.library.Library("qsam2", "IMPL", "CUDA")
-    for name in ("pack_weight", "linear", "quantize", "layer_norm"):
+    for name in ("pack_weight", "linear", "quantize", "layer_norm", "window_attention"):
         library.impl(name, getattr(triton_kernels, name))
-    for function in (patches, attention, window_attention):
+    for function in (patches, attention):
         library.impl(function.__name__, function)
     _LIBRARIES.append(library)
 
@@ -50,28 +50,3 @@ def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fil
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """``[B, heads, N, c]`` each -> ``[B, N, heads, c]``."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()
-
-
-def window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
-    """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``."""
-    batch, height, width, channels = qkv.shape
-    below, right = -height % window, -width % window
-    if below or right:
-        whole = pad.expand(batch, height + below, width + right, channels).contiguous()
-        whole[:, :height, :width] = qkv
-        qkv = whole
-    windows = qkv.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3)
-    rows, columns = windows.shape[1:3]
-    q, k, v = windows.flatten(0, 2).unflatten(-1, (3, heads, -1)).unbind(-3)
-    if stride > 1:
-        squares = q.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
-        q = squares.amax((2, 4))
-    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    side = window // stride
-    out = (
-        out.reshape(batch, rows, columns, side, side, -1)
-        .transpose(2, 3)
-        .reshape(batch, rows * side, columns * side, -1)
-    )
-    return out[:, : height // stride, : width // stride].contiguous()

@@ -1,13 +1,17 @@
-"""The kernels of an NVIDIA GPU, in Triton: int8 matrix multiplication from packed bits, rounding to codes, layer norm.
+"""The kernels of an NVIDIA GPU, in Triton: int8 matrix multiplication from packed bits, attention inside of windows,
+layer norm, rounding to codes.
 
-Rows of packed weights hold their codes in order, ``8 / bits`` to a byte, lowest bits first. 3 bits are a plane of 2 and
-a plane of 1. They are unpacked in registers, so that a weight is never in memory at 8 bits.
+A byte of packed weights holds codes that are ``_span`` inputs apart, so that each bit position of a tile of bytes is a
+tile of codes. They are unpacked in registers: a weight is never in memory at 8 bits.
 """
 
 # Functions under triton.jit are of Triton's language: their arguments have no types of Python.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
+
+import builtins
+import os
 
 import torch
 import triton
@@ -16,6 +20,8 @@ from torch import Tensor
 
 _SIGN = tl.constexpr(128)
 """Codes are multiplied as int8, less this."""
+# Triton's interpreter would multiply the bits of bfloat16.
+_FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
 
 
 def pack_weight(codes: Tensor, bits: int) -> Tensor:
@@ -23,20 +29,29 @@ def pack_weight(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: uint8 ``[N, K]``, K divisible by 4; of 8 bits, around 128.
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4 or 8. 3 bits are a plane of 2 and a plane of 1.
 
     Returns:
         uint8 ``[N, bytes]``.
     """
+    span = _span(codes.shape[1], bits)
     if bits == 3:
-        return torch.cat([pack_weight(codes & 3, 2), _pack(codes >> 2, 1)], dim=1)
-    return _pack(codes, bits)
+        codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 * span)))
+        return torch.cat([_pack(codes & 3, 2, span), _pack(codes >> 2, 1, span)], dim=1)
+    return _pack(codes, bits, span)
 
 
-def _pack(codes: Tensor, bits: int) -> Tensor:
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // bits)))
-    shifts = torch.arange(0, 8, bits, device=codes.device)
-    return (codes.unflatten(1, (-1, 8 // bits)).int() << shifts).sum(-1).to(torch.uint8)
+def _span(k: int, bits: int) -> int:
+    """Inputs between the codes of a byte: 64, or 32 (the least that tensor cores take) where that pads less."""
+    run = 8 if bits == 3 else 8 // bits
+    return 64 if -k % (64 * run) == -k % (32 * run) else 32
+
+
+def _pack(codes: Tensor, bits: int, span: int) -> Tensor:
+    run = 8 // bits
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (run * span)))
+    shifts = torch.arange(0, 8, bits, device=codes.device)[:, None]
+    return (codes.unflatten(1, (-1, run, span)).int() << shifts).sum(2).to(torch.uint8).flatten(1)
 
 
 def linear(
@@ -74,9 +89,9 @@ def linear(
         CODES=out_dtype == torch.uint8,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        BLOCK_K=128 if k >= 512 else 64,
+        SPAN=_span(k, bits),
         num_warps=8 if block_m == 128 else 4,
-        num_stages=3,
+        num_stages=3 if bits >= 4 else 2,  # at most 99 KB of shared memory
     )
     return out
 
@@ -103,7 +118,7 @@ def _linear(
     CODES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     # Programs that run together share rows of x and of the weight: groups of 8 blocks down, then across.
     blocks_m, blocks_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(n, BLOCK_N)
@@ -117,25 +132,32 @@ def _linear(
     low = tl.load(table)
     step = tl.load(table + 1) - low
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-    for start in range(0, k, BLOCK_K):
-        i = start + tl.arange(0, BLOCK_K)
-        a = tl.load(x + m.to(tl.int64)[:, None] * k + i[None, :], (m[:, None] < rows) & (i[None, :] < k), other=0)
-        a = (a ^ _SIGN).to(tl.int8, bitcast=True)
-        row = weight + c[None, :].to(tl.int64) * stride
-        mask = (i[:, None] < k) & (c[None, :] < n)
-        if BITS == 8:
-            w = (tl.load(row + i[:, None], mask, other=128) ^ _SIGN).to(tl.int8, bitcast=True)
-        else:
-            if BITS == 3:
-                w = (tl.load(row + i[:, None] // 4, mask, other=0) >> (i[:, None] % 4 * 2).to(tl.uint8)) & 3
-                high = row + k // 4
-                w |= ((tl.load(high + i[:, None] // 8, mask, other=0) >> (i[:, None] % 8).to(tl.uint8)) & 1) << 2
+    RUN: tl.constexpr = 8 if BITS == 3 else 8 // BITS
+    i = tl.arange(0, SPAN)
+    x += m.to(tl.int64)[:, None] * k + i[None, :]
+    weight += c[None, :].to(tl.int64) * stride + i[:, None]
+    mask = c[None, :] < n  # rows are padded: bytes past k are there, and the codes of x are not
+    if BITS == 3:
+        weight_high = weight + tl.cdiv(k, RUN * SPAN) * 2 * SPAN
+    for start in range(0, k, RUN * SPAN):
+        if BITS == 3:
+            high = tl.load(weight_high + start // 8, mask, other=0)
+        packed = tl.load(weight + start // (8 // (2 if BITS == 3 else BITS)), mask, other=0)
+        for run in tl.static_range(RUN):
+            first = start + run * SPAN
+            a = tl.load(x + first, (m[:, None] < rows) & (first + i[None, :] < k), other=_SIGN)
+            a = (a ^ _SIGN).to(tl.int8, bitcast=True)  # 0 past k
+            if BITS == 8:
+                w = (packed ^ _SIGN).to(tl.int8, bitcast=True)
             else:
-                PER: tl.constexpr = 8 // BITS
-                w = tl.load(row + i[:, None] // PER, mask, other=0)
-                w = (w >> (i[:, None] % PER * BITS).to(tl.uint8)) & ((1 << BITS) - 1)
-            w = tl.where(mask, w.to(tl.int8) * step + low, 0).to(tl.int8)
-        sums = tl.dot(a, w, sums, out_dtype=tl.int32)
+                if BITS == 3:
+                    if run == 4:
+                        packed = tl.load(weight + start // 4 + SPAN, mask, other=0)
+                    w = ((packed >> (run % 4 * 2)) & 3) | (((high >> run) & 1) << 2)
+                else:
+                    w = (packed >> (run * BITS)) & ((1 << BITS) - 1)
+                w = (w.to(tl.int8) * step + low).to(tl.int8)
+            sums = tl.dot(a, w, sums, out_dtype=tl.int32)
     inside = (m[:, None] < rows) & (c[None, :] < n)
     at = m.to(tl.int64)[:, None] * n + c[None, :]
     y = sums.to(tl.float32) * tl.load(alpha + c, c < n, other=0.0)[None, :]
@@ -190,24 +212,129 @@ def layer_norm(
     out = torch.empty_like(x, dtype=out_dtype)
     if x.numel():
         n = x.shape[-1]
-        rows = x.numel() // n
-        _layer_norm[(rows,)](
-            *(x, weight, bias, out, n, eps, scale, zero_point, float(max)),
+        rows, block = x.numel() // n, triton.next_power_of_2(n)
+        height = builtins.max(1, 2048 // block)
+        _layer_norm[(triton.cdiv(rows, height),)](
+            *(x, weight, bias, out, rows, n, eps, scale, zero_point, float(max)),
             CODES=out_dtype == torch.uint8,
-            BLOCK=triton.next_power_of_2(n),
-            num_warps=1 if n <= 256 else 4,
+            ROWS=height,
+            BLOCK=block,
         )
     return out
 
 
 @triton.jit
-def _layer_norm(x, weight, bias, out, n, eps, scale, zero_point, high, CODES: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _layer_norm(
+    x,
+    weight,
+    bias,
+    out,
+    rows,
+    n,
+    eps,
+    scale,
+    zero_point,
+    high,
+    CODES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, BLOCK)
-    value = tl.load(x + row * n + i, i < n, other=0.0).to(tl.float32)
-    centred = tl.where(i < n, value - tl.sum(value, 0) / n, 0.0)
-    y = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 0) / n + eps))
-    y = y * tl.load(weight + i, i < n, other=0.0) + tl.load(bias + i, i < n, other=0.0)
+    mask = (row[:, None] < rows) & (i[None, :] < n)
+    at = row[:, None] * n + i[None, :]
+    value = tl.load(x + at, mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, value - tl.sum(value, 1)[:, None] / n, 0.0)
+    y = centred * (1.0 / tl.sqrt(tl.sum(centred * centred, 1) / n + eps))[:, None]
+    y = y * tl.load(weight + i, i < n, other=0.0)[None, :] + tl.load(bias + i, i < n, other=0.0)[None, :]
     if CODES:
         y = _codes(y, scale, zero_point, high)
-    tl.store(out + row * n + i, y.to(out.dtype.element_ty), i < n)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask)
+
+
+def window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
+    """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``."""
+    batch, height, width, channels = qkv.shape
+    c = channels // (3 * heads)
+    out = qkv.new_empty((batch, height // stride, width // stride, heads * c))
+    down, across = triton.cdiv(height, window), triton.cdiv(width, window)
+    queries = (window // stride) ** 2
+    block = builtins.min(64, builtins.max(16, triton.next_power_of_2(queries)))
+    _window_attention[(batch * down * across, heads, triton.cdiv(queries, block))](
+        *(qkv, pad, out, height, width, across, down * across, c**-0.5),
+        HEADS=heads,
+        C=c,
+        WINDOW=window,
+        STRIDE=stride,
+        QUERIES=block,
+        KEYS=builtins.min(64, builtins.max(16, triton.next_power_of_2(window * window))),
+        BLOCK_C=builtins.max(16, triton.next_power_of_2(c)),
+        num_warps=4,
+    )
+    return out
+
+
+@triton.jit
+def _window_attention(
+    qkv,
+    pad,
+    out,
+    height,
+    width,
+    across,
+    windows,
+    scale,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    SIDE: tl.constexpr = WINDOW // STRIDE
+    head = tl.program_id(1)
+    image = tl.program_id(0) // windows
+    top = tl.program_id(0) % windows // across * WINDOW
+    left = tl.program_id(0) % windows % across * WINDOW
+    i = tl.arange(0, BLOCK_C)
+    query = tl.program_id(2) * QUERIES + tl.arange(0, QUERIES)
+    image_tokens = image.to(tl.int64) * height * width
+    # Queries are pooled over squares, those of padding included, as the float model pools them.
+    q = tl.full((QUERIES, BLOCK_C), float("-inf"), tl.float32)
+    for square in tl.static_range(STRIDE * STRIDE):
+        y = top + query // SIDE * STRIDE + square // STRIDE
+        x = left + query % SIDE * STRIDE + square % STRIDE
+        q = tl.maximum(q, _tokens(qkv, pad, image_tokens, y, x, height, width, head, i, 0, HEADS, C).to(tl.float32))
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, BLOCK_C), tl.float32)
+    for start in range(0, WINDOW * WINDOW, KEYS):
+        key = start + tl.arange(0, KEYS)
+        row, column = top + key // WINDOW, left + key % WINDOW
+        k = _tokens(qkv, pad, image_tokens, row, column, height, width, head, i, 1, HEADS, C).to(_FACTOR)
+        scores = tl.dot(q.to(tl.bfloat16).to(_FACTOR), tl.trans(k)) * scale
+        scores = tl.where(key[None, :] < WINDOW * WINDOW, scores, float("-inf"))
+        before, highest = highest, tl.maximum(highest, tl.max(scores, 1))
+        kept = tl.exp(before - highest)
+        weights = tl.exp(scores - highest[:, None])
+        total = total * kept + tl.sum(weights, 1)
+        v = _tokens(qkv, pad, image_tokens, row, column, height, width, head, i, 2, HEADS, C).to(_FACTOR)
+        mixed = tl.dot(weights.to(tl.bfloat16).to(_FACTOR), v, mixed * kept[:, None])
+    mixed /= total[:, None]
+    y, x = top // STRIDE + query // SIDE, left // STRIDE + query % SIDE
+    rows, columns = height // STRIDE, width // STRIDE
+    inside = (query < SIDE * SIDE) & (y < rows) & (x < columns)
+    at = ((image.to(tl.int64) * rows + y) * columns + x) * (HEADS * C) + head * C
+    tl.store(out + at[:, None] + i[None, :], mixed.to(tl.bfloat16), inside[:, None] & (i[None, :] < C))
+
+
+@triton.jit
+def _tokens(qkv, pad, image_tokens, y, x, height, width, head, i, which, HEADS: tl.constexpr, C: tl.constexpr):
+    """Queries, keys or values (0, 1, 2) of a head at rows ``y`` and columns ``x``: ``[tokens, channels]``."""
+    column = (which * HEADS + head) * C + i
+    inside = (y < height) & (x < width)
+    at = (image_tokens + y * width + x) * (3 * HEADS * C)
+    token = tl.load(qkv + at[:, None] + column[None, :], inside[:, None] & (i[None, :] < C), other=0.0)
+    padding = tl.load(pad + column, i < C, other=0.0)
+    return tl.where(inside[:, None], token, padding[None, :])
