@@ -23,10 +23,12 @@ from ..errors import QConfigError
 from ..files import atomic_write
 from ..reporting.figures import save_figure
 from .common import Json, note, print_json
+from .inference_speed import inference
 from .training_cost import training
 
 app = typer.Typer(help="Measure what the project claims.", no_args_is_help=True)
 app.command()(training)
+app.command()(inference)
 
 Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; may be given several times.")]
 #: A first impression in minutes.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..errors import QConfigError, UnsupportedLayerError
-from ..native import unavailable_reason
+from ..graph import trace_regions
+from ..native import load_kernels, unavailable_reason
 from ..tensors.packed import PackedIntxTensor
 from .int8_graph import lower_part
 from .packed import lower_packed, unsupported_reason
@@ -127,6 +129,32 @@ def _lower_parts(model: nn.Module) -> nn.Module:
             reason = reasons[plan.layer]
             taken[plan.name] = ("int8" if reason is None else "packed", reason)
     deployed.qsam2_targets = taken
+    return model
+
+
+def lower_float(model: SAM2Base) -> SAM2Base:
+    """Give a float model the attention, the layer norms and the layout that a quantized one is lowered to, in place.
+
+    Its weights become bfloat16, so that it computes what bfloat16 autocast computes. It cannot be saved any more.
+
+    Args:
+        model: A float model in eval mode, on the device it will run on.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedLayerError: The model's device has no kernels.
+        GraphTraceError: A part is of a class that the sam2 package does not have.
+
+    Example:
+        >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
+    """
+    if (missing := unavailable_reason(next(model.parameters()).device)) is not None:
+        raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
+    load_kernels(next(model.parameters()).device)
+    for part in trace_regions(model):
+        model.set_submodule(part.path, lower_part(model.get_submodule(part.path))[0])  # type: ignore[arg-type]
     return model
 
 

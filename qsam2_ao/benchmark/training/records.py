@@ -7,7 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .memory import alone, calibration_cost, training_memory
+from ..processes import alone
+from .memory import calibration_cost, training_memory
 from .steps import peak_memory
 from .trainee import Trainee, Workload
 

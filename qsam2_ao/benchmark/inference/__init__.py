@@ -1,0 +1,1 @@
+"""Speed, size and memory of deployed models beside what people would use instead."""

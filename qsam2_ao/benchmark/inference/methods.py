@@ -1,0 +1,158 @@
+"""What is compared: PyTorch in several dtypes, torchao, OpenVINO, ONNX Runtime, and ours."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+
+from ...checkpoint import load_qsam2
+from ...lowering.targets import lower_float
+from .case import Case
+from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
+from .runtimes import onnx_runtime, openvino
+
+BASELINE = "torch bf16 compiled"
+"""What ratios are to."""
+_COMPILED = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder")
+
+_NETWORK = tuple(part for part in PARTS if part not in (VIDEO, IMAGE))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column.
+
+    Attributes:
+        name: As the results call it.
+        prepare: ``case -> (part -> what to time)``; loads or converts what is needed.
+        parts: Those that it is timed on.
+    """
+
+    name: str
+    prepare: Callable[[Case], Callable[[str], Run]]
+    parts: tuple[str, ...] = tuple(PARTS)
+
+
+def _runs(model: SAM2Base, case: Case, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
+    def prepare(part: str) -> Run:
+        run = PARTS[part](model, case.image())
+
+        def within() -> None:
+            with torch.inference_mode(), context():
+                run()
+
+        return within
+
+    return prepare
+
+
+def _bf16() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _one_dnn() -> Iterator[None]:
+    """Linear layers of compiled, frozen graphs go to oneDNN, which on some CPUs is much faster than MKL."""
+    from torch._inductor import config
+
+    had = torch._C.has_mkl
+    torch._C.has_mkl = False  # type: ignore[misc]
+    try:
+        with config.patch(freezing=True, fx_graph_cache=False):  # the cache does not know of MKL
+            yield
+    finally:
+        torch._C.has_mkl = had  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    from torch._inductor import config
+
+    with config.patch(freezing=True), _bf16():
+        yield
+
+
+def _compile(model: SAM2Base) -> SAM2Base:
+    """With the parts compiled that ``SAM2VideoPredictorVOS`` of the sam2 package compiles."""
+    # The forward of a class is one code object for dynamo, whatever method, dtype or size it is compiled for.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    model = copy.copy(model)
+    model._modules = dict(model._modules)
+    for name in _COMPILED:
+        part = model.get_submodule(name)
+        compiled = copy.copy(part)
+        compiled.forward = torch.compile(part.forward)  # type: ignore[method-assign]
+        model._modules[name] = compiled
+    return model
+
+
+def _float(case: Case, compiled: bool, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
+    model = case.build()
+    return _runs(_compile(model) if compiled else model, case, context)
+
+
+def _our_attention(case: Case) -> Callable[[str], Run]:
+    return _runs(lower_float(case.build()), case, nullcontext)
+
+
+def _torchao(case: Case, config: Callable[[], Any], takes: Callable[[nn.Module, str], bool]) -> Callable[[str], Run]:
+    from torchao.quantization import quantize_
+
+    model = case.build().bfloat16()
+    quantize_(model, config(), takes)
+    return _runs(_compile(model), case, _frozen)
+
+
+# Its inductor settings are for GPUs, and would stay set for the other methods.
+def _int8_dynamic() -> Any:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+
+
+def _int4_weight_only() -> Any:
+    from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+
+    return PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False)
+
+
+def _linear(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _int4_linear(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and module.out_features % 16 == 0 and module.in_features % 32 == 0
+
+
+def _ours(case: Case, preset: str) -> Callable[[str], Run]:
+    return _runs(load_qsam2(case.packed(preset), target="auto"), case, _bf16)
+
+
+METHODS: tuple[Method, ...] = (
+    Method("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
+    Method("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (ENCODER,)),
+    Method("torch fp32 compiled, oneDNN", partial(_float, compiled=True, context=_one_dnn), (ENCODER,)),
+    Method(BASELINE, partial(_float, compiled=True, context=_bf16)),
+    Method("torch bf16, our attention", _our_attention),
+    Method("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
+    Method("torchao int4 weight-only", partial(_torchao, config=_int4_weight_only, takes=_int4_linear), (ENCODER,)),
+    Method("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,)),
+    Method("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,)),
+    Method("OpenVINO INT8", partial(openvino, precision="bf16", quantized=True), (ENCODER,)),
+    Method("ONNX Runtime fp32", onnx_runtime, (ENCODER,)),
+    Method("ONNX Runtime dynamic int8", partial(onnx_runtime, quantized=True), (ENCODER,)),
+    Method("qsam2 W8A8", partial(_ours, preset="w8a8"), _NETWORK),
+    Method("qsam2 W4A8", partial(_ours, preset="w4a8")),
+    Method("qsam2 W3A8", partial(_ours, preset="w3a8"), _NETWORK),
+    Method("qsam2 W2A8", partial(_ours, preset="w2a8")),
+    Method("qsam2 W4A16", partial(_ours, preset="w4a16"), _NETWORK),
+)

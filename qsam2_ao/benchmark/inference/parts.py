@@ -1,0 +1,108 @@
+"""The parts of SAM2 that are timed on their own, and the two predictors around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+
+from ...compat.quiet import quiet_sam2
+from ...evaluation.state import as_video_predictor, predictor_state
+
+FRAMES = 32
+"""Of the video that is tracked."""
+
+_TOKENS_PER_POINTER = 4
+Run = Callable[[], Any]
+
+
+def image_encoder(model: SAM2Base, image: np.ndarray) -> Run:
+    """Features of one image."""
+    x = _input(model)
+    return lambda: model.image_encoder(x)
+
+
+def memory_attention(frames: int) -> Callable[[SAM2Base, np.ndarray], Run]:
+    """Attention of one frame to the memory and object pointers of ``frames`` others."""
+
+    def prepare(model: SAM2Base, image: np.ndarray) -> Run:
+        tokens, pointers = (model.image_size // 16) ** 2, frames * _TOKENS_PER_POINTER
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator)
+
+        memory, positions = normal(frames * tokens + pointers, 1, 64), normal(frames * tokens + pointers, 1, 64)
+        now, here = normal(tokens, 1, 256), normal(tokens, 1, 256)
+        return lambda: model.memory_attention(
+            curr=[now], curr_pos=[here], memory=memory, memory_pos=positions, num_obj_ptr_tokens=pointers
+        )
+
+    return prepare
+
+
+def decoder(model: SAM2Base, image: np.ndarray) -> Run:
+    """Prompt encoder and mask decoder for one click."""
+    side, generator = model.image_size // 16, torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, side, side, generator=generator)
+    fine = [torch.randn(1, c, side * k, side * k, generator=generator) for c, k in ((32, 4), (64, 2))]
+    click = {
+        "point_coords": torch.full((1, 1, 2), model.image_size / 2),
+        "point_labels": torch.ones(1, 1, dtype=torch.int32),
+    }
+    return lambda: model._forward_sam_heads(features, point_inputs=click, high_res_features=fine, multimask_output=True)
+
+
+def predict_image(model: SAM2Base, image: np.ndarray) -> Run:
+    """``SAM2ImagePredictor``: ``set_image`` and ``predict`` for one click."""
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    predictor = SAM2ImagePredictor(model)
+    click = np.array([[image.shape[1] / 2, image.shape[0] / 2]])
+
+    def run() -> None:
+        predictor.set_image(image)
+        predictor.predict(click, np.array([1]))
+
+    return run
+
+
+def track_video(model: SAM2Base, image: np.ndarray) -> Run:
+    """``SAM2VideoPredictor`` over ``FRAMES`` frames from one click; the time is that of all frames."""
+    predictor = as_video_predictor(model)
+    frames = np.stack([np.roll(image, 4 * t, axis=1) for t in range(FRAMES)])
+    state = predictor_state(predictor, frames)
+
+    def run() -> None:
+        with quiet_sam2():
+            predictor.reset_state(state)
+            state["cached_features"].clear()
+            middle = [[image.shape[1] / 2, image.shape[0] / 2]]
+            predictor.add_new_points_or_box(state, 0, obj_id=1, points=middle, labels=[1])
+            for _ in predictor.propagate_in_video(state):
+                pass
+
+    return run
+
+
+ENCODER, DECODER = "image encoder", "decoder, 1 click"
+IMAGE, VIDEO = "set_image + predict", f"video, {FRAMES} frames"
+PARTS: dict[str, Callable[[SAM2Base, np.ndarray], Run]] = {
+    ENCODER: image_encoder,
+    "memory attention, 1 frame": memory_attention(1),
+    "memory attention, 2 frames": memory_attention(2),
+    "memory attention, 4 frames": memory_attention(4),
+    "memory attention, 7 frames": memory_attention(7),
+    DECODER: decoder,
+    IMAGE: predict_image,
+    VIDEO: track_video,
+}
+"""Name -> ``(model, image) -> what to time``."""
+
+
+def _input(model: SAM2Base) -> torch.Tensor:
+    size = model.image_size
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

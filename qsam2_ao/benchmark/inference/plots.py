@@ -1,0 +1,72 @@
+"""Plots of the inference benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .footprint import CHECKPOINT
+from .methods import BASELINE
+from .parts import ENCODER
+from .report import cases_of, find
+
+_WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
+
+
+def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> Figure:
+    """Time of the image encoder against the bytes of the model, one panel per case and one point per method."""
+    cases = [case for case in cases_of(records) if find(files, model=case["model"], file=CHECKPOINT)]
+    figure = Figure(figsize=(6.5 * max(1, len(cases)), 5))
+    axes = figure.subplots(1, max(1, len(cases)), squeeze=False)[0]
+    for axis, case in zip(axes, cases, strict=False):
+        for r in records:
+            if r["part"] != ENCODER or any(r[key] != value for key, value in case.items()):
+                continue
+            size = _megabytes(r["method"], case["model"], files)
+            if size is None:
+                continue
+            ours = r["method"].startswith("qsam2")
+            axis.scatter(size, r["ms"], marker="*" if ours else "o", s=130 if ours else 40)
+            axis.annotate(r["method"], (size, r["ms"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axis.set(xscale="log", yscale="log", xlabel="model, MB", ylabel=f"{ENCODER}, ms")
+        axis.set_title("{model}, {size} px, threads: {threads}".format(**case))
+        axis.grid(visible=True, which="both", alpha=0.2)
+    return figure
+
+
+def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the packed file, or of all weights at the bits of the method."""
+    kind, _, preset = method.partition(" ")
+    if kind == "qsam2":
+        packed = find(files, model=model, file=preset.lower())
+        return packed["file_bytes"] / 1e6 if packed else None
+    checkpoint = find(files, model=model, file=CHECKPOINT)
+    bits = next((bits for name, bits in _WEIGHT_BITS.items() if name in method), None)
+    return checkpoint["file_bytes"] / 1e6 * bits / 16 if checkpoint and bits else None
+
+
+def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASELINE, "qsam2 W4A8")) -> Figure:
+    """Time of the image encoder against pixels, and of memory attention against memory frames."""
+    figure = Figure(figsize=(12, 4.5))
+    pixels, frames = figure.subplots(1, 2)
+    for model, threads in dict.fromkeys((r["model"], r["threads"]) for r in records):
+        for method in methods:
+            rows = [r for r in records if (r["model"], r["threads"], r["method"]) == (model, threads, method)]
+            label = f"{model}, {threads} threads, {method}"
+            points = sorted((r["size"] ** 2 / 1e6, r["ms"]) for r in rows if r["part"] == ENCODER)
+            pixels.plot(*zip(*points, strict=True), "o-", label=label)
+            largest = max((r["size"] for r in rows), default=0)
+            points = sorted(
+                (int(r["part"].split(", ")[1].split()[0]), r["ms"])
+                for r in rows
+                if r["part"].startswith("memory attention") and r["size"] == largest
+            )
+            frames.plot(*zip(*points, strict=True), "o-", label=f"{label}, {largest} px")
+    pixels.set(xlabel="megapixels", ylabel=f"{ENCODER}, ms", xlim=(0, None), ylim=(0, None))
+    frames.set(xlabel="memory frames", ylabel="memory attention, ms", xlim=(0, None), ylim=(0, None))
+    for axis in (pixels, frames):
+        axis.legend(fontsize=7)
+        axis.grid(visible=True, alpha=0.2)
+    return figure

@@ -1,0 +1,182 @@
+"""The inference benchmark as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .footprint import CHECKPOINT
+from .methods import BASELINE
+from .parts import DECODER, ENCODER, FRAMES, PARTS, VIDEO
+
+Record = Mapping[str, Any]
+_MAIN = "qsam2 W4A8"
+
+
+def find(records: Sequence[Record], **wanted: Any) -> Record | None:
+    """The first record with these values."""
+    return next((r for r in records if all(r[key] == value for key, value in wanted.items())), None)
+
+
+def _ratio(records: Sequence[Record], over: str, method: str, case: Mapping[str, Any], part: str) -> float | None:
+    slow, fast = (find(records, part=part, method=name, **case) for name in (over, method))
+    return slow["ms"] / fast["ms"] if slow and fast else None
+
+
+def cases_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The cases measured, in order."""
+    keys = dict.fromkeys((r["model"], r["size"], r["threads"]) for r in records)
+    return [{"model": model, "size": size, "threads": threads} for model, size, threads in keys]
+
+
+def targets(records: Sequence[Record], files: Sequence[Record]) -> list[tuple[str, str, float, float, bool]]:
+    """Where, what, the measured ratio, the limit, and whether the limit is the least (True) or the most allowed."""
+    rows: list[tuple[str, str, float, float, bool]] = []
+
+    def add(where: str, what: str, value: float | None, limit: float, least: bool = True) -> None:
+        if value is not None:
+            rows.append((where, what, value, limit, least))
+
+    for case in cases_of(records):
+        where = f"{case['model']}, {case['size']} px, {case['threads']} threads"
+        for part, limit in ((ENCODER, 2.8), (VIDEO, 1.7), (DECODER, 1.0)):
+            ours = find(records, part=part, method=_MAIN, **case)
+            add(where, f"{part}: W4A8 against {BASELINE}", ours["vs_float"] if ours else None, limit)
+        add(
+            where, f"{ENCODER}: W4A8 against OpenVINO INT8", _ratio(records, "OpenVINO INT8", _MAIN, case, ENCODER), 1.1
+        )
+        for bits in (2, 3):
+            value = _ratio(records, "qsam2 W8A8", f"qsam2 W{bits}A8", case, ENCODER)
+            add(where, f"{ENCODER}: W{bits}A8 against W8A8", value, 0.95)
+    for model in dict.fromkeys(r["model"] for r in files):
+        reference = find(files, model=model, file=CHECKPOINT)
+        for preset, limit in (("w2a8", 7.0), ("w4a8", 3.7)):
+            packed = find(files, model=model, file=preset)
+            if reference and packed:
+                add(model, f"file: bf16 checkpoint / {preset}", reference["file_bytes"] / packed["file_bytes"], limit)
+        packed = find(files, model=model, file="w4a8")
+        if packed:
+            start = packed["mask_seconds"] / packed["build_seconds"]
+            add(model, "w4a8, file to first mask / reading the file and building the module", start, 1.5, False)
+            memory = packed["load_bytes"] / packed["file_bytes"]
+            add(model, "w4a8, peak memory of loading / file", memory, 1.5, False)
+    return rows
+
+
+def markdown(
+    records: Sequence[Record],
+    files: Sequence[Record],
+    work: Sequence[Record],
+    ceilings: Mapping[str, Mapping[str, float]],
+    memory: Sequence[Record],
+    environment: Mapping[str, str],
+    command: str,
+    plots: Mapping[str, str],
+) -> str:
+    """The report.
+
+    Args:
+        records: Times, as ``timing.measure`` gives them.
+        files: As ``footprint.footprints`` gives them.
+        work: As ``roofline.work`` gives it.
+        ceilings: Threads -> what ``roofline.ceilings`` gives.
+        memory: As ``video_memory`` gives it.
+        environment: Machine and versions.
+        command: What was run.
+        plots: Caption -> file name.
+    """
+    lines = ["# Speed, size and memory of deployed models", "", f"`{command}`", ""]
+    lines += [f"- {key}: {value}" for key, value in environment.items()]
+    lines += [
+        "",
+        "Weights are random: speed does not depend on them. Batch 1. Methods take turns, round after round; a time is",
+        "the median, ± half the distance between the quartiles; a ratio is the median over rounds of the time of",
+        f"{BASELINE} over that of the method in the same round. {BASELINE} is torch.compile of the parts that SAM2's",
+        "own `SAM2VideoPredictorVOS` compiles, under bfloat16 autocast.",
+        "",
+        "## Targets",
+        "",
+        "| where | what | measured | target | met |",
+        "|---|---|---|---|---|",
+    ]
+    for where, what, value, limit, least in targets(records, files):
+        met = value >= limit if least else value <= limit
+        sign = "at least" if least else "at most"
+        lines.append(f"| {where} | {what} | {value:.2f} | {sign} {limit} | {'yes' if met else 'no'} |")
+    for case in cases_of(records):
+        lines += ["", "## {model}, {size} px, threads: {threads}".format(**case), ""]
+        lines += _table(records, case)
+    lines += ["", "## Files", "", _FILES, "", "| model | file | MiB | smaller | to first mask, s | read + build, s |"]
+    lines[-1] += " peak while loading, MiB | peak until the mask, MiB |"
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for r in files:
+        reference = find(files, model=r["model"], file=CHECKPOINT)
+        smaller = f"{reference['file_bytes'] / r['file_bytes']:.2f}x" if reference else "-"
+        mib = {key: r[key] / 2**20 for key in ("file_bytes", "load_bytes", "mask_bytes")}
+        lines.append(
+            f"| {r['model']} | {r['file']} | {mib['file_bytes']:.1f} | {smaller} | {r['mask_seconds']:.2f} | "
+            f"{r['build_seconds']:.2f} | {mib['load_bytes']:.0f} | {mib['mask_bytes']:.0f} |"
+        )
+    lines += ["", "## Against the machine's ceilings", "", _ROOFLINE, ""]
+    for threads, found in ceilings.items():
+        lines.append(f"- threads: {threads}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
+    lines += ["", "| model | px | threads | part | GOP in layers | in attention | MB | ms | of the ceiling |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += _roofline(records, work, ceilings)
+    if memory:
+        first, last = memory[0], memory[-1]
+        lines += ["", "## Memory over a long video", ""]
+        lines.append(
+            f"{first['model']}, {first['size']} px, W4A8, SAM2's own predictor and settings: resident memory after "
+            f"{last['frames']} frames is {last['mb']:.1f} MB above that after {first['frames']}. The predictor keeps "
+            "the masks and memory features of every frame."
+        )
+        lines += ["", "| frames | MB |", "|---|---|", *(f"| {r['frames']} | {r['mb']:.1f} |" for r in memory)]
+    for caption, name in plots.items():
+        lines += ["", f"## {caption}", "", f"![{caption}]({name})"]
+    return "\n".join(lines) + "\n"
+
+
+_FILES = (
+    "A packed file holds everything: packed weights, scales, biases, and what stays float. The bf16 checkpoint is the\n"
+    "official file's tensors in bfloat16. Memory is on top of the interpreter with its imports."
+)
+_ROOFLINE = (
+    "GOP/s of large matrix products and GB/s of a copy, measured on this machine. The last column is the least time\n"
+    "that the operations could take (layers at the int8 ceiling, attention at the bfloat16 one) over the time of W4A8.\n"
+    "MB is what matrix products and attention must read and write once."
+)
+
+
+def _table(records: Sequence[Record], case: Mapping[str, Any]) -> list[str]:
+    parts = [part for part in PARTS if find(records, part=part, **case)]
+    methods = dict.fromkeys(r["method"] for r in records if all(r[k] == v for k, v in case.items()))
+    heads = [f"{part}, ms a frame" if part == VIDEO else f"{part}, ms" for part in parts]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(parts) + 1) + "|"]
+    for method in methods:
+        cells = []
+        for part in parts:
+            r = find(records, part=part, method=method, **case)
+            count = FRAMES if part == VIDEO else 1
+            ratio = f" ({r['vs_float']:.2f}x)" if r and r["vs_float"] is not None else ""
+            cells.append(f"{r['ms'] / count:.1f} ± {r['spread'] / count:.1f}{ratio}" if r else "-")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _roofline(
+    records: Sequence[Record], work: Sequence[Record], ceilings: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    lines = []
+    for w in work:
+        for threads, found in ceilings.items():
+            case = {"model": w["model"], "size": w["size"], "threads": int(threads), "part": w["part"]}
+            ours = find(records, method=_MAIN, **case)
+            if ours is None or "int8" not in found:
+                continue
+            least = w["layer_gflop"] / found["int8"] + w["attention_gflop"] / found["bf16"]
+            lines.append(
+                f"| {w['model']} | {w['size']} | {threads} | {w['part']} | {w['layer_gflop']} | "
+                f"{w['attention_gflop']} | {w['tensor_mb']} | {ours['ms']:.1f} | {1e5 * least / ours['ms']:.0f} % |"
+            )
+    return lines

@@ -1,0 +1,31 @@
+"""Measurements that need a process of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import re
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def alone(function: Callable[..., Result], *arguments: Any) -> Result:
+    """``function(*arguments)`` in a new process, so that its peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has ever had resident."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    # Not ru_maxrss, which on Linux starts with the peak of the process that started this one.
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
