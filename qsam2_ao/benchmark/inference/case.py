@@ -69,4 +69,4 @@ class Case:
 
 def _picture(size: int) -> np.ndarray:
     frame = generate_sequence("test", 0, num_frames=1).frames[0]
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))

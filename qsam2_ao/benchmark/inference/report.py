@@ -143,7 +143,7 @@ _FILES = (
 )
 _ROOFLINE = (
     "GOP/s of large matrix products and GB/s of a copy, measured on this machine. The last column is the least time\n"
-    "that the operations could take (layers at the int8 ceiling, attention at the bfloat16 one) over the time of W4A8.\n"
+    "the operations could take (layers at the int8 ceiling, attention at the bfloat16 one) over the time of W4A8.\n"
     "MB is what matrix products and attention must read and write once."
 )
 

@@ -30,7 +30,7 @@ def work(case: Case) -> list[dict[str, Any]]:
     for part in COUNTED:
         run = PARTS[part](model, case.image())
         layers = _Bytes()
-        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, layers:
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), layers, FlopCounterMode(display=False) as counter:
             run()
         counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
         attention = sum(n for op, n in counts.items() if _ATTENTION in op)
