@@ -14,6 +14,7 @@ from ..benchmark.environment import environment
 from ..benchmark.inference.case import Case
 from ..benchmark.inference.footprint import footprints
 from ..benchmark.inference.methods import METHODS
+from ..benchmark.inference.parts import PARTS
 from ..benchmark.inference.plots import growth, latency_against_size
 from ..benchmark.inference.report import markdown
 from ..benchmark.inference.roofline import ceilings, work
@@ -45,20 +46,21 @@ def inference(
     method: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only these; the baseline is always there.")
     ] = None,
+    part: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these, as the tables call them.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time the parts of SAM2 and both predictors by every method; measure files, loading and memory.
 
-    Leave the machine alone meanwhile. Finished models, sizes and counts of threads are kept in FOLDER/inference.work,
-    also for other choices of them: the same command goes on from there, and the report shows all that is there. By
-    default FOLDER is benchmarks/results, or outputs/inference-quick with --quick.
+    Leave the machine alone meanwhile. Finished parts are kept in FOLDER/inference.work, also for other choices of
+    models, sizes and threads: the same command goes on from there, and the report shows all that is there. By default
+    FOLDER is benchmarks/results, or outputs/inference-quick with --quick.
 
     Example: [bold]qsam2 benchmark inference --quick[/bold]
     """
     folder = output or Path("outputs/inference-quick" if quick else "benchmarks/results")
     names = list(_QUICK) if quick else method
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
-    for given, known in ((model, OFFICIAL), (names, [m.name for m in METHODS])):
+    for given, known in ((model, OFFICIAL), (names, [m.name for m in METHODS]), (part, PARTS)):
         if unknown := sorted(set(given or ()) - set(known)):
             raise QConfigError(f"unknown name {unknown[0]!r}; choose from {', '.join(known)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,7 +77,9 @@ def inference(
             kept.result(f"{name}-{pixels}px-work", partial(work, first))
             for count in counts:
                 case = Case(name, pixels, count, files)
-                kept.result(f"{case.name}-times", partial(alone, measure, case, chosen))
+                for number, one in enumerate(PARTS):
+                    if part is None or one in part:
+                        kept.result(f"{case.name}-{number}-times", partial(alone, measure, case, one, chosen))
         kept.result(f"{name}-files", partial(footprints, Case(name, sizes[0], counts[-1], files)))
     note("ceilings and memory")
     for count in counts:

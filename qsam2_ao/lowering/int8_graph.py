@@ -65,6 +65,7 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     lowered.activations()
     lowered.residuals()
     lowered.output_codes()
+    lowered.tokens()
     lowered.dtypes()
     if lowered.device.type == "cpu":
         run_in_bands(lowered.part)
@@ -234,6 +235,13 @@ class _Lowering:
                 layer.grid = codes.grid
                 user.replace_all_uses_with(node)
                 self.graph.erase_node(user)
+
+    def tokens(self) -> None:
+        """An image read as tokens -> laid out as tokens once, not strided in every addition."""
+        for node in [n for n in self.graph.nodes if _back(_back(n, "permute", (0, 2, 1)), "flatten", (2,)) is not None]:
+            with self.graph.inserting_after(node):
+                tokens = self.graph.call_method("contiguous", (node,))
+            node.replace_all_uses_with(tokens, delete_user_cb=lambda user, tokens=tokens: user is not tokens)
 
     def dtypes(self) -> None:
         """bfloat16 inside, also in front of layers that stay packed or float, and the caller's dtype outside."""
