@@ -17,6 +17,8 @@ from .checkpoint import load_qsam2, save_qsam2
 from .convert import convert_qsam2
 from .errors import QSAM2Error
 from .graph import REGIONS, trace_regions
+from .lowering.compiled import compile_qsam2
+from .lowering.targets import lower_float
 from .models.config import rehouse
 from .models.embedded import build_embedded, load_embedded
 from .models.official import build_official
@@ -39,11 +41,13 @@ __all__ = [
     "build_official",
     "calibrate_activations",
     "calibrate_qsam2",
+    "compile_qsam2",
     "convert_qsam2",
     "coverage_report",
     "equalize_qsam2",
     "load_embedded",
     "load_qsam2",
+    "lower_float",
     "lsc_qconfig",
     "prepare_qsam2",
     "preset_qconfig",

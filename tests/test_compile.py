@@ -1,30 +1,93 @@
-"""The regions of a loaded model under torch.compile."""
+"""The parts of a loaded model under torch.compile."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from sam2_runs import images, run_video
+from torch._dynamo.utils import counters
 
-from qsam2_ao import load_qsam2
-from qsam2_ao.graph import find_parts
+from qsam2_ao import build_embedded, compile_qsam2, load_qsam2, save_qsam2
+from qsam2_ao.errors import UnsupportedLayerError
+from qsam2_ao.native import unavailable_reason
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_every_region_compiles_without_a_graph_break(packed_file: Path, backend: str) -> None:
+def test_every_part_compiles_without_a_graph_break(packed_file: Path, backend: str, tmp_path: Path) -> None:
     model = load_qsam2(packed_file)
     batch = images(1, 96)
     with torch.no_grad():
         expected = run_video(model, batch)
-        for part in find_parts(model):
-            compiled = torch.compile(model.get_submodule(part.path), backend=backend, fullgraph=True, dynamic=False)
-            model.set_submodule(part.path, compiled)
+        compile_qsam2(model, backend=backend)
         actual = run_video(model, batch)
-    torch._dynamo.reset()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] > 5
     for ours, theirs in zip(actual, expected, strict=True):
         # Fused kernels round otherwise, and a code of an input may fall on the other side of a step.
         error = (ours - theirs).square().mean() / theirs.square().mean().clamp(min=1e-12)
         assert float(error) < 1e-2
+    save_qsam2(model, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").stat().st_size == packed_file.stat().st_size
+
+
+def attend(model: SAM2Base, frames: int, pointers: int, objects: int) -> None:
+    tokens, dim = (model.image_size // 16) ** 2, model.hidden_dim
+    memory = torch.zeros(frames * tokens + pointers * 4, objects, model.mem_dim)
+    image = torch.zeros(tokens, objects, dim)
+    model.memory_attention(
+        curr=[image], curr_pos=[image], memory=memory, memory_pos=memory, num_obj_ptr_tokens=pointers * 4
+    )
+
+
+def decode(model: SAM2Base, points: int, objects: int) -> None:
+    side, dim = model.image_size // 16, model.hidden_dim
+    model._forward_sam_heads(
+        torch.zeros(objects, dim, side, side),
+        point_inputs={
+            "point_coords": torch.zeros(objects, points, 2),
+            "point_labels": torch.ones(objects, points, dtype=torch.int32),
+        },
+        high_res_features=[torch.zeros(objects, dim // 8 * k, side * 4 // k, side * 4 // k) for k in (1, 2)],
+        multimask_output=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["packed", "int8"])
+@torch.no_grad()
+def test_nothing_compiles_again_after_warm_up(packed_file: Path, target: str) -> None:
+    if target == "int8" and (reason := unavailable_reason()) is not None:
+        pytest.skip(reason)
+    model = compile_qsam2(load_qsam2(packed_file, target=target), backend="aot_eager")
+    for objects in (1, 2):
+        for frames in (1, 2):
+            attend(model, frames, frames, objects)
+        for points in (1, 2):
+            decode(model, points, objects)
+    warm = counters["stats"]["unique_graphs"]
+    assert warm > 5
+    for objects in (1, 3):
+        for frames, pointers in ((1, 5), (3, 16), (7, 2)):
+            attend(model, frames, pointers, objects)
+        for points in (3, 6):
+            decode(model, points, objects)
+    assert counters["stats"]["unique_graphs"] == warm
+    assert not counters["graph_break"]
+
+
+def test_a_float_model_is_refused() -> None:
+    with pytest.raises(UnsupportedLayerError, match="vos_optimized"):
+        compile_qsam2(build_embedded())

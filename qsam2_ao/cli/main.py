@@ -14,6 +14,7 @@ from ..errors import QSAM2Error
 from .benchmark import app as benchmark
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .inspect import inspect
 from .quantize import quantize
 from .segment import segment
@@ -70,7 +71,7 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect):
+for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 

@@ -126,7 +126,7 @@ class Int8Linear(_OfThisMachine):
     def __init__(self, module: nn.Module, packed: PackedIntxTensor, grid: Grid, dtype: torch.dtype) -> None:
         super().__init__()
         codes, bits = packed.unpack(), int(packed.bits)
-        zero_point, step = _centre(packed)
+        zero_point, step = centre(packed)
         bias = module.bias
         if isinstance(module, nn.Conv2d):
             codes = codes.permute(0, 2, 3, 1)  # channels last, as the patches are gathered
@@ -313,7 +313,7 @@ def int8_support(
     if grid.high > 255 or not grid.zero_point.is_integer():
         return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
     try:
-        _centre(packed)
+        centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
     if isinstance(module, nn.Conv2d):
@@ -355,7 +355,7 @@ def lower_int8(
     return kind(module, packed, Grid.of(quantizer), dtype)  # type: ignore[arg-type]
 
 
-def _centre(packed: PackedIntxTensor) -> tuple[float, int]:
+def centre(packed: PackedIntxTensor) -> tuple[float, int]:
     """The one zero point of a weight, and 2 if it lies between two codes (values are doubled then), else 1."""
     zero_point = float(packed.zero_point.flatten()[0])
     if not bool((packed.zero_point == zero_point).all()):

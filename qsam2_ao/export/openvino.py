@@ -1,0 +1,46 @@
+"""Deployed models as OpenVINO files, made from the ONNX ones."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sam2.modeling.sam2_base import SAM2Base
+
+from ..files import atomic_write
+from .to_onnx import _needed, export_onnx
+
+
+def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
+    """Write the parts that :func:`export_onnx` writes as OpenVINO's ``.xml`` and ``.bin``.
+
+    OpenVINO turns the quantize-dequantize pairs into its own int8 layers.
+
+    Args:
+        model: From ``load_qsam2`` with ``target="packed"``.
+        folder: Where ``image_encoder.xml`` and so on go.
+        progress: Whether to show a bar.
+
+    Returns:
+        The ``.xml`` files.
+
+    Raises:
+        QSAM2Error: The packages are missing, or a file cannot be written.
+        UnsupportedLayerError: As for :func:`export_onnx`.
+
+    Example:
+        >>> export_openvino(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-openvino")  # doctest: +SKIP
+    """
+    ov = _needed("openvino")
+    files = []
+    with tempfile.TemporaryDirectory() as work:
+        for source in export_onnx(model, work, progress=progress):
+            whole = Path(work) / f"{source.stem}.xml"
+            ov.save_model(ov.convert_model(source), whole, compress_to_fp16=False)
+            path = Path(folder) / whole.name
+            for suffix in (".bin", ".xml"):  # the .xml last: where it is, both are
+                with atomic_write(path.with_suffix(suffix)) as temporary:
+                    temporary.write_bytes(whole.with_suffix(suffix).read_bytes())
+            files.append(path)
+    return files

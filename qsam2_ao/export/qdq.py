@@ -1,0 +1,159 @@
+"""The layers of a deployed model as quantize-dequantize pairs around float layers, which other runtimes understand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, fx, nn
+
+from ..errors import UnsupportedLayerError
+from ..graph.leaves import AxialRoPE, hiera_pos_embed
+from ..lowering.activation import ActivationQuantizer
+from ..lowering.int8 import Grid, centre
+from ..tensors.packed import PackedIntxTensor
+from .parts import RealRoPE
+
+
+@torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x`` on the grid of unsigned 8-bit codes; ``low`` and ``high`` are the values of its first and last code."""
+    codes = torch.round(x.clamp(low, high) / scale + zero_point.float()).clamp(0, 255)
+    return (codes - zero_point.float()) * scale
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("qsam2_export::dequantize", mutates_args=())
+def dequantize(values: Tensor, scale: Tensor) -> Tensor:
+    """A weight: int8 ``[out, ...]`` times float32 ``[out]``."""
+    return values.float() * scale.reshape(-1, *[1] * (values.dim() - 1))
+
+
+@dequantize.register_fake
+def _(values: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(values, dtype=torch.float32)
+
+
+class QuantizeDequantize(nn.Module):
+    """An input quantizer."""
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        grid = Grid.of(quantizer)
+        self.register_buffer("scale", torch.tensor(grid.scale))
+        self.register_buffer("zero_point", torch.tensor(int(grid.zero_point), dtype=torch.uint8))
+        self.register_buffer("low", torch.tensor(-grid.zero_point * grid.scale))
+        self.register_buffer("high", torch.tensor((grid.high - grid.zero_point) * grid.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round to the grid."""
+        return quantize_dequantize(x, self.scale, self.zero_point, self.low, self.high)
+
+
+class DequantizedLayer(nn.Module):
+    """A linear layer or convolution with an int8 weight."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, packed: PackedIntxTensor) -> None:
+        super().__init__()
+        zero_point, step = centre(packed)
+        values = packed.unpack().long() * step - int(zero_point * step)
+        self.register_buffer("values", values.to(torch.int8))
+        self.register_buffer("scale", (packed.scale.float() / step).expand(packed.shape[0]).contiguous())
+        self.layer = [layer]  # for its geometry, without its weight
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer."""
+        layer: Any = self.layer[0]
+        weight = dequantize(self.values, self.scale)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+class Constant(nn.Module):
+    """What does not depend on the input but for its size, kept for the one size that is exported."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value.detach().clone())
+
+    def forward(self, *args: Any) -> Tensor:
+        """The value."""
+        return self.value
+
+
+def for_export(model: SAM2Base) -> SAM2Base:
+    """A copy of a deployed model whose layers are quantize-dequantize pairs, for its own image size.
+
+    Args:
+        model: From ``load_qsam2`` with ``target="packed"``; not modified.
+
+    Raises:
+        UnsupportedLayerError: The model is lowered, or a layer's grid has no int8 form, naming the layer.
+    """
+    model = copy.deepcopy(model).eval()
+    for plan in getattr(model, "qsam2_plan", ()):
+        path = f"{plan.part}.{plan.layer}"
+        layer: Any = model.get_submodule(path)
+        packed = getattr(layer, "weight", None)
+        if not isinstance(packed, PackedIntxTensor):
+            raise UnsupportedLayerError(f'{plan.name} is lowered: load the file with target="packed" to export it')
+        if packed.group_size is not None:
+            raise UnsupportedLayerError(f"{plan.name} has scales per group, which the export does not write")
+        try:
+            model.set_submodule(path, DequantizedLayer(layer, packed))
+        except UnsupportedLayerError as error:
+            raise UnsupportedLayerError(f"{plan.name} cannot be exported: {error}") from error
+    tokens = (model.image_size // 16) ** 2
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            model.set_submodule(name, QuantizeDequantize(module))
+        elif isinstance(module, AxialRoPE):
+            model.set_submodule(name, RealRoPE(module, tokens))
+    for part in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
+        _keep_positions(part, model)
+    return model
+
+
+def _keep_positions(part: fx.GraphModule, model: SAM2Base) -> None:
+    """Positional embeddings as constants of the model's image size."""
+    for count, node in enumerate(list(part.graph.nodes)):
+        module = part.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.target is hiera_pos_embed:
+            embeddings = [_attribute(part, str(argument.target)) for argument in node.args[:2]]
+            side = model.image_size // 4
+            value = hiera_pos_embed(*embeddings, torch.empty(1, side, side, 1))
+        elif isinstance(module, PositionEmbeddingSine):
+            continue
+        else:
+            continue
+        part.add_submodule(f"position_{count}", Constant(value))
+        with part.graph.inserting_before(node):
+            node.replace_all_uses_with(part.graph.call_module(f"position_{count}", ()))
+        part.graph.erase_node(node)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)

@@ -1,0 +1,113 @@
+"""Deployed models as ONNX files: quantize-dequantize pairs, weights of up to 4 bits as INT4 where they fit."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from tqdm import tqdm
+
+from ..compat.quiet import quiet_sam2
+from ..errors import QSAM2Error
+from ..files import atomic_write
+from .parts import ExportPart, export_parts
+from .qdq import for_export
+
+OPSET = 21
+"""The first with 4-bit integers."""
+
+
+def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
+    """Write the image encoder, the mask decoder, memory attention and the memory encoder as ONNX files.
+
+    Inputs and outputs are those of the modules in :mod:`.parts`, for one image or object at a time. The numbers of
+    clicks, memory tokens and pointer tokens are free. RoPE is in real arithmetic.
+
+    Args:
+        model: From ``load_qsam2`` with ``target="packed"``.
+        folder: Where ``image_encoder.onnx`` and so on go; each is written whole or not at all.
+        progress: Whether to show a bar.
+
+    Returns:
+        The files.
+
+    Raises:
+        QSAM2Error: The packages ``onnx`` and ``onnxscript`` are missing, or a file cannot be written.
+        UnsupportedLayerError: A layer has no form in ONNX, naming it.
+
+    Example:
+        >>> export_onnx(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-onnx")  # doctest: +SKIP
+    """
+    for package in ("onnx", "onnxscript"):
+        _needed(package)
+    parts = export_parts(for_export(model))
+    files = []
+    for part in tqdm(parts, desc="exporting", unit="file", disable=not progress):
+        path = Path(folder) / f"{part.name}.onnx"
+        proto = _convert(part)
+        _pack_int4(proto)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
+        files.append(path)
+    return files
+
+
+def _convert(part: ExportPart) -> Any:
+    dynamic = {name: dict.fromkeys(part.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in part.inputs}
+    with torch.no_grad(), quiet_sam2():
+        program = torch.onnx.export(
+            part.module,
+            tuple(part.inputs.values()),
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_shapes=tuple(dynamic.values()),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table=_translations(),
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _translations() -> dict[Any, Any]:
+    from onnxscript import opset21 as op
+
+    def quantize_dequantize(x: Any, scale: Any, zero_point: Any, low: Any, high: Any) -> Any:
+        return op.DequantizeLinear(op.QuantizeLinear(op.Clip(x, low, high), scale, zero_point), scale, zero_point)
+
+    def dequantize(values: Any, scale: Any) -> Any:
+        return op.DequantizeLinear(values, scale, axis=0)
+
+    ops = torch.ops.qsam2_export
+    return {ops.quantize_dequantize.default: quantize_dequantize, ops.dequantize.default: dequantize}
+
+
+def _pack_int4(proto: Any) -> None:
+    """Weights whose values are within -8 and 7, as two to a byte."""
+    import onnx
+
+    weights = {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    for tensor in proto.graph.initializer:
+        if tensor.name not in weights or tensor.data_type != onnx.TensorProto.INT8:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.size and values.min() >= -8 and values.max() <= 7:
+            low = (values.reshape(-1) & 15).astype(np.uint8)
+            low = np.append(low, np.zeros(low.size % 2, np.uint8))
+            tensor.data_type = onnx.TensorProto.INT4
+            tensor.raw_data = (low[::2] | low[1::2] << 4).tobytes()
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise QSAM2Error(
+            f'this export needs the package {package}: pip install "qsam2_ao[export]" ({error})'
+        ) from error

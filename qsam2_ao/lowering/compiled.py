@@ -1,0 +1,45 @@
+"""The parts of a deployed model under torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sam2.modeling.sam2_base import SAM2Base
+from torch import fx
+
+from ..errors import UnsupportedLayerError
+from ..graph import find_parts
+
+
+def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
+    """Compile every part of a deployed model, in place; each compiles when it is first called.
+
+    Where the int8 kernels run, there is little left to fuse. It is for ``target="packed"``: dequantization is fused
+    into what reads the weight. Weights are not frozen into the graphs, which would keep float copies of them.
+
+    Args:
+        model: A model from ``convert_qsam2``, ``load_qsam2`` or ``lower_float``.
+        **options: For ``torch.compile``, such as ``backend`` or ``mode``.
+
+    Returns:
+        The model, with its names and classes as they were: predictors and ``save_qsam2`` take it. The image encoder
+        compiles once for each size of image. The other parts have dynamic shapes: they compile again for the second
+        object, and then no more, however many objects, clicks, memory frames and object pointers there are.
+
+    Raises:
+        UnsupportedLayerError: A part is not a graph.
+
+    Example:
+        >>> model = compile_qsam2(load_qsam2("tiny-w4a8.safetensors", device="cuda"))
+    """
+    parts = find_parts(model)
+    for part in parts:
+        if not isinstance(model.get_submodule(part.path), fx.GraphModule):
+            raise UnsupportedLayerError(
+                f"{part.path} is no graph: compile_qsam2 takes models from convert_qsam2 and load_qsam2; SAM2 compiles "
+                "float models itself (vos_optimized=True)"
+            )
+    for part in parts:
+        dynamic = None if part.region == "image_encoder" else True
+        model.get_submodule(part.path).compile(fullgraph=True, dynamic=dynamic, **options)
+    return model

@@ -1,0 +1,162 @@
+"""Exported files in their runtimes against the packed model that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from sam2_runs import images
+from torch import Tensor, nn
+
+from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
+from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
+from qsam2_ao.export import export_onnx, export_openvino
+from qsam2_ao.export.parts import ExportPart, export_parts
+from qsam2_ao.export.qdq import for_export
+from qsam2_ao.lowering.plan import LayerPlan
+from qsam2_ao.native import unavailable_reason
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+Outputs = list[np.ndarray]
+Runner = Callable[[Path, Mapping[str, Tensor]], Outputs]
+
+
+def in_onnx_runtime(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
+    ort = pytest.importorskip("onnxruntime")
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: value.numpy() for name, value in inputs.items()})
+
+
+def in_openvino(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
+    ov = pytest.importorskip("openvino")
+    compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled.create_infer_request().infer({name: value.numpy() for name, value in inputs.items()})
+    return [results[i] for i in range(len(compiled.outputs))]
+
+
+@pytest.fixture(scope="module", params=["w4a8", "w2a4"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SAM2Base:
+    """The embedded model with its trained weights: scores without ties, ranges of real inputs."""
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (96, 96, 3), np.uint8)]
+    path = tmp_path_factory.mktemp("export") / f"{request.param}.safetensors"
+    save_qsam2(convert_qsam2(load_embedded(), request.param, photos, vrc=None, progress=False), path)
+    return load_qsam2(path)
+
+
+@pytest.fixture(scope="module")
+def parts(trained: SAM2Base) -> dict[str, ExportPart]:
+    return {part.name: part for part in export_parts(for_export(trained))}
+
+
+def torch_run(part: ExportPart, inputs: Mapping[str, Tensor]) -> Outputs:
+    with torch.no_grad():
+        out = part.module(*inputs.values())
+    return [tensor.numpy() for tensor in (out if isinstance(out, tuple) else (out,))]
+
+
+def check(actual: Outputs, expected: Outputs, tolerance: float) -> None:
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.shape == other.shape
+        error = np.sqrt(np.square(one - other).mean() / max(np.square(other).mean(), 1e-12))
+        # Rounded differently, some inputs of a later layer fall on the other side of a step.
+        assert error < tolerance
+
+
+@torch.no_grad()
+def test_the_parts_compute_what_the_packed_model_computes(trained: SAM2Base, parts: dict[str, ExportPart]) -> None:
+    x = images(1, trained.image_size)
+    fine, middle, coarse = trained.forward_image(x)["backbone_fpn"]
+    for ours, theirs in zip(parts["image_encoder"].module(x), (coarse, middle, fine), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    inputs = parts["memory_attention"].inputs
+    tokens = [inputs[name].flatten(2).permute(2, 0, 1) for name in ("features", "position")]
+    expected = trained.memory_attention(
+        curr=tokens[:1],
+        curr_pos=tokens[1:],
+        memory=torch.cat([inputs["memory"], inputs["pointers"]]),
+        memory_pos=torch.cat([inputs["memory_position"], inputs["pointer_position"]]),
+        num_obj_ptr_tokens=len(inputs["pointers"]),
+    )
+    ours = parts["memory_attention"].module(*inputs.values())
+    torch.testing.assert_close(ours.flatten(2).permute(2, 0, 1), expected, rtol=1e-3, atol=1e-2)
+    inputs = parts["memory_encoder"].inputs
+    expected, _ = trained._encode_new_memory(
+        [inputs["features"].flatten(2).permute(2, 0, 1)],
+        [tuple(inputs["features"].shape[-2:])],
+        inputs["mask"],
+        torch.ones(1, 1),
+        False,
+    )
+    torch.testing.assert_close(parts["memory_encoder"].module(*inputs.values()), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("export", "run"), [(export_onnx, in_onnx_runtime), (export_openvino, in_openvino)])
+def test_files_run_in_their_runtime(
+    export: Callable[..., list[Path]], run: Runner, trained: SAM2Base, parts: dict[str, ExportPart], tmp_path: Path
+) -> None:
+    files = export(trained, tmp_path / "out", progress=False)
+    assert [file.stem for file in files] == list(parts)
+    for file, part in zip(files, parts.values(), strict=True):
+        check(run(file, part.inputs), torch_run(part, part.inputs), 0.1)
+    attention, decoder = parts["memory_attention"], parts["mask_decoder"]
+    side, dim = trained.image_size // 16, trained.mem_dim
+    for frames, pointers in ((1, 4), (7, 64)):
+        inputs: dict[str, Any] = dict(attention.inputs)
+        for names, count in ((("memory", "memory_position"), frames * side * side), (("pointers",), pointers)):
+            for name in names:
+                inputs[name] = torch.randn(count, 1, dim, generator=torch.Generator().manual_seed(frames))
+        inputs["pointer_position"] = torch.zeros(pointers, 1, dim)
+        check(run(files[2], inputs), torch_run(attention, inputs), 0.1)
+    inputs = dict(decoder.inputs)
+    inputs["point_coords"] = torch.tensor([[[10.0, 20.0], [70.0, 80.0], [40.0, 40.0]]])
+    inputs["point_labels"] = torch.tensor([[2, 3, 1]], dtype=torch.int32)
+    check(run(files[1], inputs), torch_run(decoder, inputs), 0.1)
+
+
+@pytest.mark.slow
+def test_onnx_holds_quantized_layers_and_small_weights(trained: SAM2Base, tmp_path: Path) -> None:
+    plans: tuple[LayerPlan, ...] = trained.qsam2_plan  # type: ignore[assignment]
+    bits = min(plan.bits for plan in plans)
+    file = export_onnx(trained, tmp_path, progress=False)[0]
+    proto = onnx.load(str(file))
+    onnx.checker.check_model(proto)
+    kinds = [node.op_type for node in proto.graph.node]
+    quantized = {plan.activation for plan in plans if plan.part == "image_encoder"} - {None}
+    assert kinds.count("QuantizeLinear") == len(quantized)
+    types = [tensor.data_type for tensor in proto.graph.initializer]
+    layers = sum(plan.part == "image_encoder" for plan in plans)
+    assert types.count(onnx.TensorProto.INT4) + types.count(onnx.TensorProto.INT8) >= layers
+    if bits == 2:
+        assert types.count(onnx.TensorProto.INT4) > layers / 2
+
+
+def test_what_cannot_be_exported_says_why(trained: SAM2Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(QSAM2Error, match=r"needs the package onnx: pip install .*\[export\]"):
+        export_onnx(trained, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+def test_a_lowered_model_is_not_exported(packed_file: Path) -> None:
+    with pytest.raises(UnsupportedLayerError, match='is lowered: load the file with target="packed"'):
+        for_export(load_qsam2(packed_file, target="int8"))
+
+
+def test_the_model_is_left_as_it_was(trained: SAM2Base) -> None:
+    before = [(name, type(module)) for name, module in trained.named_modules()]
+    assert isinstance(for_export(trained), nn.Module)
+    assert [(name, type(module)) for name, module in trained.named_modules()] == before
