@@ -39,9 +39,16 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Mask logits at 1/4 of ``S``."""
         clicks = {"point_coords": point_coords, "point_labels": point_labels}
+        projected: list[Tensor] = []
+        hook = self.model.obj_ptr_proj.register_forward_hook(lambda module, inputs, out: projected.append(out))
         low, _, scores, best, best_large, pointer, appears = self.model._forward_sam_heads(
             features, point_inputs=clicks, high_res_features=[fine, middle], multimask_output=True
         )
+        hook.remove()
+        if self.model.pred_obj_scores and self.model.fixed_no_obj_ptr and not self.model.soft_no_obj_ptr:
+            # OpenVINO 2026.4 computes SAM2's p * pointer + (1 - p) * none wrongly where it has to broadcast p.
+            present = (appears > 0).float().repeat(1, projected[0].shape[1])
+            pointer = present * projected[0] + (1 - present) * self.model.no_obj_ptr
         return low, scores, best, best_large, pointer, appears
 
 

@@ -61,7 +61,7 @@ def _convert(part: ExportPart) -> Any:
     dynamic = {name: dict.fromkeys(part.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in part.inputs}
     with torch.no_grad(), quiet_sam2():
         program = torch.onnx.export(
-            part.module,
+            part.module.eval(),
             tuple(part.inputs.values()),
             input_names=list(part.inputs),
             output_names=list(part.outputs),

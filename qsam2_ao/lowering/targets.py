@@ -119,6 +119,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 def _lower_parts(model: nn.Module) -> nn.Module:
     """The int8 kernels fold layers into each other, so they are chosen part by part."""
     deployed: Any = model
+    load_kernels(next(model.parameters()).device)  # attention and norms run on them whatever the layers do
     taken: dict[str, tuple[str, str | None]] = {}
     for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
         plans = [plan for plan in deployed.qsam2_plan if plan.part == path]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
-from qsam2_ao.benchmark.training.memory import alone, calibration_cost, peak_bytes, training_memory
+from qsam2_ao.benchmark.processes import alone, peak_bytes
+from qsam2_ao.benchmark.training.memory import calibration_cost, training_memory
 from qsam2_ao.benchmark.training.records import memory_records
 from qsam2_ao.benchmark.training.steps import added_time, measure_steps
 from qsam2_ao.benchmark.training.trainee import COMPARED, FUSED, Trainee, Workload
