@@ -2,7 +2,8 @@
 
 The header holds the format's version, the model's configuration (classes of the sam2 package and their arguments), the
 plan (every quantized layer) and a description of how the file was made. A packed weight is stored as the tensors
-``<layer>.weight.codes``, ``.scale`` and ``.zero_point``; everything else under its name in the state dict.
+``<layer>.weight.codes``, ``.scale`` and ``.zero_point``; everything else under its name in the state dict. Zero points
+that are all equal, as those of symmetric grids are, are stored once.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if isinstance(value, PackedIntxTensor):
-            for inner, tensor in value.inner_tensors().items():
-                tensors[f"{name}.{inner}"] = tensor
+            tensors.update({f"{name}.{inner}": tensor for inner, tensor in value.inner_tensors().items()})
+            zero_point = value.zero_point.flatten()
+            if bool((zero_point == zero_point[0]).all()):
+                tensors[f"{name}.zero_point"] = zero_point[:1]
         elif type(value) in (Tensor, torch.nn.Parameter):
             tensors[name] = value
         else:
@@ -234,7 +237,8 @@ def _check_names(path: str | os.PathLike[str], file: Any, model: SAM2Base, heade
     if extra := sorted(found - expected.keys()):
         raise CheckpointError(f"{path}: unknown tensor {extra[0]!r} ({len(extra)} in all); it is of another model")
     for name, shape in expected.items():
-        if (actual := tuple(file.get_slice(name).get_shape())) != shape:
+        actual = tuple(file.get_slice(name).get_shape())
+        if actual != shape and not (actual == (1,) and name.endswith(".weight.zero_point")):
             raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
 
 
@@ -247,8 +251,10 @@ def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> Packed
         "group_size": layer.group_size,
         "dtype": "float32",
     }
+    inner = {inner: file.get_tensor(f"{name}.{inner}") for inner in _INNER}
+    inner["zero_point"] = inner["zero_point"].expand(inner["scale"].shape).contiguous()
     try:
-        return PackedIntxTensor.from_inner(spec, {inner: file.get_tensor(f"{name}.{inner}") for inner in _INNER})
+        return PackedIntxTensor.from_inner(spec, inner)
     except QSAM2Error as error:
         raise CheckpointError(f"{path}: {layer.name}: {error}") from error
 

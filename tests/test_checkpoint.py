@@ -64,7 +64,7 @@ def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path)
 
 def test_the_file_is_as_small_as_its_bits(quantized: SAM2Base, saved: Path) -> None:
     weights = sum(torch.Size(plan.shape).numel() * plan.bits for plan in quantized.qsam2_plan) / 8
-    scales = sum(8 * plan.shape[0] + 8 for plan in quantized.qsam2_plan)
+    scales = sum(4 * plan.shape[0] + 8 for plan in quantized.qsam2_plan)
     names = {f"{plan.part}.{plan.layer}.weight" for plan in quantized.qsam2_plan}
     left = sum(4 * value.numel() for name, value in quantized.state_dict().items() if name not in names)
     with safe_open(saved, framework="pt") as file:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..errors import UnsupportedLayerError
 from ..graph.leaves import AxialRoPE, hiera_pos_embed
 from ..lowering.activation import ActivationQuantizer
-from ..lowering.int8 import Grid, centre
+from ..lowering.int8 import Grid, weight_centre
 from ..tensors.packed import PackedIntxTensor
 from .parts import RealRoPE
 
@@ -71,7 +71,7 @@ class DequantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, packed: PackedIntxTensor) -> None:
         super().__init__()
-        zero_point, step = centre(packed)
+        zero_point, step = weight_centre(packed)
         values = packed.unpack().long() * step - int(zero_point * step)
         self.register_buffer("values", values.to(torch.int8))
         self.register_buffer("scale", (packed.scale.float() / step).expand(packed.shape[0]).contiguous())

@@ -126,24 +126,26 @@ class Int8Linear(_OfThisMachine):
     def __init__(self, module: nn.Module, packed: PackedIntxTensor, grid: Grid, dtype: torch.dtype) -> None:
         super().__init__()
         codes, bits = packed.unpack(), int(packed.bits)
-        zero_point, step = centre(packed)
+        zero_point, step = weight_centre(packed)
         bias = module.bias
         if isinstance(module, nn.Conv2d):
             codes = codes.permute(0, 2, 3, 1)  # channels last, as the patches are gathered
         codes = codes.flatten(1)
         # Patches are padded with the input's zero point, so that the weights there, whatever they are, add nothing.
-        codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
-        values = codes.long() * step - int(zero_point * step)
+        if codes.shape[1] % 4:
+            codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
+        centre = int(zero_point * step)
+        sums = codes.sum(1, dtype=torch.int32) * step - codes.shape[1] * centre
         # The kernels take 8-bit codes as int8 around 128; fewer bits go through the table.
         stored = codes + (128 - int(zero_point)) if bits == 8 else codes
         self.register_buffer("weight", torch.ops.qsam2.pack_weight(stored.contiguous(), bits))
-        table = torch.arange(16, device=codes.device) * step - int(zero_point * step)
+        table = torch.arange(16, device=codes.device) * step - centre
         self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
         scale = (packed.scale.float() / step).expand(packed.shape[0])
         self.register_buffer("alpha", scale * grid.scale)
         bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros((), device=codes.device)
         shift = grid.zero_point - code_offset(codes.device)
-        self.register_buffer("beta", bias - shift * self.alpha * values.sum(1).float())
+        self.register_buffer("beta", bias - shift * self.alpha * sums.float())
         self.bits, self.out_features, self.in_features = bits, packed.shape[0], packed.shape[1]
         self.dtype = dtype
         self.activation = "none"
@@ -313,7 +315,7 @@ def int8_support(
     if grid.high > 255 or not grid.zero_point.is_integer():
         return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
     try:
-        centre(packed)
+        weight_centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
     if isinstance(module, nn.Conv2d):
@@ -355,7 +357,7 @@ def lower_int8(
     return kind(module, packed, Grid.of(quantizer), dtype)  # type: ignore[arg-type]
 
 
-def centre(packed: PackedIntxTensor) -> tuple[float, int]:
+def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:
     """The one zero point of a weight, and 2 if it lies between two codes (values are doubled then), else 1."""
     zero_point = float(packed.zero_point.flatten()[0])
     if not bool((packed.zero_point == zero_point).all()):

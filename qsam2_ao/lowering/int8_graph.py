@@ -107,6 +107,17 @@ class _Lowering:
         with self.graph.inserting_before(before):
             return self.graph.call_module(path, args)
 
+    def replace(self, node: fx.Node, new: fx.Node) -> None:
+        """Put a node in another's place, and erase what nobody reads any more."""
+        node.replace_all_uses_with(new)
+        unread = [node]
+        while unread:
+            old = unread.pop()
+            if not old.users and old.op != "placeholder":
+                inputs = old.all_input_nodes
+                self.graph.erase_node(old)
+                unread += inputs
+
     def layers(self) -> dict[str, str | None]:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
         reasons: dict[str, str | None] = {}
@@ -207,7 +218,7 @@ class _Lowering:
                 if type(self.module(term)) is Int8Linear and len(term.args) == 1:
                     with self.graph.inserting_before(node):
                         fused = self.graph.call_module(str(term.target), (term.args[0], other))
-                    node.replace_all_uses_with(fused)
+                    self.replace(node, fused)
                     break
                 conv = term.args[0] if term.op == "call_method" and term.target == "permute" else None
                 # The patch embedding: a convolution whose result is made channels last.
@@ -222,9 +233,8 @@ class _Lowering:
                         first = self.graph.call_method("permute", (other, 0, 3, 1, 2))
                         fused = self.graph.call_module(str(conv.target), (conv.args[0], first))
                         fused = self.graph.call_method("permute", (fused, 0, 2, 3, 1))
-                    node.replace_all_uses_with(fused)
+                    self.replace(node, fused)
                     break
-            self.graph.eliminate_dead_code()
 
     def output_codes(self) -> None:
         """Rounding of what a layer alone gives -> into that layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -49,11 +50,16 @@ def _compiler() -> str | None:
 
 
 def _library() -> Path:
-    digest = hashlib.sha256(repr((torch.__version__, _FLAGS)).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "qsam2_ao" / f"kernels-{_digest(_FLAGS)[:16]}.so"
+
+
+@functools.cache
+def _digest(flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, flags)).encode())
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{digest.hexdigest()[:16]}.so"
+    return digest.hexdigest()
 
 
 def _build(library: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
-from ...checkpoint import load_qsam2
+from ...checkpoint import load_qsam2, save_qsam2
+from ...convert import convert_qsam2
+from ...models.embedded import load_embedded
 from ...models.official import build_official
 from ..processes import alone, peak_bytes
 from .case import Case
@@ -29,20 +32,34 @@ def footprints(case: Case, presets: Sequence[str] = PRESETS, *, progress: bool =
         progress: Whether to show a bar.
 
     Returns:
-        Records {model, size, file, file_bytes, build_seconds, load_seconds, mask_seconds, load_bytes, mask_bytes}:
-        seconds to read the file and build the float module, to load the model, and to load it and segment one image;
-        resident bytes on top of the imports at most, while loading and until the mask.
+        Records {model, size, file, file_bytes, build_seconds, load_seconds, load_bytes, lowered_seconds, lowered_bytes,
+        mask_seconds, mask_bytes}: seconds to read the file and build the float module; to load the model as it is
+        stored; to load it for this machine's kernels; and to segment one image then, from the start. Bytes are the peak
+        until then, on top of the interpreter with its imports. A float checkpoint is loaded in one way only.
     """
+    _small(case)
     records = []
     for name in tqdm((CHECKPOINT, *presets), desc=f"{case.name}: files", unit="file", disable=not progress):
         path = case.checkpoint() if name == CHECKPOINT else case.packed(name)
-        build = alone(_read_and_build, case, name)
-        records.append({"model": case.model, "size": case.size, "file": name, "file_bytes": path.stat().st_size})
-        records[-1] |= {"build_seconds": build, **alone(_load_and_segment, case, name)}
+        record = {"model": case.model, "size": case.size, "file": name, "file_bytes": path.stat().st_size}
+        record["build_seconds"] = alone(_read_and_build, case, name)
+        stored = alone(_load, case, name, "packed", False)
+        lowered = alone(_load, case, name, "auto", True)
+        record |= {f"load_{key}": value for key, value in stored.items()}
+        records.append(record | {key if "_" in key else f"lowered_{key}": value for key, value in lowered.items()})
     return records
 
 
-def _path(case: Case, name: str) -> Any:
+def _small(case: Case) -> Path:
+    """A packed file whose loading imports all that loading ever imports."""
+    path = case.files / "embedded-w4a8.safetensors"
+    if not path.exists():
+        image = np.zeros((96, 96, 3), np.uint8)
+        save_qsam2(convert_qsam2(load_embedded(), "w4a8", [image], vrc=None, progress=False), path)  # type: ignore[arg-type]
+    return path
+
+
+def _path(case: Case, name: str) -> Path:
     return case.checkpoint() if name == CHECKPOINT else case.packed(name)
 
 
@@ -54,22 +71,24 @@ def _read_and_build(case: Case, name: str) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _load_and_segment(case: Case, name: str) -> dict[str, float]:
+def _load(case: Case, name: str, target: str, segment: bool) -> dict[str, float]:
     torch.set_num_threads(case.threads)
     path, image = _path(case, name), case.image()
+    load_qsam2(_small(case), target=target)
     before = peak_bytes()
     started = time.perf_counter()
+
+    def spent(prefix: str) -> dict[str, float]:
+        seconds = round(time.perf_counter() - started, 3)
+        return {f"{prefix}seconds": seconds, f"{prefix}bytes": peak_bytes() - before}
+
     if name == CHECKPOINT:
         model: Any = build_official(case.model, path, image_size=case.size)
     else:
-        model = load_qsam2(path, target="auto")
-    loaded, load_bytes = time.perf_counter() - started, peak_bytes() - before
-    assert isinstance(model, SAM2Base)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        predict_image(model, image)()
-    return {
-        "load_seconds": round(loaded, 3),
-        "mask_seconds": round(time.perf_counter() - started, 3),
-        "load_bytes": load_bytes,
-        "mask_bytes": peak_bytes() - before,
-    }
+        model = load_qsam2(path, target=target)
+    found = spent("")
+    if segment:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            predict_image(model, image)()
+        found |= spent("mask_")
+    return found
