@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..checkpoint import load_qsam2
 from ..errors import QSAM2Error
+from ..export import ExportedSAM2
 from ..models.embedded import load_embedded
 from ..models.official import OFFICIAL, build_official
 
@@ -24,6 +25,15 @@ ModelName: TypeAlias = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="'embedded', a packed .safetensors file, or an official config (sam2.1-t, "
+        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        show_default=False,
+    ),
+]
+RunnableName: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="'embedded', a packed .safetensors file, a folder from qsam2 export, or an official config (sam2.1-t, "
         "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
@@ -97,6 +107,8 @@ def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu", t
             f"{name} looks like a PyTorch checkpoint; give the official config that it belongs to as MODEL, "
             f"and this file as --checkpoint (configs: {', '.join(OFFICIAL)})"
         )
+    elif Path(name).is_dir():
+        raise QSAM2Error(f"{name} is a folder; of exported files, only qsam2 segment and qsam2 track can make use")
     elif Path(name).exists():
         model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
     else:
@@ -104,6 +116,19 @@ def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu", t
             f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
         )
     return without_hole_filling(model)
+
+
+def load_runnable(name: str, checkpoint: Path | None = None, device: str = "cpu", target: str = "packed") -> Any:
+    """As :func:`load_model`, or an ``ExportedSAM2`` if it is a folder that ``qsam2 export`` wrote.
+
+    Raises:
+        QSAM2Error: As :func:`load_model`; or exported files are to run elsewhere than on the CPU.
+    """
+    if not Path(name).is_dir():
+        return load_model(name, checkpoint, device, target)
+    if checkpoint is not None or parse_device(device).type != "cpu":
+        raise QSAM2Error(f"{name} is a folder of exported files: they run on the CPU and take no --checkpoint")
+    return ExportedSAM2(name)
 
 
 def without_hole_filling(model: Any) -> Any:

@@ -9,28 +9,34 @@ import typer
 
 from ..checkpoint import load_qsam2
 from ..errors import QConfigError
-from ..export import export_onnx, export_openvino
+from ..export import export_aoti, export_onnx, export_openvino
 from ..reporting.size import human_bytes
 from .common import Json, print_json
 
-FORMATS = {"onnx": export_onnx, "openvino": export_openvino}
+# Packages are for this machine anyway; the other runtimes have int8 layers of their own.
+FORMATS = {"aoti": (export_aoti, "auto"), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
 
 
 def export(
     model: Annotated[Path, typer.Argument(metavar="FILE", help="A packed .safetensors file.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go.")],
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="onnx or openvino.")] = "onnx",
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="aoti, onnx or openvino.")] = "onnx",
     as_json: Json = False,
 ) -> None:
     """Write the image encoder, mask decoder, memory attention and memory encoder for another runtime.
 
-    The learned ranges become quantize-dequantize pairs. It takes the optional dependencies "export".
+    aoti compiles packages for this machine's CPU. In onnx and openvino the learned ranges are quantize-dequantize
+    pairs; they take the optional dependencies "export". [bold]qsam2 segment[/bold] and [bold]qsam2 track[/bold] run
+    the folder.
 
     Example: [bold]qsam2 export tiny-w4a8.safetensors --format onnx -o tiny-w4a8-onnx[/bold]
     """
     if form not in FORMATS:
         raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
-    files = [file for path in FORMATS[form](load_qsam2(model), output) for file in (path, path.with_suffix(".bin"))]
+    write, target = FORMATS[form]
+    files = [
+        file for path in write(load_qsam2(model, target=target), output) for file in (path, path.with_suffix(".bin"))
+    ]
     sizes = {str(file): file.stat().st_size for file in files if file.is_file()}
     if as_json:
         print_json(sizes)

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.pictures import read_rgb
+from ..export import ExportedSAM2
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
-from .common import Checkpoint, Device, Json, ModelName, Target, load_model, print_json
+from .common import Checkpoint, Device, Json, RunnableName, Target, load_runnable, print_json
 from .masks import label_map, save_label_map
 from .prompts import Boxes, ObjectPrompt, Points, parse_prompts
 
 
 def segment(
-    model: ModelName,
+    model: RunnableName,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     point: Points = None,
     box: Boxes = None,
@@ -38,7 +39,7 @@ def segment(
     """
     picture = Image.fromarray(read_rgb(image))
     prompts = parse_prompts(picture.size, point, box)
-    logits, scores = segment_image(load_model(model, checkpoint, device, target), picture, prompts)
+    logits, scores = segment_image(load_runnable(model, checkpoint, device, target), picture, prompts)
     ids = label_map(logits)
     mask_path = save_label_map(ids, output / f"{image.stem}_mask.png")
     overlay = draw_prompts(
@@ -61,10 +62,10 @@ def segment(
 def segment_image(
     model: Any, picture: Image.Image, prompts: dict[int, ObjectPrompt]
 ) -> tuple[dict[int, NDArray[np.float32]], dict[int, float]]:
-    """Run SAM2's image predictor on every object's clicks and box.
+    """Run an image predictor on every object's clicks and box.
 
     Args:
-        model: A model of the SAM2Base family.
+        model: A model of the SAM2Base family, or an ``ExportedSAM2``.
         picture: RGB.
         prompts: Object id -> its prompts.
 
@@ -73,7 +74,7 @@ def segment_image(
     """
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-    predictor = SAM2ImagePredictor(model)
+    predictor = model if isinstance(model, ExportedSAM2) else SAM2ImagePredictor(model)
     predictor.set_image(picture)
     logits, scores = {}, {}
     for object_id, prompt in prompts.items():

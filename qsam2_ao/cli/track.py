@@ -15,15 +15,17 @@ from tqdm import tqdm
 from ..compat.quiet import quiet_sam2
 from ..data.pictures import list_pictures
 from ..data.video import frame_rate, read_frames, write_video
+from ..errors import DataError
 from ..evaluation.state import predictor_state
+from ..export import ExportedSAM2
 from ..reporting.overlay import draw_masks
-from .common import Checkpoint, Device, Json, ModelName, Target, load_model, print_json
+from .common import Checkpoint, Device, Json, RunnableName, Target, load_runnable, print_json
 from .masks import label_map, save_label_map
 from .prompts import Boxes, Masks, ObjectPrompt, Points, parse_prompts
 
 
 def track(
-    model: ModelName,
+    model: RunnableName,
     video: Annotated[
         Path, typer.Argument(metavar="VIDEO", help="A video file or a folder of frames.", show_default=False)
     ],
@@ -50,7 +52,7 @@ def track(
     frames = list(read_frames(video, max_frames))
     height, width = frames[0].shape[:2]
     prompts = parse_prompts((width, height), point, box, mask)
-    predictor = load_model(model, checkpoint, device, target)
+    predictor = load_runnable(model, checkpoint, device, target)
     names = [path.stem for path in list_pictures(video)] if video.is_dir() else [f"{i:05d}" for i in range(len(frames))]
     visible = dict.fromkeys(prompts, 0)
 
@@ -83,16 +85,25 @@ def track(
 def track_frames(
     predictor: Any, frames: Sequence[NDArray[np.uint8]], prompts: dict[int, ObjectPrompt]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Run SAM2's video predictor over a clip.
+    """Run a video predictor over a clip.
 
     Args:
-        predictor: A ``SAM2VideoPredictor``.
+        predictor: A ``SAM2VideoPredictor`` or an ``ExportedSAM2``.
         frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
         prompts: Object id -> its prompts on the first frame.
 
     Yields:
         Index of the frame and its ids, uint8 ``[height, width]``, in the order of time.
+
+    Raises:
+        DataError: An exported model is to track from a mask.
     """
+    if isinstance(predictor, ExportedSAM2):
+        if masked := [object_id for object_id, prompt in prompts.items() if prompt.mask is not None]:
+            raise DataError(f"object {masked[0]} has a mask, and exported files track from clicks and boxes only")
+        for frame, found in predictor.track(frames, {i: prompt.arrays() for i, prompt in prompts.items()}):
+            yield frame, label_map(found)
+        return
     with quiet_sam2():
         state = predictor_state(predictor, frames)
         for object_id, prompt in prompts.items():

@@ -9,7 +9,9 @@ from pathlib import Path
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..files import atomic_write
-from .to_onnx import _needed, export_onnx
+from .runtimes import needed
+from .settings import Settings
+from .to_onnx import export_onnx
 
 
 def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
@@ -32,7 +34,7 @@ def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress
     Example:
         >>> export_openvino(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-openvino")  # doctest: +SKIP
     """
-    ov = _needed("openvino")
+    ov = needed("openvino")
     files = []
     with tempfile.TemporaryDirectory() as work:
         for source in export_onnx(model, work, progress=progress):
@@ -43,4 +45,5 @@ def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress
                 with atomic_write(path.with_suffix(suffix)) as temporary:
                     temporary.write_bytes(whole.with_suffix(suffix).read_bytes())
             files.append(path)
+    Settings.of(model, "openvino").save(Path(folder))
     return files

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
+
+from ..errors import UnsupportedLayerError
 
 
 class ImageEncoder(nn.Module):
@@ -18,16 +20,19 @@ class ImageEncoder(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Features, finest last."""
-        fine, middle, coarse = self.model.forward_image(image)["backbone_fpn"]
-        return coarse, middle, fine
+        """Features; the same for the decoder of a frame without memory, a still image for one; two finer levels."""
+        fine, middle, features = self.model.forward_image(image)["backbone_fpn"]
+        first = features
+        if self.model.directly_add_no_mem_embed:
+            first = features + self.model.no_mem_embed.reshape(1, -1, 1, 1)
+        return features, first, middle, fine
 
 
 class MaskDecoder(nn.Module):
-    """Features and clicks -> three masks, their scores, and for video the best mask, the object's pointer and score.
+    """Features and clicks -> masks at ``S/4``, the model's estimates of their IoU, and the object's pointers and score.
 
     Click coordinates are in pixels of the ``S x S`` input, labels 1 (inside), 0 (outside), 2 and 3 (corners of a box),
-    or -1 (none).
+    or -1 (none). One click may mean a part or the whole, so there are three masks for it, and one for all else.
     """
 
     def __init__(self, model: SAM2Base) -> None:
@@ -37,88 +42,126 @@ class MaskDecoder(nn.Module):
     def forward(
         self, features: Tensor, middle: Tensor, fine: Tensor, point_coords: Tensor, point_labels: Tensor
     ) -> tuple[Tensor, ...]:
-        """Mask logits at 1/4 of ``S``."""
-        clicks = {"point_coords": point_coords, "point_labels": point_labels}
-        projected: list[Tensor] = []
-        hook = self.model.obj_ptr_proj.register_forward_hook(lambda module, inputs, out: projected.append(out))
-        low, _, scores, best, best_large, pointer, appears = self.model._forward_sam_heads(
-            features, point_inputs=clicks, high_res_features=[fine, middle], multimask_output=True
+        """As ``SAM2Base._forward_sam_heads``, with and without ``multimask_output``; logits as the decoder gives them.
+
+        Returns:
+            masks ``[1, 3, S/4, S/4]`` and their scores ``[1, 3]``; mask ``[1, 1, S/4, S/4]`` and its score ``[1, 1]``;
+            pointers ``[1, 4, C]`` of the mask and of the masks; object_score ``[1, 1]``, positive if it is in sight.
+        """
+        model, decoder = self.model, self.model.sam_mask_decoder
+        sparse, dense = model.sam_prompt_encoder(points=(point_coords, point_labels), boxes=None, masks=None)
+        masks, scores, tokens, object_score = decoder.predict_masks(
+            image_embeddings=features,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=[fine, middle],
         )
-        hook.remove()
-        if self.model.pred_obj_scores and self.model.fixed_no_obj_ptr and not self.model.soft_no_obj_ptr:
-            # OpenVINO 2026.4 computes SAM2's p * pointer + (1 - p) * none wrongly where it has to broadcast p.
-            present = (appears > 0).float().repeat(1, projected[0].shape[1])
-            pointer = present * projected[0] + (1 - present) * self.model.no_obj_ptr
-        return low, scores, best, best_large, pointer, appears
+        mask, score = masks[:, :1], scores[:, :1]
+        if decoder.dynamic_multimask_via_stability:
+            mask, score = decoder._dynamic_multimask_via_stability(masks, scores)
+        if not decoder.use_multimask_token_for_obj_ptr:
+            tokens = tokens[:, :1].expand_as(tokens)
+        pointers = model.obj_ptr_proj(tokens)
+        if model.pred_obj_scores:
+            # Repeated, because OpenVINO 2026.4 broadcasts p * pointer + (1 - p) * none wrongly.
+            p = object_score.sigmoid() if model.soft_no_obj_ptr else (object_score > 0).to(pointers.dtype)
+            p = p[:, :, None].repeat(1, *pointers.shape[1:])
+            pointers = (p * pointers if model.fixed_no_obj_ptr else pointers) + (1 - p) * model.no_obj_ptr
+        return masks[:, 1:].float(), scores[:, 1:], mask.float(), score, pointers, object_score
 
 
 class MemoryAttention(nn.Module):
-    """Features of this frame, memories ``[M, 1, C']`` and pointer tokens ``[P, 1, C']`` -> conditioned features."""
+    """Features of a frame, memories of others and the object's pointers there -> conditioned features.
 
-    def __init__(self, model: SAM2Base) -> None:
+    Args:
+        model: The model.
+        position: Encoding of the features' places, ``[1, C, S/16, S/16]``.
+        memory_position: The same of a memory's places, ``[1, C', S/16, S/16]``.
+    """
+
+    def __init__(self, model: SAM2Base, position: Tensor, memory_position: Tensor) -> None:
         super().__init__()
-        self.attention = model.memory_attention
-        self.side = model.image_size // 16
+        self.model = model
+        self.position, self.memory_position = SeparablePosition(position), SeparablePosition(memory_position)
 
-    def forward(
-        self,
-        features: Tensor,
-        position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        pointers: Tensor,
-        pointer_position: Tensor,
-    ) -> Tensor:
-        """``features`` and ``position`` ``[1, C, S/16, S/16]`` -> the same shape."""
-        tokens = [x.flatten(2).permute(2, 0, 1) for x in (features, position)]
-        out = self.attention(
-            curr=[tokens[0]],
-            curr_pos=[tokens[1]],
-            memory=torch.cat([memory, pointers]),
-            memory_pos=torch.cat([memory_position, pointer_position]),
-            num_obj_ptr_tokens=pointers.shape[0],
+    def forward(self, features: Tensor, memory: Tensor, age: Tensor, pointers: Tensor, pointer_age: Tensor) -> Tensor:
+        """As ``SAM2Base._prepare_memory_conditioned_features``.
+
+        Args:
+            features: ``[1, C, S/16, S/16]``.
+            memory: Of ``F`` frames, ``[F, C', S/16, S/16]``.
+            age: How many frames ago they were, int64 ``[F]``; 0 for a frame with prompts.
+            pointers: Of ``P`` frames, ``[P, C]``.
+            pointer_age: How many frames ago they were, over the most that the model keeps less one, float ``[P]``.
+
+        Returns:
+            ``[1, C, S/16, S/16]``.
+        """
+        model, dim = self.model, self.model.mem_dim
+        when = model.maskmem_tpos_enc.reshape(-1, dim)[(age - 1) % model.num_maskmem]
+        where = self.memory_position().flatten(2).permute(0, 2, 1) + when[:, None]
+        pieces = pointers.shape[1] // dim
+        pointer_tokens = pointers.reshape(-1, 1, dim)
+        pointer_where = torch.zeros_like(pointers[:, :dim])
+        if model.add_tpos_enc_to_obj_ptrs:
+            channels = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else dim
+            pointer_where = model.obj_ptr_tpos_proj(get_1d_sine_pe(pointer_age, dim=channels))
+        pointer_where = pointer_where[:, None].repeat(1, pieces, 1).reshape(-1, 1, dim)
+        out = model.memory_attention(
+            curr=[features.flatten(2).permute(2, 0, 1)],
+            curr_pos=[self.position().flatten(2).permute(2, 0, 1)],
+            memory=torch.cat([memory.flatten(2).permute(0, 2, 1).reshape(-1, 1, dim), pointer_tokens]),
+            memory_pos=torch.cat([where.reshape(-1, 1, dim), pointer_where]),
+            num_obj_ptr_tokens=pointer_tokens.shape[0],
         )
-        return out.permute(1, 2, 0).unflatten(2, (self.side, self.side))
+        return out.permute(1, 2, 0).reshape(features.shape)
 
 
 class MemoryEncoder(nn.Module):
-    """Features of a frame and its mask's logits ``[1, 1, S, S]`` -> memory ``[1, C', S/16, S/16]``."""
+    """Features of a frame, its mask's logits ``[1, 1, S, S]`` and the object's score -> memory ``[1, C', S/16, S/16]``.
+
+    Of a mask that the user's clicks or box gave, the logits count only by their sign: hand in -100 and 100.
+    """
 
     def __init__(self, model: SAM2Base) -> None:
         super().__init__()
-        self.encoder = model.memory_encoder
-        self.scale, self.bias = model.sigmoid_scale_for_mem_enc, model.sigmoid_bias_for_mem_enc
+        self.model = model
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """As ``SAM2Base._encode_new_memory`` for a mask that the network predicted."""
-        mask = mask.sigmoid() * self.scale + self.bias
-        return self.encoder(features, mask, skip_mask_sigmoid=True)["vision_features"]
+    def forward(self, features: Tensor, mask: Tensor, object_score: Tensor) -> Tensor:
+        """As ``SAM2Base._encode_new_memory``."""
+        model = self.model
+        mask = mask.sigmoid() * model.sigmoid_scale_for_mem_enc + model.sigmoid_bias_for_mem_enc
+        memory = model.memory_encoder(features, mask, skip_mask_sigmoid=True)["vision_features"]
+        if model.no_obj_embed_spatial is not None:
+            hidden = (object_score <= 0).to(memory.dtype)[..., None, None]
+            memory = memory + hidden * model.no_obj_embed_spatial[..., None, None]
+        return memory
 
 
-class RealRoPE(nn.Module):
-    """``AxialRoPE`` for one grid in real arithmetic: other runtimes have no complex numbers."""
+class SeparablePosition(nn.Module):
+    """SAM2's sine encoding of places for one grid, kept as what depends on the row and what on the column.
 
-    cos: Tensor
-    sin: Tensor
+    Args:
+        encoding: ``[1, C, H, W]``, the first half of whose channels tells the row and the second the column.
+    """
 
-    def __init__(self, rope: Any, tokens: int) -> None:
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, encoding: Tensor) -> None:
         super().__init__()
-        frequencies = rope._frequencies(tokens, torch.device("cpu"))
-        self.register_buffer("cos", frequencies.real.float().contiguous())
-        self.register_buffer("sin", frequencies.imag.float().contiguous())
+        half, self.shape = encoding.shape[1] // 2, encoding.shape
+        self.register_buffer("rows", encoding[:, :half, :, :1].float().contiguous())
+        self.register_buffer("columns", encoding[:, half:, :1, :].float().contiguous())
+        if not torch.equal(self(), encoding.float()):
+            raise UnsupportedLayerError("cannot export this model: its position encoding is no sine encoding")
 
-    def forward(self, q: Tensor, k: Tensor, num_k_exclude_rope: Any = 0) -> tuple[Tensor, Tensor]:
-        """Rotate ``q`` [B, heads, N, c] and all of ``k`` [B, heads, M, c] but its last tokens, N at a time."""
-        if isinstance(num_k_exclude_rope, int) and num_k_exclude_rope == 0:
-            return self._rotate(q), self._rotate(k)
-        rotated = k.shape[2] - num_k_exclude_rope
-        return self._rotate(q), torch.cat([self._rotate(k[:, :, :rotated]), k[:, :, rotated:]], dim=2)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        frames = x.reshape(x.shape[0], x.shape[1], -1, *self.cos.shape, 2)
-        real, imaginary = frames.unbind(-1)
-        turned = [real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos]
-        return torch.stack(turned, dim=-1).reshape(x.shape)
+    def forward(self) -> Tensor:
+        """The encoding, float32 ``[1, C, H, W]``."""
+        _, _, height, width = self.shape
+        return torch.cat([self.rows.expand(-1, -1, -1, width), self.columns.expand(-1, -1, height, -1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -141,54 +184,61 @@ class ExportPart:
 
 
 def export_parts(model: SAM2Base) -> list[ExportPart]:
-    """The networks of a model whose layers other runtimes know (see :mod:`.qdq`), for one image and one object."""
-    size, side = model.image_size, model.image_size // 16
-    dim, memory_dim = model.hidden_dim, model.mem_dim
+    """The networks of a model whose layers the runtime knows, for one image and one object.
+
+    Raises:
+        UnsupportedLayerError: The model works otherwise than the official ones.
+    """
+    if not (model.num_maskmem and model.use_obj_ptrs_in_encoder and model.directly_add_no_mem_embed):
+        raise UnsupportedLayerError("cannot export this model: its memory works otherwise than the official ones'")
+    size, side, dim = model.image_size, model.image_size // 16, model.hidden_dim
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    image = {"image": normal(1, 3, size, size)}
+    image, features = normal(1, 3, size, size), normal(1, dim, side, side)
+    with torch.no_grad():
+        position = model.forward_image(image)["vision_pos_enc"][-1]
+        memory_position = model.memory_encoder(features, normal(1, 1, size, size))["vision_pos_enc"][-1]
     fine = {"middle": normal(1, dim // 4, side * 2, side * 2), "fine": normal(1, dim // 8, side * 4, side * 4)}
     clicks = {
         "point_coords": torch.rand(1, 2, 2, generator=generator) * size,
         "point_labels": torch.ones(1, 2, dtype=torch.int32),
     }
-    frames, pointers = 2, 8
+    frames, pointers = 3, 5
     memory = {
-        "features": normal(1, dim, side, side),
-        "position": normal(1, dim, side, side),
-        "memory": normal(frames * side * side, 1, memory_dim),
-        "memory_position": normal(frames * side * side, 1, memory_dim),
-        "pointers": normal(pointers, 1, memory_dim),
-        "pointer_position": normal(pointers, 1, memory_dim),
+        "features": features,
+        "memory": normal(frames, model.mem_dim, side, side),
+        "age": torch.tensor([0, 2, 1]),
+        "pointers": normal(pointers, dim),
+        "pointer_age": torch.arange(pointers) / 15,
     }
     return [
-        ExportPart("image_encoder", ImageEncoder(model), image, ("features", "middle", "fine")),
+        ExportPart("image_encoder", ImageEncoder(model), {"image": image}, ("features", "first", "middle", "fine")),
         ExportPart(
             "mask_decoder",
             MaskDecoder(model),
-            {"features": normal(1, dim, side, side), **fine, **clicks},
-            ("masks", "scores", "best_mask", "best_mask_large", "pointer", "object_score"),
-            {"point_coords": {1: "points"}, "point_labels": {1: "points"}},
+            {"features": features, **fine, **clicks},
+            ("masks", "scores", "mask", "score", "pointers", "object_score"),
+            {"point_coords": {1: "clicks"}, "point_labels": {1: "clicks"}},
         ),
         ExportPart(
             "memory_attention",
-            MemoryAttention(model),
+            MemoryAttention(model, position, memory_position),
             memory,
             ("conditioned",),
             {
-                "memory": {0: "memory_tokens"},
-                "memory_position": {0: "memory_tokens"},
-                "pointers": {0: "pointer_tokens"},
-                "pointer_position": {0: "pointer_tokens"},
+                "memory": {0: "frames"},
+                "age": {0: "frames"},
+                "pointers": {0: "pointer_count"},
+                "pointer_age": {0: "pointer_count"},
             },
         ),
         ExportPart(
             "memory_encoder",
             MemoryEncoder(model),
-            {"features": normal(1, dim, side, side), "mask": normal(1, 1, size, size)},
+            {"features": features, "mask": normal(1, 1, size, size), "object_score": normal(1, 1)},
             ("memory",),
         ),
     ]

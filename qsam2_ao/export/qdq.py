@@ -12,11 +12,11 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedLayerError
-from ..graph.leaves import AxialRoPE, hiera_pos_embed
+from ..graph.leaves import hiera_pos_embed
 from ..lowering.activation import ActivationQuantizer
 from ..lowering.int8 import Grid, weight_centre
 from ..tensors.packed import PackedIntxTensor
-from .parts import RealRoPE
+from .rope import use_real_rope
 
 
 @torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
@@ -123,12 +123,10 @@ def for_export(model: SAM2Base) -> SAM2Base:
             model.set_submodule(path, DequantizedLayer(layer, packed))
         except UnsupportedLayerError as error:
             raise UnsupportedLayerError(f"{plan.name} cannot be exported: {error}") from error
-    tokens = (model.image_size // 16) ** 2
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationQuantizer):
             model.set_submodule(name, QuantizeDequantize(module))
-        elif isinstance(module, AxialRoPE):
-            model.set_submodule(name, RealRoPE(module, tokens))
+    use_real_rope(model)
     for part in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
         _keep_positions(part, model)
     return model

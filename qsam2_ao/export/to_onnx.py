@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
 from ..compat.quiet import quiet_sam2
-from ..errors import QSAM2Error
 from ..files import atomic_write
 from .parts import ExportPart, export_parts
 from .qdq import for_export
+from .runtimes import needed
+from .settings import Settings
 
 OPSET = 21
 """The first with 4-bit integers."""
@@ -26,7 +26,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     """Write the image encoder, the mask decoder, memory attention and the memory encoder as ONNX files.
 
     Inputs and outputs are those of the modules in :mod:`.parts`, for one image or object at a time. The numbers of
-    clicks, memory tokens and pointer tokens are free. RoPE is in real arithmetic.
+    clicks, memory frames and object pointers are free. RoPE is in real arithmetic.
 
     Args:
         model: From ``load_qsam2`` with ``target="packed"``.
@@ -44,7 +44,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         >>> export_onnx(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-onnx")  # doctest: +SKIP
     """
     for package in ("onnx", "onnxscript"):
-        _needed(package)
+        needed(package)
     parts = export_parts(for_export(model))
     files = []
     for part in tqdm(parts, desc="exporting", unit="file", disable=not progress):
@@ -54,6 +54,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         with atomic_write(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
         files.append(path)
+    Settings.of(model, "onnx").save(Path(folder))
     return files
 
 
@@ -102,12 +103,3 @@ def _pack_int4(proto: Any) -> None:
             low = np.append(low, np.zeros(low.size % 2, np.uint8))
             tensor.data_type = onnx.TensorProto.INT4
             tensor.raw_data = (low[::2] | low[1::2] << 4).tobytes()
-
-
-def _needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise QSAM2Error(
-            f'this export needs the package {package}: pip install "qsam2_ao[export]" ({error})'
-        ) from error

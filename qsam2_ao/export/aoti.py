@@ -1,0 +1,64 @@
+"""Deployed models compiled ahead of time: AOTInductor packages that run without the Python model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from tqdm import tqdm
+
+from ..compat.quiet import quiet_sam2
+from ..errors import UnsupportedLayerError
+from ..files import atomic_write
+from .parts import ExportPart, export_parts
+from .rope import use_real_rope
+from .settings import Settings
+
+
+def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
+    """Compile the networks of :mod:`.parts` into packages for CPUs like this one.
+
+    :class:`~qsam2_ao.export.runner.ExportedSAM2` runs them; so does ``torch._inductor.aoti_load_package``, once
+    the int8 kernels are loaded if the model was lowered to them. The numbers of clicks, memory frames and object
+    pointers are free; the image has the model's size.
+
+    Args:
+        model: From ``load_qsam2`` on the CPU, with any target, in eval mode; not modified. Packed weights stay packed.
+        folder: Where ``image_encoder.pt2`` and so on go; each is written whole or not at all.
+        progress: Whether to show a bar.
+
+    Returns:
+        The files.
+
+    Raises:
+        UnsupportedLayerError: The model is not on the CPU, or works otherwise than the official ones.
+        QSAM2Error: A file cannot be written.
+
+    Example:
+        >>> export_aoti(load_qsam2("tiny-w4a8.safetensors", target="auto"), "tiny-w4a8-aoti")  # doctest: +SKIP
+    """
+    if (device := next(model.parameters()).device.type) != "cpu":
+        raise UnsupportedLayerError(f"packages are compiled for the CPU, and the model is on {device}: load it there")
+    model = copy.deepcopy(model).eval()
+    use_real_rope(model)
+    files, kernels = [], False
+    for part in tqdm(export_parts(model), desc="compiling", unit="file", disable=not progress):
+        path = Path(folder) / f"{part.name}.pt2"
+        program = _traced(part)
+        kernels |= any(getattr(node.target, "namespace", "") == "qsam2" for node in program.graph.nodes)
+        with atomic_write(path) as temporary:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+        files.append(path)
+    Settings.of(model, "aoti", kernels).save(Path(folder))
+    return files
+
+
+def _traced(part: ExportPart) -> torch.export.ExportedProgram:
+    dynamic = tuple(dict.fromkeys(part.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in part.inputs)
+    with torch.no_grad(), quiet_sam2(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of position encodings that are kept for the next image
+        return torch.export.export(part.module.eval(), tuple(part.inputs.values()), dynamic_shapes=dynamic)

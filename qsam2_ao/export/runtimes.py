@@ -1,0 +1,99 @@
+"""Opening an exported network in its runtime: tensors in, tensors out, on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, QSAM2Error
+
+Network = Callable[..., tuple[Tensor, ...]]
+
+
+def needed(package: str) -> Any:
+    """Import a package of the optional dependencies.
+
+    Raises:
+        QSAM2Error: It is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise QSAM2Error(f'this needs the package {package}: pip install "qsam2_ao[export]" ({error})') from error
+
+
+def open_network(folder: Path, name: str, runtime: str) -> Network:
+    """Load a network, with as many threads as PyTorch has.
+
+    Args:
+        folder: Where ``qsam2 export`` wrote.
+        name: Of the network, such as "image_encoder".
+        runtime: "aoti", "onnx" or "openvino".
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or there is no such runtime.
+        QSAM2Error: The runtime is not installed.
+    """
+    if runtime not in _OPENERS:
+        raise CheckpointError(f"{folder} was exported for {runtime!r}, which this package does not know")
+    suffix, opener = _OPENERS[runtime]
+    path = folder / f"{name}{suffix}"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; export the model again")
+    try:
+        return opener(path)
+    except QSAM2Error:
+        raise
+    except Exception as error:  # every runtime has its own
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} cannot be loaded ({reason}); export the model again") from error
+
+
+def _aoti(path: Path) -> Network:
+    package = torch._inductor.aoti_load_package(str(path))
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            out = package(*(x.contiguous() for x in inputs))
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+    return run
+
+
+def _onnx(path: Path) -> Network:
+    ort = needed("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        out = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        return tuple(torch.from_numpy(array) for array in out)
+
+    return run
+
+
+def _openvino(path: Path) -> Network:
+    ov = needed("openvino")
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    request, outputs = compiled.create_infer_request(), len(compiled.outputs)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        out = request.infer([x.numpy() for x in inputs])
+        return tuple(torch.from_numpy(out[i].copy()) for i in range(outputs))
+
+    return run
+
+
+_OPENERS: dict[str, tuple[str, Callable[[Path], Network]]] = {
+    "aoti": (".pt2", _aoti),
+    "onnx": (".onnx", _onnx),
+    "openvino": (".xml", _openvino),
+}

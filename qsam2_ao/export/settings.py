@@ -1,0 +1,75 @@
+"""What a program around the exported networks has to know: ``settings.json`` beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sam2.modeling.sam2_base import SAM2Base
+
+from ..errors import CheckpointError
+from ..files import atomic_write
+
+FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one export.
+
+    Attributes:
+        runtime: "aoti", "onnx" or "openvino".
+        kernels: Whether the files call this package's int8 kernels.
+        image_size: Side of the square input in pixels.
+        num_maskmem: Frames that memory attention sees, the prompted one included.
+        max_obj_ptrs_in_encoder: Frames whose object pointers it sees, the prompted one not included.
+        memory_temporal_stride_for_eval: Frames between remembered ones.
+        multimask_output_in_sam: Whether one click gives three masks, of which the best is taken.
+        multimask_output_for_tracking: Whether that holds after the first frame, too.
+        multimask_min_pt_num: Fewest clicks for it.
+        multimask_max_pt_num: Most clicks for it.
+        binarize_mask_from_pts_for_mem_enc: Whether a mask from prompts enters the memory by its sign alone.
+        pred_obj_scores: Whether an object with a negative score has no mask.
+    """
+
+    runtime: str
+    kernels: bool
+    image_size: int
+    num_maskmem: int
+    max_obj_ptrs_in_encoder: int
+    memory_temporal_stride_for_eval: int
+    multimask_output_in_sam: bool
+    multimask_output_for_tracking: bool
+    multimask_min_pt_num: int
+    multimask_max_pt_num: int
+    binarize_mask_from_pts_for_mem_enc: bool
+    pred_obj_scores: bool
+
+    @classmethod
+    def of(cls, model: SAM2Base, runtime: str, kernels: bool = False) -> Settings:
+        """Those of a model, under the names that ``SAM2Base`` has for them."""
+        own = ("runtime", "kernels")
+        return cls(runtime, kernels, **{f.name: getattr(model, f.name) for f in fields(cls) if f.name not in own})
+
+    def save(self, folder: Path) -> Path:
+        """Write them into a folder of exported files."""
+        path = folder / FILE
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> Settings:
+        """Read them.
+
+        Raises:
+            CheckpointError: The folder holds no export, or one of another version.
+        """
+        path = folder / FILE
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} is no folder that qsam2 export wrote: it has no {FILE}") from error
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged or of another version ({error}): export again") from error

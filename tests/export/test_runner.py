@@ -1,0 +1,191 @@
+"""Images and videos by exported files, against SAM2's predictors on the model that they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from qsam2_ao import load_qsam2
+from qsam2_ao.compat.quiet import quiet_sam2
+from qsam2_ao.data.procedural import Sequence, generate_sequence
+from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
+from qsam2_ao.evaluation.state import predictor_state
+from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
+
+EXPORTS: dict[str, tuple[Callable[..., Any], str, tuple[str, ...]]] = {
+    "aoti": (export_aoti, "auto", ()),
+    "onnx": (export_onnx, "packed", ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": (export_openvino, "packed", ("onnx", "onnxscript", "openvino")),
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> Sequence:
+    return generate_sequence("test", 3, num_frames=10)
+
+
+@pytest.fixture(scope="module", params=list(EXPORTS))
+def exported(request: pytest.FixtureRequest, trained_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    export, target, packages = EXPORTS[request.param]
+    for package in packages:
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("runner") / request.param
+    export(load_qsam2(trained_file, target=target), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def target(exported: Path) -> str:
+    """What the exported model was loaded for: int8 kernels round otherwise than float layers."""
+    return EXPORTS[exported.name][1]
+
+
+@pytest.fixture
+def model(trained_file: Path, target: str) -> Any:
+    return load_qsam2(trained_file, target=target)
+
+
+def prompts(clip: Sequence, object_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A click inside the object, and its box."""
+    y, x = np.where(clip.masks[0] == object_id)
+    middle = len(x) // 2
+    click = {"points": np.array([[x[middle], y[middle]]], np.float32), "labels": np.array([1], np.int32), "box": None}
+    box = np.array([x.min(), y.min(), x.max(), y.max()], np.float32)
+    return click, {"points": None, "labels": None, "box": box}
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 1.0
+
+
+@pytest.mark.slow
+def test_images_and_videos_match_the_predictors(exported: Path, model: Any, clip: Sequence) -> None:
+    ours, theirs = ExportedSAM2(exported), SAM2ImagePredictor(model)
+    ours.set_image(clip.frames[0])
+    theirs.set_image(clip.frames[0])
+    first, second = clip.object_ids[:2]
+    click, box = prompts(clip, first)
+    for prompt, several in ((click, True), (click, False), (box, False)):
+        arguments = {"point_coords": prompt["points"], "point_labels": prompt["labels"], "box": prompt["box"]}
+        masks, scores, low = ours.predict(**arguments, multimask_output=several)
+        expected, expected_scores, expected_low = theirs.predict(**arguments, multimask_output=several)
+        assert (masks.shape, low.shape) == (expected.shape, expected_low.shape)
+        np.testing.assert_allclose(scores, expected_scores, atol=0.05)
+        assert min(iou(a, b > 0) for a, b in zip(masks, expected, strict=True)) > 0.9
+
+    given = {first: box, second: prompts(clip, second)[0]}
+    with quiet_sam2():
+        state = predictor_state(model, clip.frames)
+        for object_id, prompt in given.items():
+            model.add_new_points_or_box(state, 0, object_id, **prompt)
+        expected_tracks = {
+            frame: dict(zip(ids, logits[:, 0].numpy() > 0, strict=True))
+            for frame, ids, logits in model.propagate_in_video(state)
+        }
+    tracks = dict(ours.track(clip.frames, given))
+    assert list(tracks) == list(range(10))
+    overlaps = [iou(logits > 0, expected_tracks[f][i]) for f, found in tracks.items() for i, logits in found.items()]
+    assert np.mean(overlaps) > 0.95, overlaps
+    assert sum(mask.sum() for mask in expected_tracks[9].values()) > 100  # there is something to overlap
+
+
+@pytest.mark.slow
+def test_what_a_user_gets_wrong(exported: Path, clip: Sequence) -> None:
+    sam = ExportedSAM2(exported)
+    with pytest.raises(DataError, match="call set_image before"):
+        sam.predict(np.zeros((1, 2)), np.ones(1))
+    with pytest.raises(DataError, match=r"uint8 \[height, width, 3\], not float64"):
+        sam.set_image(np.zeros((8, 8, 3)))
+    sam.set_image(clip.frames[0])
+    for wrong in ({}, {"point_coords": np.zeros((1, 2))}, {"point_coords": np.zeros((2, 2)), "point_labels": [1]}):
+        with pytest.raises(DataError, match=r"a prompt is|clicks need"):
+            sam.predict(**wrong)
+    with pytest.raises(DataError, match="at least one object"):
+        next(sam.track(clip.frames, {}))
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_the_folder(
+    exported: Path, target: str, trained_file: Path, clip: Sequence, tmp_path: Path
+) -> None:
+    from PIL import Image
+    from typer.testing import CliRunner
+
+    from qsam2_ao.cli.main import app
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    pictures = tmp_path / "frames"
+    pictures.mkdir()
+    for number, frame in enumerate(clip.frames[:3]):
+        Image.fromarray(frame).save(pictures / f"{number:05d}.png")
+    x0, y0, x1, y1 = prompts(clip, clip.object_ids[0])[1]["box"]
+    box = ("--box", f"{x0},{y0},{x1},{y1}", "--json")
+    found = run("segment", exported, pictures / "00000.png", *box, "-o", tmp_path / "segment")
+    assert found.exit_code == 0, found.stderr
+    expected = run(
+        "segment", trained_file, pictures / "00000.png", *box, "--target", target, "-o", tmp_path / "expected"
+    )
+    pixels = [json.loads(r.stdout)["objects"][0]["pixels"] for r in (found, expected)]
+    assert pixels[0] == pytest.approx(pixels[1], rel=0.05)
+    tracked = run("track", exported, pictures, *box, "-o", tmp_path / "track")
+    assert tracked.exit_code == 0, tracked.stderr
+    assert json.loads(tracked.stdout)["objects"][0]["frames_visible"] == 3
+    masked = run("track", exported, pictures, "--mask", tmp_path / "segment" / "00000_mask.png", "-o", tmp_path / "t")
+    assert masked.exit_code == 2
+    assert "clicks and boxes only" in " ".join(masked.stderr.split())
+    other = run("evaluate", exported)
+    assert other.exit_code == 2
+    assert "only qsam2 segment and qsam2 track" in " ".join(other.stderr.split())
+
+
+def test_folders_that_hold_no_export(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"it has no settings\.json"):
+        ExportedSAM2(tmp_path)
+    (tmp_path / "settings.json").write_text('{"runtime": "onnx"}')
+    with pytest.raises(CheckpointError, match="damaged or of another version"):
+        ExportedSAM2(tmp_path)
+
+
+@pytest.mark.slow
+def test_damaged_files_are_named(exported: Path, tmp_path: Path) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    broken = next(tmp_path.glob("mask_decoder.[pox][tnm]*"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"mask_decoder.* cannot be loaded .*export the model again"):
+        ExportedSAM2(tmp_path)
+    broken.unlink()
+    with pytest.raises(CheckpointError, match=r"mask_decoder.* is missing"):
+        ExportedSAM2(tmp_path)
+
+
+def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qsam2_ao.export.settings import Settings
+    from qsam2_ao.native import build
+
+    Settings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
+    monkeypatch.setattr(build, "cpu_unavailable_reason", lambda: "No such CPU.")
+    with pytest.raises(UnsupportedLayerError, match="No such CPU"):
+        ExportedSAM2(tmp_path)
+
+
+def test_a_runtime_that_is_not_installed(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qsam2_ao.export.settings import Settings
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    Settings.of(load_qsam2(packed_file), "openvino").save(tmp_path)
+    (tmp_path / "image_encoder.xml").touch()
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(QSAM2Error, match=r"needs the package openvino: pip install .*\[export\]"):
+        ExportedSAM2(tmp_path)
