@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .footprint import CHECKPOINT
 from .methods import BASELINE
@@ -18,22 +19,38 @@ _WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
 def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> Figure:
     """Time of the image encoder against the bytes of the model, one panel per case and one point per method."""
     cases = [case for case in cases_of(records) if find(files, model=case["model"], file=CHECKPOINT)]
-    figure = Figure(figsize=(6.5 * max(1, len(cases)), 5))
-    axes = figure.subplots(1, max(1, len(cases)), squeeze=False)[0]
+    columns = min(2, max(1, len(cases)))
+    rows = -(-max(1, len(cases)) // columns)
+    figure = Figure(figsize=(6 * columns, 4.5 * rows + 1.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    styles = {method: _style(i) for i, method in enumerate(dict.fromkeys(r["method"] for r in records))}
+    points: dict[str, Any] = {}
     for axis, case in zip(axes, cases, strict=False):
         for r in records:
             if r["part"] != ENCODER or any(r[key] != value for key, value in case.items()):
                 continue
             size = _megabytes(r["method"], case["model"], files)
-            if size is None:
-                continue
-            ours = r["method"].startswith("qsam2")
-            axis.scatter(size, r["ms"], marker="*" if ours else "o", s=130 if ours else 40)
-            axis.annotate(r["method"], (size, r["ms"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            if size is not None:
+                ours = r["method"].startswith("qsam2")
+                points[r["method"]] = axis.scatter(
+                    size, r["ms"], s=130 if ours else 50, **styles[r["method"]] | ({"marker": "*"} if ours else {})
+                )
         axis.set(xscale="log", yscale="log", xlabel="model, MB", ylabel=f"{ENCODER}, ms")
         axis.set_title("{model}, {size} px, threads: {threads}".format(**case))
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            direction.set_major_formatter("{x:g}")
+            direction.set_minor_formatter("")
         axis.grid(visible=True, which="both", alpha=0.2)
+    for axis in axes[len(cases) :]:
+        axis.set_visible(False)
+    if points:
+        figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=2 * columns, fontsize=8)
     return figure
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": f"C{number % 10}", "marker": "osD"[number // 10 % 3]}
 
 
 def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> float | None:
@@ -54,7 +71,7 @@ def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASEL
     for model, threads in dict.fromkeys((r["model"], r["threads"]) for r in records):
         for method in methods:
             rows = [r for r in records if (r["model"], r["threads"], r["method"]) == (model, threads, method)]
-            label = f"{model}, {threads} threads, {method}"
+            label = f"{model}, threads: {threads}, {method}"
             points = sorted((r["size"] ** 2 / 1e6, r["ms"]) for r in rows if r["part"] == ENCODER)
             pixels.plot(*zip(*points, strict=True), "o-", label=label)
             largest = max((r["size"] for r in rows), default=0)

@@ -38,7 +38,7 @@ def targets(records: Sequence[Record], files: Sequence[Record]) -> list[tuple[st
             rows.append((where, what, value, limit, least))
 
     for case in cases_of(records):
-        where = f"{case['model']}, {case['size']} px, {case['threads']} threads"
+        where = f"{case['model']}, {case['size']} px, threads: {case['threads']}"
         for part, limit in ((ENCODER, 2.8), (VIDEO, 1.7), (DECODER, 1.0)):
             ours = find(records, part=part, method=_MAIN, **case)
             add(where, f"{part}: W4A8 against {BASELINE}", ours["vs_float"] if ours else None, limit)
@@ -135,11 +135,12 @@ def markdown(
         first, last = memory[0], memory[-1]
         lines += ["", "## Memory over a long video", ""]
         lines.append(
-            f"{first['model']}, {first['size']} px, W4A8, SAM2's own predictor and settings: resident memory after "
-            f"{last['frames']} frames is {last['mb']:.1f} MB above that after {first['frames']}. The predictor keeps "
-            "the masks and memory features of every frame."
+            f"{first['model']}, {first['size']} px, W4A8, SAM2's own predictor and settings; megabytes allocated on "
+            f"top of those after {first['frames']} frames. SAM2's predictor keeps the masks, memories and pointers of "
+            f"every frame ({last['kept_mb']:.1f} MB after {last['frames']}); all else is {last['rest_mb']:.1f} MB."
         )
-        lines += ["", "| frames | MB |", "|---|---|", *(f"| {r['frames']} | {r['mb']:.1f} |" for r in memory)]
+        lines += ["", "| frames | kept by SAM2's predictor, MB | the rest, MB |", "|---|---|---|"]
+        lines += [f"| {r['frames']} | {r['kept_mb']:.1f} | {r['rest_mb']:.1f} |" for r in memory]
     for caption, name in plots.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({name})"]
     return "\n".join(lines) + "\n"
