@@ -26,6 +26,7 @@ from .prepare import calibrate_activations, prepare_qsam2
 from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
 from .quantizers import LSCFakeQuantize
 from .reporting.coverage import CoverageReport, coverage_report
+from .reporting.speed import layer_times
 from .tensors import PackedIntxTensor
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "convert_qsam2",
     "coverage_report",
     "equalize_qsam2",
+    "layer_times",
     "load_embedded",
     "load_qsam2",
     "lower_float",

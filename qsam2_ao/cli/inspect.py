@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..checkpoint import read_header
+from ..errors import QSAM2Error
 from ..reporting.coverage import coverage_report
 from ..reporting.size import file_size, human_bytes, model_size
-from .common import Checkpoint, Json, ModelName, console, load_model, print_json
+from ..reporting.speed import layer_times
+from .common import Checkpoint, Json, ModelName, Target, console, load_model, print_json
 
 
-def inspect(model: ModelName, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
+def inspect(
+    model: ModelName,
+    checkpoint: Checkpoint = None,
+    time: Annotated[bool, typer.Option("--time", help="Time each layer of a packed file as TARGET runs it.")] = False,
+    target: Target = "auto",
+    as_json: Json = False,
+) -> None:
     """Show what is in a packed file: its recipe, sizes, and every layer's bits.
+
+    With --time, layers that are slower here than in bfloat16 are flagged.
 
     Example: [bold]qsam2 inspect tiny-w4a8.safetensors --json[/bold]
     """
@@ -21,6 +33,11 @@ def inspect(model: ModelName, checkpoint: Checkpoint = None, as_json: Json = Fal
     file = Path(model) if packed else checkpoint
     size = model_size(loaded)
     coverage = coverage_report(loaded)
+    if time:
+        if not packed:
+            raise QSAM2Error(f"--time is for packed files, and {model} is a float model")
+        lowered = load_model(model, target=target)
+        coverage = coverage_report(lowered, layer_times(lowered))
     facts: dict[str, Any] = {
         "model": model,
         "class": f"{type(loaded).__module__}.{type(loaded).__qualname__}",

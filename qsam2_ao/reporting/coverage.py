@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from ..convert import describe_layer
 from ..graph import Part, find_parts
 from ..lowering.plan import LayerPlan
+from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {
     "LayerNorm": "normalization is computed in float",
@@ -39,6 +40,7 @@ class LayerCoverage:
         granularity: What shares one scale; None in float.
         target: "float", "fake-quantized" (prepared), "packed" or another lowering target.
         reason: Why it stayed float, or why it did not get the target that was asked for; empty otherwise.
+        time: How long it takes, if that was measured.
     """
 
     name: str
@@ -51,6 +53,15 @@ class LayerCoverage:
     granularity: str | None
     target: str
     reason: str
+    time: LayerTime | None = None
+
+    @property
+    def note(self) -> str:
+        """The reason, and whether the layer measured slower than in float."""
+        slower = ""
+        if self.time is not None and self.time.slower:
+            slower = f"slower than in bfloat16: {self.time.ms:.3g} ms against {self.time.float_ms:.3g}"
+        return "; ".join(filter(None, (self.reason, slower)))
 
 
 @dataclass(frozen=True)
@@ -67,14 +78,19 @@ class CoverageReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values."""
-        return {"quantized_share": self.quantized_share, "layers": [asdict(layer) for layer in self.layers]}
+        return {
+            "quantized_share": self.quantized_share,
+            "layers": [asdict(layer) | {"note": layer.note} for layer in self.layers],
+        }
 
     def table(self) -> Table:
         """The report as a rich table."""
         table = Table(
             title=f"{len(self.layers)} layers, {100 * self.quantized_share:.1f}% of the parameters in quantized layers"
         )
-        for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", "note"):
+        timed = any(layer.time for layer in self.layers)
+        times = ("ms", "bf16 ms") if timed else ()
+        for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", *times, "note"):
             table.add_column(column, overflow="fold", no_wrap=column == "layer")
         for layer in self.layers:
             table.add_row(
@@ -86,17 +102,19 @@ class CoverageReport:
                 f"{layer.activation_bits}",
                 layer.granularity or "-",
                 layer.target,
-                layer.reason,
+                *((f"{layer.time.ms:.3g}", f"{layer.time.float_ms:.3g}") if layer.time else ("-", "-") * timed),
+                layer.note,
                 style="dim" if layer.target == "float" else None,
             )
         return table
 
 
-def coverage_report(model: SAM2Base) -> CoverageReport:
+def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = None) -> CoverageReport:
     """List every layer of a float, prepared or deployed model.
 
     Args:
         model: A model of the ``SAM2Base`` family.
+        times: From ``layer_times``: layers that measured slower than in float are then flagged.
 
     Returns:
         One row per layer, in the order of the model.
@@ -117,7 +135,7 @@ def coverage_report(model: SAM2Base) -> CoverageReport:
             rows.append(_deployed_row(deployed[path], module, targets))
         else:
             rows += _float_rows(path, module, part, quantized=bool(deployed) or hasattr(model, "qsam2_info"))
-    return CoverageReport(tuple(rows))
+    return CoverageReport(tuple(replace(row, time=(times or {}).get(row.name)) for row in rows))
 
 
 def _part_of(path: str, parts: list[Part]) -> Part | None:

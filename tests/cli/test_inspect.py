@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from qsam2_ao.checkpoint import read_header
 
 
@@ -37,3 +39,16 @@ def test_a_truncated_file(run, packed_file: Path, tmp_path: Path):
     assert result.exit_code == 2
     assert "cut.safetensors" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.slow
+def test_layers_are_timed_as_a_target_runs_them(run, packed_file: Path):
+    result = run("inspect", packed_file, "--time", "--target", "packed", "--json")
+    assert result.exit_code == 0, result.stderr
+    layers = json.loads(result.stdout)["coverage"]["layers"]
+    timed = [layer for layer in layers if layer["time"] is not None]
+    assert len(timed) > 100
+    assert all(layer["target"] == "packed" and layer["time"]["ms"] > 0 for layer in timed)
+    float_model = run("inspect", "embedded", "--time")
+    assert float_model.exit_code == 2
+    assert "--time is for packed files" in float_model.stderr

@@ -1,0 +1,83 @@
+"""The inference benchmark's report and plots, from made-up measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qsam2_ao.benchmark.environment import environment
+from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
+from qsam2_ao.benchmark.inference.methods import BASELINE
+from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
+from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
+from qsam2_ao.benchmark.inference.report import markdown, targets
+from qsam2_ao.reporting.figures import save_figure
+
+TIMES = {BASELINE: 100.0, "OpenVINO INT8": 40.0, "qsam2 W8A8": 31.0, "qsam2 W4A8": 32.0, "qsam2 W2A8": 33.0}
+
+
+def records() -> list[dict[str, Any]]:
+    where = {"size": 512, "threads": 1, "spread": 1.0, "rounds": 5, "model": "sam2.1-t"}
+    found = [
+        {**where, "part": part, "method": method, "ms": ms * scale, "vs_float": 100 / ms}
+        for part, scale in ((ENCODER, 1), (VIDEO, 32), ("memory attention, 1 frame", 1), (DECODER, 1))
+        for method, ms in TIMES.items()
+    ]
+    return [*found, *({**r, "size": 1024, "ms": 4 * r["ms"]} for r in found)]
+
+
+def files() -> list[dict[str, Any]]:
+    sizes = {CHECKPOINT: 8_000_000, "w8a8": 4_000_000, "w4a8": 2_000_000, "w2a8": 1_000_000}
+    seconds = {"build_seconds": 1.0, "load_seconds": 0.9, "lowered_seconds": 2.0, "mask_seconds": 3.0}
+    memory = {"load_bytes": 3_000_000, "lowered_bytes": 3_000_001, "mask_bytes": 9_000_000}
+    return [
+        {"model": "sam2.1-t", "size": 1024, "file": k, "file_bytes": v, **seconds, **memory} for k, v in sizes.items()
+    ]
+
+
+def test_targets_are_met_or_missed() -> None:
+    rows = {(where, what): (value, limit, least) for where, what, value, limit, least in targets(records(), files())}
+    where = "sam2.1-t, 512 px, threads: 1"
+    assert rows[where, f"{ENCODER}: W4A8 against {BASELINE}"] == (3.125, 2.8, True)
+    assert rows[where, f"{ENCODER}: W4A8 against OpenVINO INT8"] == (1.25, 1.1, True)
+    assert rows[where, f"{ENCODER}: W2A8 against W8A8"][0] == 31 / 33
+    assert rows["sam2.1-t", "file: bf16 checkpoint / w2a8"] == (8, 7.0, True)
+    assert rows["sam2.1-t", "w4a8, peak memory of loading / file"] == (1.5, 1.5, False)
+    text = markdown(records(), files(), [], {}, [], environment(), "command", {})
+    assert "| W2A8 against W8A8 | 0.94 | at least 0.95 | no |" in text.replace(f"{ENCODER}: ", "")
+    assert "peak memory of loading / file | 1.50 | at most 1.5 | yes |" in text
+    assert "peak memory of loading for int8 / file | 1.50 | at most 1.5 | no |" in text
+
+
+def test_the_report_shows_every_measurement() -> None:
+    part = "memory attention, 1 frame"
+    work = [
+        {"model": "sam2.1-t", "size": 512, "part": p, "layer_gflop": 8.0, "attention_gflop": 4.0, "tensor_mb": 20.0}
+        for p in (ENCODER, part)
+    ]
+    ceilings = {"1": {"int8": 1000.0, "bf16": 500.0}}
+    memory = [{"model": "sam2.1-t", "size": 256, "frames": n, "kept_mb": n / 10, "rest_mb": 0.0} for n in (50, 500)]
+    text = markdown(records(), files(), work, ceilings, memory, environment(), "command", {"Plot": "plot.png"})
+    assert "| qsam2 W4A8 | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 0.0 (3.12x) |" in text
+    # 8 / 1000 + 4 / 500 seconds are 16 ms, half of 32.
+    assert "| sam2.1-t | 512 | 1 | image encoder | 8.0 | 4.0 | 20.0 | 32.0 | 50 % |" in text
+    assert "(50.0 MB after 500); all else is 0.0 MB" in text
+    assert "![Plot](plot.png)" in text
+
+
+def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
+    assert "## Targets" in markdown([], [], [], {}, [], environment(), "command", {})
+    assert save_figure(latency_against_size([], []), tmp_path / "empty.png").exists()
+
+
+def test_plots_have_a_point_per_method(tmp_path: Path) -> None:
+    figure = latency_against_size(records(), files())
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(axes) == 2  # of two sizes
+    assert all(len(axis.collections) == len(TIMES) for axis in axes)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(TIMES)
+    pixels, frames = growth(records()).axes
+    assert len(pixels.lines) == len(frames.lines) == 2
+    assert list(pixels.lines[0].get_xdata()) == [512**2 / 1e6, 1024**2 / 1e6]
+    for number, drawn in enumerate((figure, growth(records()))):
+        assert save_figure(drawn, tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,102 @@
+"""The measurements of the inference benchmark, on a small input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsam2_ao.benchmark.inference import footprint, video_memory
+from qsam2_ao.benchmark.inference.case import Case
+from qsam2_ao.benchmark.inference.methods import BASELINE, METHODS
+from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, IMAGE, PARTS
+from qsam2_ao.benchmark.inference.roofline import ceilings, work
+from qsam2_ao.benchmark.inference.timing import _summary, measure
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case("sam2.1-t", 128, 1, tmp_path_factory.mktemp("inference"))
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    # A machine that gets three times slower in the second round.
+    found = _summary([1.0, 3.0, 1.0], [2.0, 6.0, 2.0])
+    assert found == {"ms": 1000, "spread": 500, "vs_float": 2, "rounds": 3}
+    assert _summary([1.0, 1.0], None)["vs_float"] is None
+
+
+def test_methods_name_parts_that_there_are() -> None:
+    assert len({method.name for method in METHODS}) == len(METHODS)
+    assert all(set(method.parts) <= set(PARTS) for method in METHODS)
+    assert next(m for m in METHODS if m.name == BASELINE).parts == tuple(PARTS)
+
+
+@pytest.mark.slow
+def test_methods_take_turns(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("qsam2_ao.benchmark.inference.timing.ROUNDS", (2, 2))
+    chosen = [m for m in METHODS if m.name in (BASELINE, "qsam2 W4A8", "torch fp32 eager")]
+    records = measure(case, DECODER, chosen, progress=False)
+    assert [r["method"] for r in records] == [BASELINE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
+    assert all(r["ms"] > 0 and r["rounds"] == 2 for r in records)
+    assert records[0]["vs_float"] == 1
+    assert (records[0]["model"], records[0]["size"], records[0]["threads"]) == ("sam2.1-t", 128, 1)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_files_are_measured(case: Case) -> None:
+    records = footprint.footprints(case, ("w4a8",), progress=False)
+    assert [r["file"] for r in records] == [footprint.CHECKPOINT, "w4a8"]
+    assert records[0]["file_bytes"] > 3.5 * records[1]["file_bytes"]
+    for r in records:
+        assert 0 < r["lowered_seconds"] < r["mask_seconds"]
+        assert 0 < r["lowered_bytes"] <= r["mask_bytes"]
+    assert records[1]["load_bytes"] < records[0]["load_bytes"]
+
+
+@pytest.mark.slow
+def test_operations_are_counted(case: Case) -> None:
+    found = {r["part"]: r for r in work(case)}
+    one, seven = (found[f"memory attention, {n}"] for n in ("1 frame", "7 frames"))
+    # Cross attention reads seven times as many keys; self attention and the feed-forward layers stay as they are.
+    assert 2 < seven["attention_gflop"] / one["attention_gflop"] < 7
+    assert 1 < seven["layer_gflop"] / one["layer_gflop"] < 2
+    assert found[ENCODER]["layer_gflop"] > found[ENCODER]["attention_gflop"] > 0
+    assert found[ENCODER]["tensor_mb"] > 0
+
+
+@pytest.mark.slow
+def test_ceilings_are_in_order() -> None:
+    threads = torch.get_num_threads()
+    found = ceilings(1)
+    torch.set_num_threads(threads)
+    assert found["fp32"] > 1
+    assert found["copy GB/s"] > 0.1
+
+
+@pytest.mark.slow
+def test_memory_of_a_video_is_what_the_predictor_keeps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_memory, "FRAMES", 9)
+    monkeypatch.setattr(video_memory, "STEP", 3)
+    threads = torch.get_num_threads()
+    records = video_memory.video_memory(case)
+    torch.set_num_threads(threads)
+    assert [r["frames"] for r in records] == [3, 6, 9]
+    # Of 128 px: 8 x 8 memories of 64 channels and a mask of 32 x 32, per frame.
+    expected = 6 * (64 * 64 * 2 + 32 * 32 * 4 + 256 * 4) / 1e6
+    assert records[-1]["kept_mb"] == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.slow
+def test_the_picture_has_the_size_of_the_input(case: Case, tmp_path: Path) -> None:
+    assert case.image().shape == (128, 128, 3)
+    model = case.build()
+    run = PARTS[IMAGE](model, case.image())
+    with torch.inference_mode():
+        run()
+    state = torch.load(case.checkpoint(), weights_only=True)["model"]
+    assert set(state) == set(model.state_dict())
+    assert all(value.dtype == torch.bfloat16 for value in state.values())

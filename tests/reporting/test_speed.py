@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qsam2_ao import coverage_report, layer_times, load_qsam2
+from qsam2_ao.native import unavailable_reason
+from qsam2_ao.reporting.speed import LayerTime
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["packed", "int8"])
+def test_every_layer_of_a_video_is_timed(packed_file: Path, target: str) -> None:
+    if target == "int8" and (reason := unavailable_reason()):
+        pytest.skip(reason)
+    model = load_qsam2(packed_file, target=target)
+    modules = [type(module) for module in model.modules()]
+    times = layer_times(model, rounds=2, progress=False)
+    plans = {plan.name: plan for plan in model.qsam2_plan}
+    missing = plans.keys() - times.keys()
+    # Masks as prompts are not among the video's prompts.
+    assert not {name for name in missing if "mask_downscaling" not in name}
+    for name, found in times.items():
+        assert min(found.ms, found.float_ms) > 0, name
+        if plans[name].kind == "linear":
+            assert found.shape[-1] == plans[name].shape[1], name
+    assert [type(module) for module in model.modules()] == modules
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_slower_layers_are_flagged(packed_file: Path) -> None:
+    model = load_qsam2(packed_file)
+    slow, fast, close = [plan.name for plan in model.qsam2_plan][:3]
+    times = {slow: LayerTime((4, 4), 3.0, 1.0), fast: LayerTime((4, 4), 1.0, 3.0), close: LayerTime((4, 4), 1.05, 1.0)}
+    report = coverage_report(model, times)
+    rows = {row.name: row for row in report.layers}
+    assert "slower than in bfloat16: 3 ms against 1" in rows[slow].note
+    assert rows[fast].note == rows[fast].reason
+    assert rows[close].note == rows[close].reason
+    assert {row["name"]: row["note"] for row in report.to_dict()["layers"]}[slow] == rows[slow].note
+    assert "bf16 ms" in [column.header for column in report.table().columns]
+    assert "bf16 ms" not in [column.header for column in coverage_report(model).table().columns]
