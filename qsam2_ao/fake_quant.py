@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase, NoopObserver, PlaceholderObserver, QConfig, QConfigMapping
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from .backend_config import QAT_MODULES, qsam2_backend_config
@@ -64,6 +65,8 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         prepared = prepare_qat_fx(
             graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
         )
+    # torch.ao remembers the device of its last 128 models, and with it the models.
+    assert_and_get_unique_device.cache_clear()
     _settle_input_quantizers(prepared, qconfigs)
     for _, layer in quantized_layers(prepared):
         # Only torch.ao's conversion reads it, and its constructors cannot be pickled.

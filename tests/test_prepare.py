@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,17 @@ def test_weights_that_are_not_finite_are_refused(model: SAM2Base) -> None:
         broken.memory_encoder.out_proj.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"memory_encoder\.out_proj\.weight has NaN"):
         prepare_qsam2(broken, "w4a8")
+
+
+def test_what_is_not_used_any_more_is_freed() -> None:
+    model = build_embedded(SAM2VideoPredictor)
+    prepared = prepare_qsam2(model, "w4a8", calibration_data=photos(), vrc=None, progress=False)
+    references = [weakref.ref(layer) for _, layer in quantized_layers(prepared)]
+    converted = convert_qsam2(prepared)
+    references += [weakref.ref(module) for module in (model, prepared, converted)]
+    del model, prepared, converted
+    gc.collect()
+    assert not [reference() for reference in references if reference() is not None]
 
 
 def test_bad_calls_are_refused(model: SAM2Base, prepared: SAM2Base) -> None:
