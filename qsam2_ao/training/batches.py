@@ -176,7 +176,9 @@ class ProceduralBatches(Dataset[RawBatch]):
         Args:
             steps: Where the stream ends.
             device: Where the tensors should be.
-            workers: Processes that generate ahead of the training; 0 generates in this one.
+            workers: Processes that generate ahead of the training; 0 generates in this one. They are not
+                forked from this one, so that a script which asks for them needs the usual
+                ``if __name__ == "__main__":``.
 
         Returns:
             A function from the first wanted step to an iterator over the batches from there on.
@@ -189,6 +191,8 @@ class ProceduralBatches(Dataset[RawBatch]):
                 sampler=range(first, steps),
                 num_workers=workers,
                 prefetch_factor=16 if workers else None,
+                # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
+                multiprocessing_context="spawn" if workers else None,
                 collate_fn=_unchanged,
             )
             for raw in loader:
