@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,20 +13,27 @@ import torch
 PACKAGES = ("qsam2_ao", "torch", "torchvision", "torchao", "sam2", "numpy", "vos-benchmark")
 
 
-def environment() -> dict[str, str]:
+def environment(*packages: str) -> dict[str, str]:
     """Processor, cores, operating system, Python and the versions of what the figures depend on.
+
+    Args:
+        *packages: Others that are listed where they are installed.
 
     Example:
         >>> environment()["torch"]
         '2.13.0'
     """
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES},
+        **versions,
     }
 
 

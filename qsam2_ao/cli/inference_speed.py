@@ -12,6 +12,7 @@ import typer
 
 from ..benchmark.environment import environment
 from ..benchmark.inference.case import Case
+from ..benchmark.inference.compile_time import compile_times
 from ..benchmark.inference.footprint import footprints
 from ..benchmark.inference.methods import METHODS
 from ..benchmark.inference.parts import PARTS
@@ -29,6 +30,7 @@ from .common import Json, note, print_json
 from .workspace import Workspace
 
 MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
+_RIVALS = ("openvino", "nncf", "onnxruntime")
 _QUICK = ("torch bf16 compiled", "torch bf16, our attention", "qsam2 W4A8", "qsam2 W2A8")
 
 
@@ -49,7 +51,7 @@ def inference(
     part: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these, as the tables call them.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the parts of SAM2 and both predictors by every method; measure files, loading and memory.
+    """Time the parts of SAM2 and both predictors by every method; measure files, loading, compiling and memory.
 
     Leave the machine alone meanwhile. Finished parts are kept in FOLDER/inference.work, also for other choices of
     models, sizes and threads: the same command goes on from there, and the report shows all that is there. By default
@@ -80,7 +82,10 @@ def inference(
                 for number, one in enumerate(PARTS):
                     if part is None or one in part:
                         kept.result(f"{case.name}-{number}-times", partial(alone, measure, case, one, chosen))
-        kept.result(f"{name}-files", partial(footprints, Case(name, sizes[0], counts[-1], files)))
+        last = Case(name, sizes[0], counts[-1], files)
+        kept.result(f"{name}-files", partial(footprints, last))
+        if not quick:
+            kept.result(f"{name}-compile", partial(compile_times, last))
     note("ceilings and memory")
     for count in counts:
         kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
@@ -90,11 +95,13 @@ def inference(
         found = sorted(kept.folder.glob(f"*-{kind}.json"), key=lambda path: path.stat().st_mtime)
         return [record for path in found for record in json.loads(path.read_text())]
 
-    records, packed, parts, memory = (all_of(kind) for kind in ("times", "files", "work", "memory"))
+    records, packed, compiled, parts, memory = (
+        all_of(kind) for kind in ("times", "files", "compile", "work", "memory")
+    )
     tops: dict[str, dict[str, float]] = {}
     for path in sorted(kept.folder.glob("*-threads-ceilings.json")):
         tops[path.name.partition("-")[0]] = json.loads(path.read_text())
-    details = {"files": packed, "work": parts, "ceilings": tops, "video memory": memory}
+    details = {"files": packed, "compile": compiled, "work": parts, "ceilings": tops, "video memory": memory}
     plots = {
         "Latency against size": save_figure(latency_against_size(records, packed), folder / "inference_size.png"),
         "Growth": save_figure(growth(records), folder / "inference_growth.png"),
@@ -103,10 +110,11 @@ def inference(
     text = markdown(
         records,
         packed,
+        compiled,
         parts,
         tops,
         memory,
-        machine,
+        environment(*_RIVALS),
         command,
         {caption: path.name for caption, path in plots.items()},
     )

@@ -10,8 +10,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from sam2.modeling.sam.transformer import RoPEAttention
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from ..errors import CheckpointError, GraphTraceError, QSAM2Error
 from .describe import (
@@ -156,7 +160,8 @@ def build_from_config(
 
     Args:
         config: The description.
-        meta: Put parameters on the meta device, without memory or values; buffers are real.
+        meta: Put parameters on the meta device, without memory or values; buffers are real, and the equal tables of
+            frequencies that the rotary attention layers hold (4 MiB each at 1024 px) are one.
         model_class: Build this class of the SAM2Base family instead of the config's. Arguments that only the
             config's own class knows are left out.
 
@@ -174,6 +179,7 @@ def build_from_config(
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         torch.random.fork_rng(devices=[]),
         _meta_parameters() if meta else nullcontext(),
+        _one_table() if meta else nullcontext(),
     ):
         model = _build(config, "model", model_class)
     return model.eval()
@@ -233,6 +239,32 @@ def _meta_parameters() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _one_table() -> Iterator[None]:
+    """This thread's rotary attention layers share their frequencies where these are equal, copies included."""
+    thread = threading.get_ident()
+    tables: list[Any] = []
+
+    def share(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        if threading.get_ident() != thread or not isinstance(child, RoPEAttention):
+            return
+        own: Tensor = child.freqs_cis
+        known = next((table for table in tables if torch.equal(table, own)), None)
+        if known is not None:
+            child.freqs_cis = known
+            return
+        own.__deepcopy__ = lambda memo: own  # type: ignore[method-assign]
+        tables.append(own)
+
+    handle = register_module_module_registration_hook(cast(Any, share))
+    try:
+        yield
+    finally:
+        handle.remove()
+        for table in tables:
+            del table.__deepcopy__
 
 
 def rehouse(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -208,8 +209,20 @@ def test_meta_parameters_take_no_memory_and_buffers_are_real() -> None:
     assert not any(module.training for module in model.modules())
     for layer in model.memory_attention.layers:
         assert not layer.self_attn.freqs_cis.is_meta
-    # The hook is gone again.
+    # The hooks are gone again.
     assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_equal_tables_of_frequencies_are_one() -> None:
+    own = build_embedded()
+    shared = build_from_config(model_config(own), meta=True)
+    attentions = [m for m in shared.modules() if isinstance(m, RoPEAttention)]
+    assert len({attention.freqs_cis.data_ptr() for attention in attentions}) == 1 < len(attentions)
+    assert torch.equal(attentions[0].freqs_cis, own.memory_attention.layers[0].self_attn.freqs_cis)
+    # Other copies are copies as ever.
+    copied = copy.deepcopy(attentions[0])
+    assert copied.freqs_cis.data_ptr() != attentions[0].freqs_cis.data_ptr()
+    pickle.dumps(copied.freqs_cis)
 
 
 @pytest.mark.parametrize("meta", [False, True])

@@ -81,8 +81,8 @@ def _frozen() -> Iterator[None]:
         yield
 
 
-def _compile(model: SAM2Base) -> SAM2Base:
-    """With the parts compiled that ``SAM2VideoPredictorVOS`` of the sam2 package compiles."""
+def compile_float(model: SAM2Base) -> SAM2Base:
+    """A float model with the parts compiled that ``SAM2VideoPredictorVOS`` of the sam2 package compiles."""
     # The forward of a class is one code object for dynamo, whatever method, dtype or size it is compiled for.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     model = copy.copy(model)
@@ -97,7 +97,7 @@ def _compile(model: SAM2Base) -> SAM2Base:
 
 def _float(case: Case, compiled: bool, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
     model = case.build()
-    return _runs(_compile(model) if compiled else model, case, context)
+    return _runs(compile_float(model) if compiled else model, case, context)
 
 
 def _our_attention(case: Case) -> Callable[[str], Run]:
@@ -109,7 +109,7 @@ def _torchao(case: Case, config: Callable[[], Any], takes: Callable[[nn.Module, 
 
     model = case.build().bfloat16()
     quantize_(model, config(), takes)
-    return _runs(_compile(model), case, _frozen)
+    return _runs(compile_float(model), case, _frozen)
 
 
 # Its inductor settings are for GPUs, and would stay set for the other methods.

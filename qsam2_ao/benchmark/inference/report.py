@@ -74,6 +74,7 @@ def targets(records: Sequence[Record], files: Sequence[Record]) -> list[tuple[st
 def markdown(
     records: Sequence[Record],
     files: Sequence[Record],
+    compiled: Sequence[Record],
     work: Sequence[Record],
     ceilings: Mapping[str, Mapping[str, float]],
     memory: Sequence[Record],
@@ -86,6 +87,7 @@ def markdown(
     Args:
         records: Times, as ``timing.measure`` gives them.
         files: As ``footprint.footprints`` gives them.
+        compiled: As ``compile_time.compile_times`` gives them.
         work: As ``roofline.work`` gives it.
         ceilings: Threads -> what ``roofline.ceilings`` gives.
         memory: As ``video_memory`` gives it.
@@ -125,6 +127,12 @@ def markdown(
         mib = " | ".join(f"{r[f'{key}_bytes'] / 2**20:.0f}" for key in ("load", "lowered", "mask"))
         size = r["file_bytes"] / 2**20
         lines.append(f"| {r['model']} | {r['file']} | {size:.1f} | {smaller} | {seconds} | {mib} |")
+    if compiled:
+        lines += ["", "## Compiling", "", _COMPILING, ""]
+        lines += ["| model | px | method | cold, s | warm, s |", "|---|---|---|---|---|"]
+        for r in compiled:
+            row = (r["model"], r["size"], r["method"], f"{r['cold_seconds']:.1f}", f"{r['warm_seconds']:.1f}")
+            lines.append("| {} | {} | {} | {} | {} |".format(*row))
     lines += ["", "## Against the machine's ceilings", "", _ROOFLINE, ""]
     for threads, found in ceilings.items():
         lines.append(f"- threads: {threads}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
@@ -150,6 +158,10 @@ _FILES = (
     "A packed file holds everything: packed weights, scales, biases, and what stays float. The bf16 checkpoint is the\n"
     'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are laid out anew.\n'
     "Memory is the peak until then, on top of the interpreter with its imports, and a mapped file's pages count."
+)
+_COMPILING = (
+    "From the model in memory to its first mask, in a process that finds torch.compile's cache empty, and in the next\n"
+    "one. What runs with the int8 kernels is not compiled."
 )
 _ROOFLINE = (
     "GOP/s of large matrix products and GB/s of a copy, measured on this machine. The last column is the least time\n"

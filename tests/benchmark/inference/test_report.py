@@ -43,7 +43,7 @@ def test_targets_are_met_or_missed() -> None:
     assert rows[where, f"{ENCODER}: W2A8 against W8A8"][0] == 31 / 33
     assert rows["sam2.1-t", "file: bf16 checkpoint / w2a8"] == (8, 7.0, True)
     assert rows["sam2.1-t", "w4a8, peak memory of loading / file"] == (1.5, 1.5, False)
-    text = markdown(records(), files(), [], {}, [], environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], environment(), "command", {})
     assert "| W2A8 against W8A8 | 0.94 | at least 0.95 | no |" in text.replace(f"{ENCODER}: ", "")
     assert "peak memory of loading / file | 1.50 | at most 1.5 | yes |" in text
     assert "peak memory of loading for int8 / file | 1.50 | at most 1.5 | no |" in text
@@ -55,18 +55,23 @@ def test_the_report_shows_every_measurement() -> None:
         {"model": "sam2.1-t", "size": 512, "part": p, "layer_gflop": 8.0, "attention_gflop": 4.0, "tensor_mb": 20.0}
         for p in (ENCODER, part)
     ]
+    compiled = [{"model": "sam2.1-t", "size": 512, "method": BASELINE, "cold_seconds": 61.04, "warm_seconds": 9.96}]
     ceilings = {"1": {"int8": 1000.0, "bf16": 500.0}}
     memory = [{"model": "sam2.1-t", "size": 256, "frames": n, "kept_mb": n / 10, "rest_mb": 0.0} for n in (50, 500)]
-    text = markdown(records(), files(), work, ceilings, memory, environment(), "command", {"Plot": "plot.png"})
+    found = environment("onnxruntime", "no-such-package")
+    text = markdown(records(), files(), compiled, work, ceilings, memory, found, "command", {"Plot": "plot.png"})
     assert "| qsam2 W4A8 | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 0.0 (3.12x) |" in text
     # 8 / 1000 + 4 / 500 seconds are 16 ms, half of 32.
     assert "| sam2.1-t | 512 | 1 | image encoder | 8.0 | 4.0 | 20.0 | 32.0 | 50 % |" in text
+    assert f"| sam2.1-t | 512 | {BASELINE} | 61.0 | 10.0 |" in text
+    assert "- torchao: " in text
+    assert "no-such-package" not in text
     assert "(50.0 MB after 500); all else is 0.0 MB" in text
     assert "![Plot](plot.png)" in text
 
 
 def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
-    assert "## Targets" in markdown([], [], [], {}, [], environment(), "command", {})
+    assert "## Targets" in markdown([], [], [], [], {}, [], environment(), "command", {})
     assert save_figure(latency_against_size([], []), tmp_path / "empty.png").exists()
 
 
