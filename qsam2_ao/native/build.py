@@ -18,7 +18,7 @@ from ..errors import UnsupportedLayerError
 from ..files import atomic_write
 
 _SOURCES = Path(__file__).parent / "csrc"
-_ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "avx512bf16", "fma")
+_ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
 _FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-Wall", *(f"-m{name}" for name in _ISA))
 
 
@@ -26,8 +26,8 @@ def cpu_unavailable_reason() -> str | None:
     """Why this machine's CPU cannot run the kernels; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
-        return "The kernels need a CPU with AVX512-VNNI and AVX512-BF16 (Zen 4, Cooper Lake, Sapphire Rapids or newer)."
+    if not torch.cpu._is_vnni_supported():
+        return "The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer)."
     if not _library().exists() and _compiler() is None:
         return "The kernels are compiled at first use, and there is no C++ compiler; install g++ or set CXX."
     return None
@@ -51,7 +51,12 @@ def _compiler() -> str | None:
 
 def _library() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{_digest(_FLAGS)[:16]}.so"
+    return cache / "qsam2_ao" / f"kernels-{_digest(_flags())[:16]}.so"
+
+
+def _flags() -> tuple[str, ...]:
+    """The compiler's, with the instructions that multiply bfloat16 where the CPU has them."""
+    return (*_FLAGS, "-mavx512bf16") if torch.cpu._is_avx512_bf16_supported() else _FLAGS
 
 
 @functools.cache
@@ -70,7 +75,7 @@ def _build(library: Path) -> None:
         sources = sorted(_SOURCES.glob("*.cpp"))
         objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
         commands = [
-            (*_FLAGS, abi, *include, "-c", str(source), "-o", target)
+            (*_flags(), abi, *include, "-c", str(source), "-o", target)
             for source, target in zip(sources, objects, strict=True)
         ]
         list(pool.map(_compile, commands))
@@ -84,6 +89,6 @@ def _compile(arguments: tuple[str, ...]) -> None:
     run = subprocess.run((compiler, *arguments), capture_output=True, text=True)
     if run.returncode:
         raise UnsupportedLayerError(
-            f"cannot compile the int8 kernels with {compiler} (it must know AVX512-BF16, as GCC 10 does): "
+            f"cannot compile the int8 kernels with {compiler} (it must know AVX512-VNNI and AVX512-BF16, as GCC 10 does): "
             f"{run.stderr.strip()[-2000:]}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,9 @@ def test_other_machines_get_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
     assert "not Linux on arm64" in str(unavailable_reason())
     monkeypatch.undo()
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if build.platform.system() == "Linux" and build.platform.machine() == "x86_64":
-        assert "AVX512-BF16" in str(unavailable_reason())
+        assert "AVX512-VNNI" in str(unavailable_reason())
 
 
 @needs_kernels
@@ -42,6 +44,33 @@ def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnsupportedLayerError, match=r"broken .*unknown option"):
         build.implement()
     assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernels
+def test_each_instruction_set_has_its_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = set()
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        libraries.add(build._library())
+    assert len(libraries) == 2
+
+
+_WITHOUT_BF16 = """
+import sys
+import pytest, torch
+torch.cpu._is_avx512_bf16_supported = lambda: False
+sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not cuda", sys.argv[1]]))
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="All tests of the kernels run without it.")
+def test_kernels_without_bf16_instructions() -> None:
+    """A process holds one library, so the tests of the kernels run in another one, as on a Cascade Lake."""
+    tests = Path(__file__).parent / "test_kernels.py"
+    run = subprocess.run([sys.executable, "-c", _WITHOUT_BF16, str(tests)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
 
 
 @needs_kernels

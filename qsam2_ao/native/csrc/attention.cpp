@@ -1,9 +1,9 @@
 // softmax(scale * q k^T) v with the scores of a few rows and keys at a time, so that they never leave the cache.
 //
-// Keys and values are rearranged once per head into what VDPBF16PS multiplies: panels of up to four registers, each of
-// 16 columns and two values along the sum. Keys: columns are keys, sums run over channels; values: columns are channels,
-// sums run over keys. Sums are in float32, probabilities in bfloat16; the softmax is computed online (Milakov and
-// Gimelshein 2018), with exp2 and the scale folded in.
+// Keys and values are rearranged once per head into what one instruction multiplies: panels of up to four registers,
+// each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the CPU cannot multiply bfloat16, one
+// value in float32. Keys: columns are keys, sums run over channels; values: columns are channels, sums run over keys.
+// Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and the scale folded in.
 
 #include "attention.h"
 
@@ -22,6 +22,32 @@ constexpr int64_t kQueries = 96;  // rows of scores at a time
 constexpr int64_t kKeys = 256;    // columns of scores at a time, a multiple of 64
 constexpr int kRows = 6;          // rows of a tile: 6 x 4 accumulators
 
+#ifdef __AVX512BF16__
+using Operand = bf16;
+
+inline __m512 add_products(__m512 acc, __m512i x, __m512i w) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
+}
+
+inline void store_two(bf16* p, __m512 low, __m512 high) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+#else
+using Operand = float;
+
+inline __m512 add_products(__m512 acc, __m512i x, __m512i w) {
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), acc);
+}
+
+inline void store_two(float* p, __m512 low, __m512 high) {
+  store(p, low);
+  store(p + kLanes, high);
+}
+#endif
+
+constexpr int64_t kGroup = 4 / sizeof(Operand);  // operands along the sum in 32 bits
+constexpr int64_t kWide = kLanes * kGroup;       // operands of a register
+
 template <typename T>
 T* aligned(std::vector<T>& buffer, int64_t n) {
   buffer.resize(n + 64 / sizeof(T));
@@ -29,9 +55,9 @@ T* aligned(std::vector<T>& buffer, int64_t n) {
 }
 
 struct Sizes {
-  int64_t d, pairs, columns;  // channels; of queries and keys in pairs; of values, padded to registers
-  explicit Sizes(int64_t d) : d(d), pairs(round_up(d, 2) / 2), columns(round_up(d, kLanes)) {}
-  int64_t keys_size(int64_t keys) const { return round_up(keys, kLanes) * pairs * 2; }
+  int64_t d, depth, columns;  // channels; of queries and keys, padded to groups; of values, padded to registers
+  explicit Sizes(int64_t d) : d(d), depth(round_up(d, kGroup)), columns(round_up(d, kLanes)) {}
+  int64_t keys_size(int64_t keys) const { return round_up(keys, kLanes) * depth; }
   int64_t values_size(int64_t keys) const { return round_up(keys, kLanes) * columns; }
 };
 
@@ -61,58 +87,65 @@ void transpose(__m512i (&r)[16]) {  // 16 x 16 values of 32 bits
   }
 }
 
-// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][pair][vector][16 keys][2].
+// A register of operands, of which the first `left` are of the row and the others zero.
+inline __m512i load_wide(const bf16* row, int64_t left) {
+#ifdef __AVX512BF16__
+  return _mm512_maskz_loadu_epi16(left >= kWide ? 0xFFFFFFFFu : (1u << left) - 1, row);
+#else
+  return _mm512_castps_si512(load(row, first_lanes(left)));
+#endif
+}
+
+// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][kGroup].
 template <typename Row>
-void pack_keys(Row row, int64_t n, const Sizes& s, bf16* out) {
+void pack_keys(Row row, int64_t n, const Sizes& s, Operand* out) {
   const int64_t vectors = (n + kLanes - 1) / kLanes;
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-    bf16* panel = out + v / 4 * 4 * kLanes * s.pairs * 2;
-    for (int64_t p = 0; p < s.pairs; p += kLanes) {
-      const int64_t left = s.d - 2 * p;
-      const __mmask32 lanes = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1;
+    Operand* panel = out + v / 4 * 4 * kLanes * s.depth;
+    for (int64_t c = 0; c < s.depth; c += kWide) {
       __m512i r[16];
       for (int i = 0; i < 16; ++i) {
         const int64_t key = v * kLanes + i;
-        r[i] = key < n ? _mm512_maskz_loadu_epi16(lanes, row(key) + 2 * p) : _mm512_setzero_si512();
+        r[i] = key < n ? load_wide(row(key) + c, s.d - c) : _mm512_setzero_si512();
       }
       transpose(r);
-      for (int64_t i = 0; i < std::min(kLanes, s.pairs - p); ++i)
-        _mm512_storeu_si512(panel + ((p + i) * width + v % 4) * 32, r[i]);
+      for (int64_t i = 0; i < std::min(kLanes, (s.depth - c) / kGroup); ++i)
+        _mm512_storeu_si512(panel + ((c / kGroup + i) * width + v % 4) * kWide, r[i]);
     }
   }
 }
 
-// Columns [panel][pair of keys][vector][16 channels][2]; keys padded with zeros to a multiple of 16.
+// Columns [panel][group of keys][vector][16 channels][kGroup]; keys padded with zeros to a multiple of 16.
 template <typename Row>
-void pack_values(Row row, int64_t n, const Sizes& s, bf16* out) {
+void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   const int64_t rows = round_up(n, kLanes), vectors = s.columns / kLanes;
-  for (int64_t key = 0; key < rows; key += 2) {
+  for (int64_t key = 0; key < rows; key += kGroup) {
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
       const __mmask16 lanes = first_lanes(s.d - v * kLanes);
-      const auto half = [&](int64_t i) {
-        return i < n ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, row(i) + v * kLanes))
-                     : _mm512_setzero_si512();
+      const auto values = [&](int64_t i) {  // in the upper halves of 32 bits: float32
+        return i < n ? _mm512_castps_si512(load(row(i) + v * kLanes, lanes)) : _mm512_setzero_si512();
       };
-      const __m512i pair = _mm512_or_si512(half(key), _mm512_slli_epi32(half(key + 1), 16));
-      _mm512_storeu_si512(out + v / 4 * 4 * kLanes * rows + (key / 2 * width + v % 4) * 32, pair);
+      __m512i group = values(key);
+      if constexpr (kGroup == 2) group = _mm512_or_si512(_mm512_srli_epi32(group, 16), values(key + 1));
+      _mm512_storeu_si512(out + v / 4 * 4 * kLanes * rows + (key / kGroup * width + v % 4) * kWide, group);
     }
   }
 }
 
 template <int Rows, int Vectors, bool Accumulate>
-void tile(const bf16* a, int64_t lda, const bf16* b, int64_t pairs, float* c, int64_t ldc) {
+void tile(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc) {
   __m512 acc[Rows][Vectors];
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Vectors; ++j)
       acc[i][j] = Accumulate ? _mm512_loadu_ps(c + i * ldc + j * kLanes) : _mm512_setzero_ps();
-  for (int64_t p = 0; p < pairs; ++p, a += 2, b += 32 * Vectors) {
+  for (int64_t k = 0; k < depth; k += kGroup, a += kGroup, b += kWide * Vectors) {
     __m512i w[Vectors];
-    for (int j = 0; j < Vectors; ++j) w[j] = _mm512_loadu_si512(b + 32 * j);
+    for (int j = 0; j < Vectors; ++j) w[j] = _mm512_loadu_si512(b + kWide * j);
     for (int i = 0; i < Rows; ++i) {
-      const __m512bh x = (__m512bh)broadcast_32(a + i * lda);
-      for (int j = 0; j < Vectors; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, (__m512bh)w[j]);
+      const __m512i x = broadcast_32(a + i * lda);
+      for (int j = 0; j < Vectors; ++j) acc[i][j] = add_products(acc[i][j], x, w[j]);
     }
   }
   for (int i = 0; i < Rows; ++i)
@@ -120,29 +153,29 @@ void tile(const bf16* a, int64_t lda, const bf16* b, int64_t pairs, float* c, in
 }
 
 template <int Rows, int Vectors, bool Accumulate>
-void rest(const bf16* a, int64_t lda, const bf16* b, int64_t pairs, float* c, int64_t ldc, int64_t rows) {
+void rest(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc, int64_t rows) {
   if constexpr (Rows > 0) {
-    if (rows == Rows) return tile<Rows, Vectors, Accumulate>(a, lda, b, pairs, c, ldc);
-    rest<Rows - 1, Vectors, Accumulate>(a, lda, b, pairs, c, ldc, rows);
+    if (rows == Rows) return tile<Rows, Vectors, Accumulate>(a, lda, b, depth, c, ldc);
+    rest<Rows - 1, Vectors, Accumulate>(a, lda, b, depth, c, ldc, rows);
   }
 }
 
 template <int Vectors, bool Accumulate>
-void panel(const bf16* a, int64_t lda, const bf16* b, int64_t pairs, float* c, int64_t ldc, int64_t rows) {
+void panel(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc, int64_t rows) {
   for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc)
-    tile<kRows, Vectors, Accumulate>(a, lda, b, pairs, c, ldc);
-  rest<kRows - 1, Vectors, Accumulate>(a, lda, b, pairs, c, ldc, rows);
+    tile<kRows, Vectors, Accumulate>(a, lda, b, depth, c, ldc);
+  rest<kRows - 1, Vectors, Accumulate>(a, lda, b, depth, c, ldc, rows);
 }
 
-// c [rows, 16 * vectors] (+)= a [rows, 2 * pairs] times one packed panel.
+// c [rows, 16 * vectors] (+)= a [rows, depth] times one packed panel.
 template <bool Accumulate>
-void multiply(int64_t vectors, const bf16* a, int64_t lda, const bf16* b, int64_t pairs, float* c, int64_t ldc,
+void multiply(int64_t vectors, const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc,
               int64_t rows) {
   switch (vectors) {
-    case 4: return panel<4, Accumulate>(a, lda, b, pairs, c, ldc, rows);
-    case 3: return panel<3, Accumulate>(a, lda, b, pairs, c, ldc, rows);
-    case 2: return panel<2, Accumulate>(a, lda, b, pairs, c, ldc, rows);
-    default: return panel<1, Accumulate>(a, lda, b, pairs, c, ldc, rows);
+    case 4: return panel<4, Accumulate>(a, lda, b, depth, c, ldc, rows);
+    case 3: return panel<3, Accumulate>(a, lda, b, depth, c, ldc, rows);
+    case 2: return panel<2, Accumulate>(a, lda, b, depth, c, ldc, rows);
+    default: return panel<1, Accumulate>(a, lda, b, depth, c, ldc, rows);
   }
 }
 
@@ -151,50 +184,56 @@ class Block {
  public:
   explicit Block(const Sizes& s)
       : sizes(s),
-        q(aligned(q_, kQueries * 2 * s.pairs)),
+        queries_(aligned(q_, kQueries * s.depth)),
         scores_(aligned(s_, kQueries * kKeys)),
-        p(aligned(p_, kQueries * kKeys)),
+        weights_(aligned(p_, kQueries * kKeys)),
         out_(aligned(o_, kQueries * s.columns)) {
-    std::memset(q, 0, kQueries * 2 * s.pairs * sizeof(bf16));
+    std::memset(queries_, 0, kQueries * s.depth * sizeof(Operand));
   }
 
-  const Sizes sizes;
+  void query(int64_t r, const bf16* from) {
+    for (int64_t c = 0; c < sizes.d; c += kLanes) {
+      const __mmask16 lanes = first_lanes(sizes.d - c);
+      store(queries_ + r * sizes.depth + c, load(from + c, lanes), lanes);
+    }
+  }
 
- private:
-  std::vector<bf16> q_, p_;
-  std::vector<float> s_, o_;
-
- public:
-  bf16* const q;  // [rows, 2 * pairs], to be filled by the caller
+  // The larger of what is there and another query, channel by channel.
+  void pool_query(int64_t r, const bf16* from) {
+    for (int64_t c = 0; c < sizes.d; c += kLanes) {
+      const __mmask16 lanes = first_lanes(sizes.d - c);
+      Operand* q = queries_ + r * sizes.depth + c;
+      store(q, _mm512_max_ps(load(q, lanes), load(from + c, lanes)), lanes);
+    }
+  }
 
   // scale: of the scores, times log2(e).
-  void run(int64_t rows, const bf16* keys, const bf16* values, int64_t n, float scale) {
+  void run(int64_t rows, const Operand* keys, const Operand* values, int64_t n, float scale) {
     const int64_t padded = round_up(n, kLanes);
     for (int64_t first = 0; first < n; first += kKeys) {
       const int64_t width = std::min(kKeys, padded - first);
       for (int64_t k = 0; k < width; k += 64) {
         const int64_t vectors = std::min<int64_t>(4, (width - k) / kLanes);
-        multiply<false>(vectors, q, 2 * sizes.pairs, keys + (first + k) * 2 * sizes.pairs, sizes.pairs, scores_ + k,
-                        kKeys, rows);
+        const Operand* b = keys + (first + k) * sizes.depth;
+        multiply<false>(vectors, queries_, sizes.depth, b, sizes.depth, scores_ + k, kKeys, rows);
       }
       for (int64_t r = 0; r < rows; ++r) softmax(r, std::min(kKeys, n - first), width, scale, first == 0);
       for (int64_t v = 0; v < sizes.columns / kLanes; v += 4) {
         const int64_t vectors = std::min<int64_t>(4, sizes.columns / kLanes - v);
-        const bf16* b = values + v * kLanes * padded + first * vectors * kLanes;
+        const Operand* b = values + v * kLanes * padded + first * vectors * kLanes;
         float* c = out_ + v * kLanes;
         if (first == 0)
-          multiply<false>(vectors, p, kKeys, b, width / 2, c, sizes.columns, rows);
+          multiply<false>(vectors, weights_, kKeys, b, width, c, sizes.columns, rows);
         else
-          multiply<true>(vectors, p, kKeys, b, width / 2, c, sizes.columns, rows);
+          multiply<true>(vectors, weights_, kKeys, b, width, c, sizes.columns, rows);
       }
     }
   }
 
-  void store(int64_t r, bf16* to) const {
+  void result(int64_t r, bf16* to) const {
     const __m512 factor = _mm512_set1_ps(1.0f / sum_[r]);
     for (int64_t c = 0; c < sizes.d; c += kLanes)
-      store_bf16(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor),
-                 first_lanes(sizes.d - c));
+      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor), first_lanes(sizes.d - c));
   }
 
  private:
@@ -217,18 +256,18 @@ class Block {
       return rough_exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(s + k), factor, shift));
     };
     __m512 sum = _mm512_setzero_ps(), other = _mm512_setzero_ps();
-    bf16* to = p + r * kKeys;
+    Operand* to = weights_ + r * kKeys;
     int64_t k = 0;
     for (; k + 2 * kLanes <= valid; k += 2 * kLanes) {
       const __m512 low = probabilities(k), high = probabilities(k + kLanes);
       sum = _mm512_add_ps(sum, low);
       other = _mm512_add_ps(other, high);
-      _mm512_storeu_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      store_two(to + k, low, high);
     }
     for (; k < width; k += kLanes) {
       const __m512 e = _mm512_maskz_mov_ps(valid > k ? first_lanes(valid - k) : 0, probabilities(k));
       sum = _mm512_add_ps(sum, e);
-      store_bf16(to + k, e);
+      store(to + k, e);
     }
     sum = _mm512_add_ps(sum, other);
     max_[r] = now;
@@ -246,9 +285,13 @@ class Block {
     }
   }
 
-  float* const scores_;
-  bf16* const p;
-  float* const out_;
+  const Sizes sizes;
+  std::vector<Operand> q_, p_;
+  std::vector<float> s_, o_;
+  Operand* const queries_;  // [kQueries, depth]
+  float* const scores_;     // [kQueries, kKeys]
+  Operand* const weights_;  // of the values, [kQueries, kKeys]
+  float* const out_;        // [kQueries, columns]
   float max_[kQueries], sum_[kQueries];
 };
 
@@ -259,13 +302,12 @@ constexpr float kLog2e = 1.44269504f;
 void attention(const AttentionArgs& a) {
   const Sizes s(a.d);
   const int64_t heads = a.batches * a.heads, blocks = (a.queries + kQueries - 1) / kQueries;
-  std::vector<bf16> keys_, values_;
-  bf16* keys = aligned(keys_, heads * s.keys_size(a.keys));
-  bf16* values = aligned(values_, heads * s.values_size(a.keys));
+  std::vector<Operand> keys_, values_;
+  Operand* keys = aligned(keys_, heads * s.keys_size(a.keys));
+  Operand* values = aligned(values_, heads * s.values_size(a.keys));
   const auto head_of = [&](const Heads& x, int64_t i) {
     return x.base + i / a.heads * x.batch + i % a.heads * x.head;
   };
-  // Whole panels of 64 keys, and pairs of keys, can be packed apart from each other.
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const bf16 *k = head_of(a.k, i), *v = head_of(a.v, i);
@@ -279,10 +321,10 @@ void attention(const AttentionArgs& a) {
       const int64_t i = task / blocks, first = task % blocks * kQueries;
       const int64_t rows = std::min(kQueries, a.queries - first);
       const bf16* q = head_of(a.q, i) + first * a.q.token;
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(block.q + r * 2 * s.pairs, q + r * a.q.token, s.d * sizeof(bf16));
+      for (int64_t r = 0; r < rows; ++r) block.query(r, q + r * a.q.token);
       block.run(rows, keys + i * s.keys_size(a.keys), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
       for (int64_t r = 0; r < rows; ++r)
-        block.store(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.d);
+        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.d);
     }
   });
 }
@@ -294,8 +336,8 @@ void window_attention(const WindowArgs& a) {
   const int64_t part = a.heads * a.d, out_h = a.h / a.stride, out_w = a.w / a.stride;
   at::parallel_for(0, a.b * down * across, 1, [&](int64_t begin, int64_t end) {
     Block block(s);
-    std::vector<bf16> keys_, values_;
-    bf16 *packed_keys = aligned(keys_, s.keys_size(keys)), *packed_values = aligned(values_, s.values_size(keys));
+    std::vector<Operand> keys_, values_;
+    Operand *packed_keys = aligned(keys_, s.keys_size(keys)), *packed_values = aligned(values_, s.values_size(keys));
     std::vector<const bf16*> tokens(keys);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / (down * across), top = task / across % down * a.window, left = task % across * a.window;
@@ -311,20 +353,14 @@ void window_attention(const WindowArgs& a) {
           const int64_t rows = std::min(kQueries, queries - first);
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t y = (first + r) / side * a.stride, x = (first + r) % side * a.stride;
-            bf16* q = block.q + r * 2 * s.pairs;
-            std::memcpy(q, tokens[y * a.window + x] + at, s.d * sizeof(bf16));
-            for (int64_t i = 1; i < a.stride * a.stride; ++i) {
-              const bf16* other = tokens[(y + i / a.stride) * a.window + x + i % a.stride] + at;
-              for (int64_t c = 0; c < s.d; c += kLanes) {
-                const __mmask16 lanes = first_lanes(s.d - c);
-                store_bf16(q + c, _mm512_max_ps(load_bf16(q + c, lanes), load_bf16(other + c, lanes)), lanes);
-              }
-            }
+            block.query(r, tokens[y * a.window + x] + at);
+            for (int64_t i = 1; i < a.stride * a.stride; ++i)
+              block.pool_query(r, tokens[(y + i / a.stride) * a.window + x + i % a.stride] + at);
           }
           block.run(rows, packed_keys, packed_values, keys, a.scale * kLog2e);
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t y = top / a.stride + (first + r) / side, x = left / a.stride + (first + r) % side;
-            if (y < out_h && x < out_w) block.store(r, a.out + ((b * out_h + y) * out_w + x) * part + at);
+            if (y < out_h && x < out_w) block.result(r, a.out + ((b * out_h + y) * out_w + x) * part + at);
           }
         }
       }

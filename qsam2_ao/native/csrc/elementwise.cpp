@@ -16,7 +16,7 @@ void quantize(const bf16* x_bf16, const float* x_f32, int64_t n, const Grid& gri
   at::parallel_for(0, (n + kLanes - 1) / kLanes, kGrain / kLanes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kLanes; i < std::min(n, end * kLanes); i += kLanes) {
       const __mmask16 lanes = first_lanes(n - i);
-      const __m512 x = x_bf16 ? load_bf16(x_bf16 + i, lanes) : _mm512_maskz_loadu_ps(lanes, x_f32 + i);
+      const __m512 x = x_bf16 ? load(x_bf16 + i, lanes) : load(x_f32 + i, lanes);
       store_u8(out + i, grid.codes(x), lanes);
     }
   });
@@ -27,14 +27,14 @@ namespace {
 // Rows at once, whose chains of dependent sums overlap.
 template <int Rows>
 void normalize(const LayerNormArgs& a, int64_t row, __m512 inverse) {
-  const auto load = [&](int r, int64_t c, __mmask16 lanes) {
+  const auto input = [&](int r, int64_t c, __mmask16 lanes) {
     const int64_t at = (row + r) * a.n + c;
-    return a.x_bf16 ? load_bf16(a.x_bf16 + at, lanes) : _mm512_maskz_loadu_ps(lanes, a.x_f32 + at);
+    return a.x_bf16 ? load(a.x_bf16 + at, lanes) : load(a.x_f32 + at, lanes);
   };
   __m512 sum[Rows], mean[Rows], rstd[Rows];
   for (int r = 0; r < Rows; ++r) sum[r] = _mm512_setzero_ps();
   for (int64_t c = 0; c < a.n; c += kLanes)
-    for (int r = 0; r < Rows; ++r) sum[r] = _mm512_add_ps(sum[r], load(r, c, first_lanes(a.n - c)));
+    for (int r = 0; r < Rows; ++r) sum[r] = _mm512_add_ps(sum[r], input(r, c, first_lanes(a.n - c)));
   for (int r = 0; r < Rows; ++r) {
     mean[r] = _mm512_set1_ps(_mm512_reduce_add_ps(sum[r]) / a.n);
     sum[r] = _mm512_setzero_ps();
@@ -42,7 +42,7 @@ void normalize(const LayerNormArgs& a, int64_t row, __m512 inverse) {
   for (int64_t c = 0; c < a.n; c += kLanes)
     for (int r = 0; r < Rows; ++r) {
       const __mmask16 lanes = first_lanes(a.n - c);
-      const __m512 x = _mm512_maskz_sub_ps(lanes, load(r, c, lanes), mean[r]);
+      const __m512 x = _mm512_maskz_sub_ps(lanes, input(r, c, lanes), mean[r]);
       sum[r] = _mm512_fmadd_ps(x, x, sum[r]);
     }
   for (int r = 0; r < Rows; ++r)
@@ -51,9 +51,9 @@ void normalize(const LayerNormArgs& a, int64_t row, __m512 inverse) {
     const __mmask16 lanes = first_lanes(a.n - c);
     const __m512 weight = _mm512_maskz_loadu_ps(lanes, a.weight + c), bias = _mm512_maskz_loadu_ps(lanes, a.bias + c);
     for (int r = 0; r < Rows; ++r) {
-      const __m512 x = _mm512_mul_ps(_mm512_sub_ps(load(r, c, lanes), mean[r]), rstd[r]);
+      const __m512 x = _mm512_mul_ps(_mm512_sub_ps(input(r, c, lanes), mean[r]), rstd[r]);
       const __m512 y = _mm512_fmadd_ps(x, weight, bias);
-      if (a.out_bf16) store_bf16(a.out_bf16 + (row + r) * a.n + c, y, lanes);
+      if (a.out_bf16) store(a.out_bf16 + (row + r) * a.n + c, y, lanes);
       else store_u8(a.out_u8 + (row + r) * a.n + c, a.grid.near_codes(y, inverse), lanes);
     }
   }

@@ -96,28 +96,28 @@ void finish(const GemmArgs& g, const int32_t* sums, int64_t stride, int64_t rows
   const __mmask16 lanes = first_lanes(g.n - column);
   const __m512 alpha = _mm512_maskz_loadu_ps(lanes, g.alpha + column);
   const __m512 beta = _mm512_maskz_loadu_ps(lanes, g.beta + column);
-  const auto each = [&](auto residual, auto store) {
+  const auto each = [&](auto residual, auto write) {
     for (int64_t i = 0, at = row * g.n + column; i < rows; ++i, at += g.n) {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * stride));
-      store(at, residual(activate<act>(_mm512_fmadd_ps(sum, alpha, beta)), at));
+      write(at, residual(activate<act>(_mm512_fmadd_ps(sum, alpha, beta)), at));
     }
   };
   const auto to = [&](auto residual) {
     if (g.out_bf16) {
-      each(residual, [&](int64_t at, __m512 y) { store_bf16(g.out_bf16 + at, y, lanes); });
+      each(residual, [&](int64_t at, __m512 y) { store(g.out_bf16 + at, y, lanes); });
     } else if (g.out_u8) {
       const __m512 inverse = _mm512_set1_ps(1.0f / g.grid.scale);
       each(residual, [&](int64_t at, __m512 y) {
         store_u8(g.out_u8 + at, g.grid.near_codes(y, inverse), lanes);
       });
     } else {
-      each(residual, [&](int64_t at, __m512 y) { store_f32(g.out_f32 + at, y, lanes); });
+      each(residual, [&](int64_t at, __m512 y) { store(g.out_f32 + at, y, lanes); });
     }
   };
   if (g.residual_bf16)
-    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load_bf16(g.residual_bf16 + at, lanes)); });
+    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load(g.residual_bf16 + at, lanes)); });
   else if (g.residual_f32)
-    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, g.residual_f32 + at)); });
+    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load(g.residual_f32 + at, lanes)); });
   else
     to([](__m512 y, int64_t) { return y; });
 }

@@ -17,18 +17,33 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 // The first n of 16 lanes.
 inline __mmask16 first_lanes(int64_t n) { return n >= kLanes ? __mmask16(0xFFFF) : __mmask16((1u << n) - 1); }
 
-inline __m512 load_bf16(const bf16* p, __mmask16 lanes = 0xFFFF) {
+// Half to even; a NaN stays one.
+inline __m256i to_bf16(__m512 x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+#endif
+}
+
+inline __m512 load(const bf16* p, __mmask16 lanes = 0xFFFF) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
 }
 
+inline __m512 load(const float* p, __mmask16 lanes = 0xFFFF) { return _mm512_maskz_loadu_ps(lanes, p); }
+
 // Stores: masked ones take many cycles on AMD's cores, so whole registers go without.
-inline void store_bf16(bf16* p, __m512 x, __mmask16 lanes = 0xFFFF) {
-  const __m256i y = (__m256i)_mm512_cvtneps_pbh(x);
-  if (lanes == 0xFFFF) _mm256_storeu_si256((__m256i*)p, y);
-  else _mm256_mask_storeu_epi16(p, lanes, y);
+inline void store(bf16* p, __m512 x, __mmask16 lanes = 0xFFFF) {
+  if (lanes == 0xFFFF) _mm256_storeu_si256((__m256i*)p, to_bf16(x));
+  else _mm256_mask_storeu_epi16(p, lanes, to_bf16(x));
 }
 
-inline void store_f32(float* p, __m512 x, __mmask16 lanes) {
+inline void store(float* p, __m512 x, __mmask16 lanes = 0xFFFF) {
   if (lanes == 0xFFFF) _mm512_storeu_ps(p, x);
   else _mm512_mask_storeu_ps(p, lanes, x);
 }
