@@ -89,6 +89,6 @@ def _compile(arguments: tuple[str, ...]) -> None:
     run = subprocess.run((compiler, *arguments), capture_output=True, text=True)
     if run.returncode:
         raise UnsupportedLayerError(
-            f"cannot compile the int8 kernels with {compiler} (it must know AVX512-VNNI and AVX512-BF16, as GCC 10 does): "
-            f"{run.stderr.strip()[-2000:]}"
+            f"cannot compile the int8 kernels with {compiler} (it must know AVX512-VNNI and AVX512-BF16, "
+            f"as GCC 10 does): {run.stderr.strip()[-2000:]}"
         )
