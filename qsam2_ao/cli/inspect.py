@@ -24,7 +24,7 @@ def inspect(
 ) -> None:
     """Show what is in a packed file: its recipe, sizes, and every layer's bits.
 
-    With --time, layers that are slower here than in bfloat16 are flagged.
+    With --time, layers that are slower here than in float are flagged.
 
     Example: [bold]qsam2 inspect tiny-w4a8.safetensors --json[/bold]
     """

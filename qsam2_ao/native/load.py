@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 
 import torch
 
@@ -22,7 +23,7 @@ def unavailable_reason(device: torch.device = _CPU) -> str | None:
         None if they can, else the reason as a sentence.
 
     Example:
-        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI and AVX512-BF16, and a compiler
+        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI, and a compiler
         True
     """
     if device.type == "cpu":
@@ -57,6 +58,19 @@ def _implement(kind: str) -> None:
     from . import ops  # noqa: F401 - declares the operators
 
     (cuda if kind == "cuda" else build).implement()
+
+
+def fast_float(device: torch.device = _CPU) -> torch.dtype:
+    """The faster of bfloat16 and float32 for matrix products on a device.
+
+    x86-64 CPUs without AVX512-BF16 have no instructions for bfloat16, which takes them longer than float32.
+
+    Example:
+        >>> fast_float(torch.device("cuda"))
+        torch.bfloat16
+    """
+    slow = device.type == "cpu" and platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported()
+    return torch.float32 if slow else torch.bfloat16
 
 
 def code_offset(device: torch.device) -> int:

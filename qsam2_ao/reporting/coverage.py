@@ -60,7 +60,7 @@ class LayerCoverage:
         """The reason, and whether the layer measured slower than in float."""
         slower = ""
         if self.time is not None and self.time.slower:
-            slower = f"slower than in bfloat16: {self.time.ms:.3g} ms against {self.time.float_ms:.3g}"
+            slower = f"slower than in float: {self.time.ms:.3g} ms against {self.time.float_ms:.3g}"
         return "; ".join(filter(None, (self.reason, slower)))
 
 

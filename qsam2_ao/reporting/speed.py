@@ -1,4 +1,4 @@
-"""How long each layer of a deployed model takes on this machine, beside the same layer in bfloat16."""
+"""How long each layer of a deployed model takes on this machine, beside the same layer in float."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..compat.quiet import quiet_sam2
 from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
 from ..lowering.int8 import Int8Conv2d, Int8Linear
+from ..native import fast_float
 from ..tensors.packed import PackedIntxTensor
 
 _FRAMES = 3
@@ -33,7 +34,7 @@ class LayerTime:
     Attributes:
         shape: Of its input.
         ms: As it is lowered, milliseconds.
-        float_ms: In bfloat16, milliseconds.
+        float_ms: In bfloat16, or in float32 on CPUs where that is faster (without AVX512-BF16), milliseconds.
     """
 
     shape: tuple[int, ...]
@@ -108,27 +109,32 @@ def _quantized(module: nn.Module) -> bool:
 
 
 def _lowered(module: nn.Module, x: Tensor, residual: Tensor | None) -> Callable[[], Any]:
+    dtype = fast_float(x.device)
+    if not isinstance(module, Int8Linear):  # packed: runs in its caller's dtype
+        x = x.to(dtype)
+
     def run() -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             return module(x) if residual is None else module(x, residual)
 
     return run
 
 
 def _reference(module: Any, x: Tensor, residual: Tensor | None) -> Callable[[], Any]:
-    """The same product, activation and sum in bfloat16."""
-    x = torch.randn(x.shape, device=x.device).bfloat16() if not x.is_floating_point() else x.bfloat16()
+    """The same product, activation and sum in float."""
+    dtype = fast_float(x.device)
+    x = x.to(dtype) if x.is_floating_point() else torch.randn(x.shape, device=x.device, dtype=dtype)
     if isinstance(module, Int8Linear):
         kernel = module.kernel if isinstance(module, Int8Conv2d) else ()
         channels = x.shape[1] if kernel else x.shape[-1]
-        weight = torch.randn(module.out_features, channels, *kernel, device=x.device).bfloat16()
-        bias: Tensor | None = torch.randn(module.out_features, device=x.device).bfloat16()
+        weight = torch.randn(module.out_features, channels, *kernel, device=x.device, dtype=dtype)
+        bias: Tensor | None = torch.randn(module.out_features, device=x.device, dtype=dtype)
         activation = module.activation
     else:
-        weight, activation = module.weight.dequantize(torch.bfloat16), "none"
-        bias = module.bias if module.bias is None else module.bias.bfloat16()
+        weight, activation = module.weight.dequantize(dtype), "none"
+        bias = module.bias if module.bias is None else module.bias.to(dtype)
     if residual is not None:
-        residual = residual.bfloat16()
+        residual = residual.to(dtype)
 
     def run() -> Tensor:
         if weight.dim() == 2:

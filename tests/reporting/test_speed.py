@@ -35,7 +35,7 @@ def test_slower_layers_are_flagged(packed_file: Path) -> None:
     times = {slow: LayerTime((4, 4), 3.0, 1.0), fast: LayerTime((4, 4), 1.0, 3.0), close: LayerTime((4, 4), 1.05, 1.0)}
     report = coverage_report(model, times)
     rows = {row.name: row for row in report.layers}
-    assert "slower than in bfloat16: 3 ms against 1" in rows[slow].note
+    assert "slower than in float: 3 ms against 1" in rows[slow].note
     assert rows[fast].note == rows[fast].reason
     assert rows[close].note == rows[close].reason
     assert {row["name"]: row["note"] for row in report.to_dict()["layers"]}[slow] == rows[slow].note
