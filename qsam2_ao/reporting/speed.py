@@ -109,12 +109,8 @@ def _quantized(module: nn.Module) -> bool:
 
 
 def _lowered(module: nn.Module, x: Tensor, residual: Tensor | None) -> Callable[[], Any]:
-    dtype = fast_float(x.device)
-    if not isinstance(module, Int8Linear):  # packed: runs in its caller's dtype
-        x = x.to(dtype)
-
     def run() -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             return module(x) if residual is None else module(x, residual)
 
     return run
