@@ -76,8 +76,9 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
     Args:
         model: A deployed model (with ``qsam2_plan``) on the device it will run on.
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
-            the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16;
-            "int4" gives weight-only linear layers to torchao; "auto" is "int8" where the kernels run, else "packed".
+            the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
+            (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
+            "auto" is "int8" where the kernels run, else "packed".
 
     Returns:
         The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
@@ -137,6 +138,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     """Give a float model the attention, the layer norms and the layout that a quantized one is lowered to, in place.
 
     Its weights become bfloat16, so that it computes what bfloat16 autocast computes. It cannot be saved any more.
+    On x86-64 CPUs without AVX512-BF16, where bfloat16 is emulated, a model in float32 is faster.
 
     Args:
         model: A float model in eval mode, on the device it will run on.

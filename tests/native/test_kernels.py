@@ -109,6 +109,20 @@ def test_the_largest_sums_do_not_saturate(ops: Ops, bits: int) -> None:
     assert (out == (255 - ops.offset) * 127 * k).all()
 
 
+def test_bfloat16_is_rounded_as_torch_rounds_it(ops: Ops) -> None:
+    """Half to even, infinities, numbers that round to one, and not-a-number: also where the CPU has no instruction."""
+    if ops.interpreted:
+        pytest.skip("Triton's interpreter truncates to bfloat16, a GPU rounds")
+    kept = torch.randn(4, 40, generator=seeded(5)) * 10.0 ** torch.randint(-30, 30, (4, 40), generator=seeded(6))
+    ties = (torch.arange(40, dtype=torch.int32) + 16000 << 16 | 0x8000).view(torch.float32)
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.4e38, -3.4e38, 0.0]).repeat(7)[:40]
+    kept = torch.cat([kept, ties[None], special[None]])
+    packed, table, _ = weight(ops, 40, 8, 4)
+    x, zero = torch.zeros(6, 8, dtype=torch.uint8), torch.zeros(40)
+    out = ops.linear(x, packed, 4, table * 0, zero, zero, kept, "none", torch.bfloat16, 1.0, 0.0, 255)
+    torch.testing.assert_close(out, kept.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 200])
 @pytest.mark.parametrize("n", [16, 40, 112, 250])
 def test_what_is_folded_into_linear(ops: Ops, rows: int, n: int) -> None:
