@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedLayerError
@@ -48,7 +49,7 @@ class Grid:
 _NO_GRID = (1.0, 0.0, 255)
 
 
-class _OfThisMachine(nn.Module):
+class OfThisMachine(nn.Module):
     """Neither saved nor moved: its buffers are laid out for the kernels of one device."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
@@ -83,13 +84,13 @@ class QuantizeCodes(nn.Module):
         return str(self.grid)
 
 
-class Norm(_OfThisMachine):
+class Norm(OfThisMachine):
     """Layer normalization of ``[..., channels]`` to bfloat16, or to the codes of ``grid``."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, norm: nn.LayerNorm, grid: Grid | None = None) -> None:
+    def __init__(self, norm: nn.LayerNorm | LayerNorm2d, grid: Grid | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", norm.weight.detach().float())
         self.register_buffer("bias", norm.bias.detach().float())
@@ -106,7 +107,7 @@ class Norm(_OfThisMachine):
         return f"{self.weight.numel()}, to {self.grid or 'bfloat16'}"
 
 
-class Int8Linear(_OfThisMachine):
+class Int8Linear(OfThisMachine):
     """A linear layer or convolution on codes, its weight in the kernels' layout at its own bits.
 
     Attributes:
@@ -202,7 +203,7 @@ class Attention(nn.Module):
         return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2)
 
 
-class WindowAttention(_OfThisMachine):
+class WindowAttention(OfThisMachine):
     """Hiera's attention inside windows, on tokens that stay where they are in the image.
 
     What the float model computes for tokens of padding is the bias of its qkv layer, so they are never made.
@@ -241,7 +242,7 @@ class WindowAttention(_OfThisMachine):
         return f"heads={self.heads}, window={self.window}, stride={self.stride}"
 
 
-class PositionEmbedding(_OfThisMachine):
+class PositionEmbedding(OfThisMachine):
     """Hiera's positional embedding, kept for the last size of the grid: tokens ``[B, H, W, C]`` -> ``[1, H, W, C]``."""
 
     pos_embed: Tensor

@@ -17,6 +17,7 @@ from ..tensors.packed import PackedIntxTensor
 from .int8_graph import lower_part
 from .packed import lower_packed, unsupported_reason
 from .torchao_int4 import int4_support, lower_int4
+from .upscaling import lower_upscaling
 
 Device = torch.device | str | None
 
@@ -130,6 +131,8 @@ def _lower_parts(model: nn.Module) -> nn.Module:
         for plan in plans:
             reason = reasons[plan.layer]
             taken[plan.name] = ("int8" if reason is None else "packed", reason)
+    if any(plan.region == "mask_decoder" for plan in deployed.qsam2_plan):
+        lower_upscaling(deployed)
     deployed.qsam2_targets = taken
     return model
 
@@ -158,6 +161,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     load_kernels(next(model.parameters()).device)
     for part in trace_regions(model):
         model.set_submodule(part.path, lower_part(model.get_submodule(part.path))[0])  # type: ignore[arg-type]
+    lower_upscaling(model)
     return model
 
 

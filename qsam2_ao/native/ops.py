@@ -22,6 +22,8 @@ _LIBRARY.define(
 _LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor")
 _LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
+_LIBRARY.define("pixels(Tensor x, Tensor bias, int stride, ScalarType out_dtype) -> Tensor")
+_LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
 
 
 @torch.library.register_fake("qsam2::linear")
@@ -78,3 +80,14 @@ def _patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fi
     batch, height, width, channels = x.shape
     rows, columns = (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
     return x.new_empty((batch, rows, columns, -(-channels * kh * kw // 4) * 4))
+
+
+@torch.library.register_fake("qsam2::pixels")
+def _pixels(x: Tensor, bias: Tensor, stride: int, out_dtype: torch.dtype) -> Tensor:
+    batch, height, width, _ = x.shape
+    return x.new_empty((batch, height * stride, width * stride, bias.shape[0]), dtype=out_dtype)
+
+
+@torch.library.register_fake("qsam2::gelu_planes")
+def _gelu_planes(x: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape, dtype=out_dtype)

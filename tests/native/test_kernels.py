@@ -305,5 +305,7 @@ def test_every_operator_is_described_for_the_compiler() -> None:
         "attention": (q, q, q, 0.3),
         "window_attention": (qkv, pad, 2, 4, 2),
         "patches": (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0),
+        "pixels": (torch.randn(1, 2, 3, 4 * 8), gain, 2, torch.bfloat16),
+        "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),
     }.items():
         torch.library.opcheck(getattr(torch.ops.qsam2, name).default, arguments)

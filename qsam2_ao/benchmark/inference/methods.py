@@ -48,7 +48,8 @@ class Method:
 
 def _runs(model: SAM2Base, case: Case, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
     def prepare(part: str) -> Run:
-        run = PARTS[part](model, case.image())
+        with torch.inference_mode(), context():
+            run = PARTS[part](model, case.image())
 
         def within() -> None:
             with torch.inference_mode(), context():

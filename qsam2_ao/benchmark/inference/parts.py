@@ -45,10 +45,10 @@ def memory_attention(frames: int) -> Callable[[SAM2Base, np.ndarray], Run]:
 
 
 def decoder(model: SAM2Base, image: np.ndarray) -> Run:
-    """Prompt encoder and mask decoder for one click."""
-    side, generator = model.image_size // 16, torch.Generator().manual_seed(0)
-    features = torch.randn(1, 256, side, side, generator=generator)
-    fine = [torch.randn(1, c, side * k, side * k, generator=generator) for c, k in ((32, 4), (64, 2))]
+    """Prompt encoder and mask decoder for one click, on features as the model's own encoder lays them out."""
+    out = model.forward_image(_input(model))
+    _, tokens, _, sizes = model._prepare_backbone_features(out)
+    *fine, features = (x.permute(1, 2, 0).unflatten(2, size) for x, size in zip(tokens, sizes, strict=True))
     click = {
         "point_coords": torch.full((1, 1, 2), model.image_size / 2),
         "point_labels": torch.ones(1, 1, dtype=torch.int32),

@@ -8,6 +8,7 @@
 #include "elementwise.h"
 #include "gemm.h"
 #include "pool.h"
+#include "upscale.h"
 
 namespace {
 
@@ -174,6 +175,45 @@ Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int
   return out;
 }
 
+// Products [B, H, W, stride * stride * C] in bfloat16 or float -> an image [B, H stride, W stride, C].
+Tensor pixels(const Tensor& x, const Tensor& bias, int64_t stride, at::ScalarType out_dtype) {
+  const bool half = x.scalar_type() == at::kBFloat16;
+  check(x, half ? at::kBFloat16 : at::kFloat, "x");
+  check(bias, at::kFloat, "bias");
+  TORCH_CHECK(x.dim() == 4 && stride > 0 && x.size(3) == stride * stride * bias.numel(), "qsam2: ", x.sizes(),
+              " are no ", stride, " x ", stride, " pixels of ", bias.numel(), " channels");
+  TORCH_CHECK(out_dtype == at::kBFloat16 || out_dtype == at::kFloat, "qsam2: no output of ", out_dtype);
+  Tensor out = qsam2::pooled({x.size(0), x.size(1) * stride, x.size(2) * stride, bias.numel()},
+                             x.options().dtype(out_dtype));
+  qsam2::PixelsArgs args{};
+  if (half) args.x_bf16 = bits(x);
+  else args.x_f32 = x.const_data_ptr<float>();
+  if (out_dtype == at::kBFloat16) args.out_bf16 = mutable_bits(out);
+  else args.out_f32 = out.data_ptr<float>();
+  args.bias = bias.const_data_ptr<float>();
+  args.b = x.size(0), args.h = x.size(1), args.w = x.size(2), args.k = stride, args.c = bias.numel();
+  qsam2::pixels(args);
+  return out;
+}
+
+// [B, C, H, W] in bfloat16 or float, any layout -> contiguous planes.
+Tensor gelu_planes(const Tensor& x, at::ScalarType out_dtype) {
+  const bool half = x.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(x.dim() == 4 && (half || x.scalar_type() == at::kFloat), "qsam2: GELU of ", x.toString(), " ", x.sizes());
+  TORCH_CHECK(out_dtype == at::kBFloat16 || out_dtype == at::kFloat, "qsam2: no output of ", out_dtype);
+  qsam2::GeluPlanesArgs args{};
+  args.planes = !x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const Tensor dense = args.planes ? x.contiguous() : x;
+  if (half) args.x_bf16 = bits(dense);
+  else args.x_f32 = dense.const_data_ptr<float>();
+  args.b = x.size(0), args.c = x.size(1), args.n = x.size(2) * x.size(3);
+  Tensor out = qsam2::pooled(x.sizes(), x.options().dtype(out_dtype));
+  if (out_dtype == at::kBFloat16) args.out_bf16 = mutable_bits(out);
+  else args.out_f32 = out.data_ptr<float>();
+  qsam2::gelu_planes(args);
+  return out;
+}
+
 // Declared in ops.py.
 TORCH_LIBRARY_IMPL(qsam2, CPU, m) {
   m.impl("pack_weight", pack_weight);
@@ -183,6 +223,8 @@ TORCH_LIBRARY_IMPL(qsam2, CPU, m) {
   m.impl("patches", patches);
   m.impl("attention", attention);
   m.impl("window_attention", window_attention);
+  m.impl("pixels", pixels);
+  m.impl("gelu_planes", gelu_planes);
 }
 
 }  // namespace
