@@ -292,6 +292,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 @needs_kernels
 def test_every_operator_is_described_for_the_compiler() -> None:
+    load_kernels()
     packed, table, _ = weight(CPU, 16, 8, 4)
     ones = torch.ones(16)
     x = torch.randint(0, 256, (2, 8), dtype=torch.uint8)
