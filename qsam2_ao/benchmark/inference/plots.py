@@ -66,24 +66,35 @@ def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> f
 
 def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASELINE, "qsam2 W4A8")) -> Figure:
     """Time of the image encoder against pixels, and of memory attention against memory frames."""
-    figure = Figure(figsize=(12, 4.5))
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
     pixels, frames = figure.subplots(1, 2)
+    models = list(dict.fromkeys(r["model"] for r in records))
     for model, threads in dict.fromkeys((r["model"], r["threads"]) for r in records):
         for method in methods:
             rows = [r for r in records if (r["model"], r["threads"], r["method"]) == (model, threads, method)]
-            label = f"{model}, threads: {threads}, {method}"
-            points = sorted((r["size"] ** 2 / 1e6, r["ms"]) for r in rows if r["part"] == ENCODER)
-            pixels.plot(*zip(*points, strict=True), "o-", label=label)
             largest = max((r["size"] for r in rows), default=0)
-            points = sorted(
+            against_pixels = [(r["size"] ** 2 / 1e6, r["ms"]) for r in rows if r["part"] == ENCODER]
+            against_frames = [
                 (int(r["part"].split(", ")[1].split()[0]), r["ms"])
                 for r in rows
                 if r["part"].startswith("memory attention") and r["size"] == largest
-            )
-            frames.plot(*zip(*points, strict=True), "o-", label=f"{label}, {largest} px")
+            ]
+            style = {
+                "color": f"C{models.index(model)}",
+                "linestyle": "-" if threads == 1 else "--",
+                "marker": "o" if method == BASELINE else "*",
+            }
+            label = f"{model}, threads: {threads}, {method}"
+            for axis, points, name in (
+                (pixels, against_pixels, label),
+                (frames, against_frames, f"{label}, {largest} px"),
+            ):
+                if len(points) > 1:  # one shows no growth
+                    axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
     pixels.set(xlabel="megapixels", ylabel=f"{ENCODER}, ms", xlim=(0, None), ylim=(0, None))
     frames.set(xlabel="memory frames", ylabel="memory attention, ms", xlim=(0, None), ylim=(0, None))
     for axis in (pixels, frames):
-        axis.legend(fontsize=7)
+        if axis.lines:
+            axis.legend(fontsize=7, handlelength=4, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
         axis.grid(visible=True, alpha=0.2)
     return figure

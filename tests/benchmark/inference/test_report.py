@@ -82,7 +82,11 @@ def test_plots_have_a_point_per_method(tmp_path: Path) -> None:
     assert all(len(axis.collections) == len(TIMES) for axis in axes)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(TIMES)
     pixels, frames = growth(records()).axes
-    assert len(pixels.lines) == len(frames.lines) == 2
+    assert len(pixels.lines) == 2
+    assert not frames.lines  # memory attention has one point, which is no growth
     assert list(pixels.lines[0].get_xdata()) == [512**2 / 1e6, 1024**2 / 1e6]
+    more = [{**r, "part": "memory attention, 7 frames"} for r in records() if r["part"].startswith("memory")]
+    frames = growth([*more, *records()]).axes[1]
+    assert [list(line.get_xdata()) for line in frames.lines] == [[1, 7], [1, 7]]
     for number, drawn in enumerate((figure, growth(records()))):
         assert save_figure(drawn, tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
