@@ -129,7 +129,7 @@ def test_control_c_waits_for_the_step(tmp_path):
 
     def loss(output, batch):
         if len(finished) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return squared(output, batch)
 
     before = signal.getsignal(signal.SIGINT)
@@ -154,7 +154,7 @@ def test_control_c_while_waiting_for_data(tmp_path):
 
     def batches(first):
         yield batch_of(0)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         yield batch_of(1)
 
     with pytest.raises(KeyboardInterrupt):
