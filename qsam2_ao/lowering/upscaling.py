@@ -67,12 +67,12 @@ def lower_upscaling(model: SAM2Base) -> None:
     """Give a model on the CPU these modules, in place; on a GPU, or with other layers than SAM2's, it keeps its own."""
     decoder: Any = model.sam_mask_decoder
     layers = decoder.output_upscaling
-    if layers[0].weight.device.type != "cpu":
-        return
     kinds = (nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU)
     if [type(layer) for layer in layers] != list(kinds) or any(map(_unsupported, layers)):
         return
     grow, norm, gelu, grow_again, _ = layers
+    if grow.weight.device.type != "cpu":
+        return
     decoder.output_upscaling = nn.Sequential(Upscale(grow), ImageNorm(norm), gelu, Upscale(grow_again), GeluPlanes())
 
 

@@ -20,7 +20,8 @@ from qsam2_ao.native import load_kernels, unavailable_reason
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-DTYPES = [torch.bfloat16, torch.float32]
+DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
+PAIRS = st.tuples(DTYPES, DTYPES)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +40,7 @@ def image(batch: int, channels: int, height: int, width: int, seed: int = 0) -> 
     width=st.integers(1, 20),
     stride=st.integers(1, 3),
     channels=st.integers(1, 40),
-    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    dtypes=PAIRS,
 )
 def test_pixels_are_put_in_place(
     batch: int, height: int, width: int, stride: int, channels: int, dtypes: tuple[torch.dtype, torch.dtype]
@@ -59,7 +60,7 @@ def test_pixels_are_put_in_place(
     width=st.integers(1, 24),
     channels=st.integers(1, 40),
     layout=st.sampled_from(LAYOUTS),
-    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    dtypes=PAIRS,
 )
 def test_gelu_into_planes(
     batch: int,
@@ -145,6 +146,9 @@ def test_other_upscaling_is_kept() -> None:
     layers[3] = nn.ConvTranspose2d(64, 32, 3, stride=2)
     lower_upscaling(model)
     assert model.sam_mask_decoder.output_upscaling is layers
+    model.sam_mask_decoder.output_upscaling = nn.Sequential(nn.Upsample(scale_factor=4))
+    lower_upscaling(model)
+    assert isinstance(model.sam_mask_decoder.output_upscaling[0], nn.Upsample)
 
 
 def test_models_are_lowered_with_it(packed_file: Path) -> None:

@@ -79,20 +79,23 @@ void activate(const In* x, Out* out, const GeluPlanesArgs& a) {
   });
 }
 
+// Calls body(input, output) with the pointers that are set.
+template <typename Args, typename Body>
+void typed(const Args& a, Body body) {
+  if (a.x_bf16 && a.out_bf16) body(a.x_bf16, a.out_bf16);
+  else if (a.x_bf16) body(a.x_bf16, a.out_f32);
+  else if (a.out_bf16) body(a.x_f32, a.out_bf16);
+  else body(a.x_f32, a.out_f32);
+}
+
 }  // namespace
 
 void pixels(const PixelsArgs& a) {
-  if (a.x_bf16 && a.out_bf16) place(a.x_bf16, a.out_bf16, a);
-  else if (a.x_bf16) place(a.x_bf16, a.out_f32, a);
-  else if (a.out_bf16) place(a.x_f32, a.out_bf16, a);
-  else place(a.x_f32, a.out_f32, a);
+  typed(a, [&](const auto* x, auto* out) { place(x, out, a); });
 }
 
 void gelu_planes(const GeluPlanesArgs& a) {
-  if (a.x_bf16 && a.out_bf16) activate(a.x_bf16, a.out_bf16, a);
-  else if (a.x_bf16) activate(a.x_bf16, a.out_f32, a);
-  else if (a.out_bf16) activate(a.x_f32, a.out_bf16, a);
-  else activate(a.x_f32, a.out_f32, a);
+  typed(a, [&](const auto* x, auto* out) { activate(x, out, a); });
 }
 
 }  // namespace qsam2
