@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,24 @@ def needed(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise QSAM2Error(f'this needs the package {package}: pip install "qsam2_ao[export]" ({error})') from error
+
+
+def openvino_core() -> Any:
+    """The one ``openvino.Core`` of this process, kept until it ends.
+
+    OpenVINO's CPU plugin gives the thread a signal stack of its own and puts back the one it found when its ``Core``
+    goes. Where two go in the order they came, that is one already unmapped, and the next Ctrl-C ends the process with
+    a segmentation fault.
+
+    Raises:
+        QSAM2Error: OpenVINO is not installed.
+    """
+    return _core(needed("openvino"))
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def open_network(folder: Path, name: str, runtime: str) -> Network:
@@ -80,9 +99,8 @@ def _onnx(path: Path) -> Network:
 
 
 def _openvino(path: Path) -> Network:
-    ov = needed("openvino")
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    compiled = openvino_core().compile_model(str(path), "CPU", settings)
     request, outputs = compiled.create_infer_request(), len(compiled.outputs)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:

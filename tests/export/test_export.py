@@ -18,6 +18,7 @@ from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export
+from qsam2_ao.export.runtimes import openvino_core
 from qsam2_ao.lowering.plan import LayerPlan
 from qsam2_ao.native import unavailable_reason
 
@@ -35,8 +36,8 @@ def in_onnx_runtime(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
 
 
 def in_openvino(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
-    ov = pytest.importorskip("openvino")
-    compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pytest.importorskip("openvino")
+    compiled = openvino_core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled.create_infer_request().infer({name: value.numpy() for name, value in inputs.items()})
     return [results[i] for i in range(len(compiled.outputs))]
 

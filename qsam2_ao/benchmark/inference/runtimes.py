@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import QSAM2Error
+from ...export.runtimes import openvino_core
 from ...files import atomic_write
 from .case import Case
 from .parts import Run
@@ -31,15 +32,14 @@ def openvino(case: Case, precision: str, quantized: bool = False) -> Any:
     Raises:
         QSAM2Error: The package is not installed.
     """
-    ov = _package("openvino")
-    core = ov.Core()
+    _package("openvino")
     settings = {
         "INFERENCE_NUM_THREADS": case.threads,
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
     path = _openvino_int8(case) if quantized else _openvino_float(case)
-    request = core.compile_model(str(path), "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
     x = _input(case).numpy()
 
     def part(name: str) -> Run:
@@ -65,7 +65,7 @@ def _openvino_int8(case: Case) -> Path:
     if not path.exists():
         data = nncf.Dataset([_input(case).numpy()])
         quantized = nncf.quantize(
-            ov.Core().read_model(_openvino_float(case)),
+            openvino_core().read_model(_openvino_float(case)),
             data,
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
