@@ -17,6 +17,8 @@ from .parts import VIDEO, Run
 ROUNDS = (3, 15)
 """Fewest and most; as many as fit in ``BUDGET_SECONDS``, and two of those that take longer than that."""
 BUDGET_SECONDS = 60.0
+PAUSE_SECONDS = 0.1
+"""Before each run: the threads of ONNX Runtime spin for tens of milliseconds after theirs, on the next one's cores."""
 
 
 def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool = True) -> list[dict[str, Any]]:
@@ -55,6 +57,7 @@ def _rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
         if taken > BUDGET_SECONDS and (count >= ROUNDS[0] or taken > count * BUDGET_SECONDS > BUDGET_SECONDS):
             break
         for name, run in runs.items():
+            time.sleep(PAUSE_SECONDS)
             before = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - before)
