@@ -1,4 +1,7 @@
-"""Every official size goes the whole way with randomly initialised weights."""
+"""Every official size goes the whole way with randomly initialised weights.
+
+SAM 2 differs from SAM 2.1 by flags that are the same in all of its sizes: its smallest stands for them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SIZE = 64
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(OFFICIAL))
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if name.startswith("sam2.1-")] + ["sam2-t"])
 def test_prepare_train_convert_save_load(name: str, tmp_path: Path) -> None:
     model = build_official(name, image_size=SIZE)
     photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)

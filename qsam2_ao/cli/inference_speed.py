@@ -17,7 +17,7 @@ from ..benchmark.inference.footprint import footprints
 from ..benchmark.inference.methods import METHODS
 from ..benchmark.inference.parts import PARTS
 from ..benchmark.inference.plots import growth, latency_against_size
-from ..benchmark.inference.report import markdown
+from ..benchmark.inference.report import in_order, markdown
 from ..benchmark.inference.roofline import ceilings, work
 from ..benchmark.inference.timing import measure
 from ..benchmark.inference.video_memory import video_memory
@@ -92,8 +92,8 @@ def inference(
     kept.result("video-memory", partial(alone, video_memory, Case(models[0], 256, counts[-1], files)))
 
     def all_of(kind: str) -> list[Any]:
-        found = sorted(kept.folder.glob(f"*-{kind}.json"), key=lambda path: path.stat().st_mtime)
-        return [record for path in found for record in json.loads(path.read_text())]
+        found = [json.loads(path.read_text()) for path in sorted(kept.folder.glob(f"*-{kind}.json"))]
+        return in_order([record for records in found for record in records])
 
     records, packed, compiled, parts, memory = (
         all_of(kind) for kind in ("times", "files", "compile", "work", "memory")

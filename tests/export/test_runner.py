@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,27 +153,6 @@ def test_folders_that_hold_no_export(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"runtime": "onnx"}')
     with pytest.raises(CheckpointError, match="damaged or of another version"):
         ExportedSAM2(tmp_path)
-
-
-_INTERRUPTED_LATER = """
-import signal, sys
-from qsam2_ao.export import ExportedSAM2
-
-models = [ExportedSAM2(sys.argv[1]) for _ in range(2)]
-del models[0]
-del models[0]
-try:
-    signal.raise_signal(signal.SIGINT)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
-
-
-@pytest.mark.slow
-def test_control_c_still_interrupts_when_the_models_are_gone(exported: Path) -> None:
-    """In a process of its own: a runtime that leaves its signal stack behind would end this one."""
-    done = subprocess.run([sys.executable, "-c", _INTERRUPTED_LATER, str(exported)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @pytest.mark.slow

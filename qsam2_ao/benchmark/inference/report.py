@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...models.official import OFFICIAL
 from .footprint import CHECKPOINT
 from .methods import BASELINE
 from .parts import DECODER, ENCODER, FRAMES, PARTS, VIDEO
 
 Record = Mapping[str, Any]
 _MAIN = "qsam2 W4A8"
+
+
+def in_order(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By model, size (the largest first), threads and part, whenever each was measured."""
+
+    def place(record: Record) -> tuple[int, ...]:
+        part = list(PARTS).index(record["part"]) if "part" in record else 0
+        return list(OFFICIAL).index(record["model"]), -record["size"], record.get("threads", 0), part
+
+    return sorted(records, key=place)
 
 
 def find(records: Sequence[Record], **wanted: Any) -> Record | None:

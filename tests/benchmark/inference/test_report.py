@@ -10,7 +10,7 @@ from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
 from qsam2_ao.benchmark.inference.methods import BASELINE
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
 from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
-from qsam2_ao.benchmark.inference.report import markdown, targets
+from qsam2_ao.benchmark.inference.report import in_order, markdown, targets
 from qsam2_ao.reporting.figures import save_figure
 
 TIMES = {BASELINE: 100.0, "OpenVINO INT8": 40.0, "qsam2 W8A8": 31.0, "qsam2 W4A8": 32.0, "qsam2 W2A8": 33.0}
@@ -47,6 +47,21 @@ def test_targets_are_met_or_missed() -> None:
     assert "| W2A8 against W8A8 | 0.94 | at least 0.95 | no |" in text.replace(f"{ENCODER}: ", "")
     assert "peak memory of loading / file | 1.50 | at most 1.5 | yes |" in text
     assert "peak memory of loading for int8 / file | 1.50 | at most 1.5 | no |" in text
+
+
+def test_records_stand_in_order_whenever_they_were_measured() -> None:
+    def record(model: str, size: int, threads: int, part: str, method: str) -> dict[str, Any]:
+        return {"model": model, "size": size, "threads": threads, "part": part, "method": method}
+
+    expected = [
+        record("sam2.1-t", 1024, 1, ENCODER, "slow"),
+        record("sam2.1-t", 1024, 1, ENCODER, "fast"),  # methods stay as they came
+        record("sam2.1-t", 1024, 1, DECODER, "slow"),
+        record("sam2.1-t", 1024, 2, ENCODER, "slow"),
+        record("sam2.1-t", 512, 1, ENCODER, "slow"),
+        record("sam2.1-b+", 1024, 1, ENCODER, "slow"),
+    ]
+    assert in_order([*expected[2:], *expected[:2]]) == expected
 
 
 def test_the_report_shows_every_measurement() -> None:
