@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from .case import Case
 from .methods import BASELINE, Method
-from .parts import VIDEO, Run
+from .parts import ENCODER, VIDEO, Run
 
-ROUNDS = (3, 15)
+ROUNDS = (5, 15)
 """Fewest and most; as many as fit in ``BUDGET_SECONDS``, and two of those that take longer than that."""
 BUDGET_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
-"""Before each run: the threads of ONNX Runtime spin for tens of milliseconds after theirs, on the next one's cores."""
+"""Before each run of the encoder: ONNX Runtime takes part there, and its threads spin on for tens of milliseconds."""
 
 
 def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool = True) -> list[dict[str, Any]]:
@@ -43,13 +43,13 @@ def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool 
             runs[method.name] = method.prepare(case)(part)
             for _ in range(1 if part == VIDEO else 2):  # compiles, allocates
                 runs[method.name]()
-    seconds = _rounds(runs)
+    seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0)
     where = {"model": case.model, "part": part, "size": case.size, "threads": case.threads}
     reference = seconds.get(BASELINE)
     return [{**where, "method": name, **_summary(values, reference)} for name, values in seconds.items()]
 
 
-def _rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+def _rounds(runs: Mapping[str, Run], pause: float) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for count in range(ROUNDS[1]):
@@ -57,7 +57,7 @@ def _rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
         if taken > BUDGET_SECONDS and (count >= ROUNDS[0] or taken > count * BUDGET_SECONDS > BUDGET_SECONDS):
             break
         for name, run in runs.items():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
             before = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - before)
