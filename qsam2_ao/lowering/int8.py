@@ -135,12 +135,14 @@ class Int8Linear(OfThisMachine):
         # Patches are padded with the input's zero point, so that the weights there, whatever they are, add nothing.
         if codes.shape[1] % 4:
             codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
-        centre = int(zero_point * step)
-        sums = codes.sum(1, dtype=torch.int32) * step - codes.shape[1] * centre
         # The kernels take 8-bit codes as int8 around 128; fewer bits go through the table.
-        stored = codes + (128 - int(zero_point)) if bits == 8 else codes
-        self.register_buffer("weight", torch.ops.qsam2.pack_weight(stored.contiguous(), bits))
-        table = torch.arange(16, device=codes.device) * step - centre
+        middle = 128 if bits == 8 else int(zero_point * step)
+        if bits == 8 and zero_point != middle:
+            codes = codes + (middle - int(zero_point))
+        weight, sums = torch.ops.qsam2.pack_weight(codes.contiguous(), bits)
+        self.register_buffer("weight", weight)
+        sums = sums * step - codes.shape[1] * middle
+        table = torch.arange(16, device=codes.device) * step - middle
         self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
         scale = (packed.scale.float() / step).expand(packed.shape[0])
         self.register_buffer("alpha", scale * grid.scale)

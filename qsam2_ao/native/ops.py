@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("qsam2", "DEF")
-_LIBRARY.define("pack_weight(Tensor codes, int bits) -> Tensor")
+_LIBRARY.define("pack_weight(Tensor codes, int bits) -> (Tensor, Tensor)")
 _LIBRARY.define(
     "linear(Tensor x, Tensor weight, int bits, Tensor table, Tensor alpha, Tensor beta, Tensor? residual, "
     "str activation, ScalarType out_dtype, float out_scale, float out_zero_point, int out_max) -> Tensor"

@@ -24,7 +24,7 @@ _SIGN = tl.constexpr(128)
 _FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
 
 
-def pack_weight(codes: Tensor, bits: int) -> Tensor:
+def pack_weight(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Pack codes by rows.
 
     Args:
@@ -32,13 +32,13 @@ def pack_weight(codes: Tensor, bits: int) -> Tensor:
         bits: 2, 3, 4 or 8. 3 bits are a plane of 2 and a plane of 1.
 
     Returns:
-        uint8 ``[N, bytes]``.
+        uint8 ``[N, bytes]``, and the sum of each row's codes, int32 ``[N]``.
     """
-    span = _span(codes.shape[1], bits)
+    span, sums = _span(codes.shape[1], bits), codes.sum(1, dtype=torch.int32)
     if bits == 3:
         codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 * span)))
-        return torch.cat([_pack(codes & 3, 2, span), _pack(codes >> 2, 1, span)], dim=1)
-    return _pack(codes, bits, span)
+        return torch.cat([_pack(codes & 3, 2, span), _pack(codes >> 2, 1, span)], dim=1), sums
+    return _pack(codes, bits, span), sums
 
 
 def _span(k: int, bits: int) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from qsam2_ao.native import code_offset, load_kernels, unavailable_reason
 from qsam2_ao.quantizers.affine import quantize_affine
@@ -33,17 +34,17 @@ class Ops:
     def offset(self) -> int:
         return code_offset(torch.device(self.device))
 
-    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*arguments: Any) -> Tensor:
+        def call(*arguments: Any) -> Any:
             if self.interpreted:
                 from qsam2_ao.native import cuda, triton_kernels
 
                 return getattr(cuda if hasattr(cuda, name) else triton_kernels, name)(*arguments)
             there = [a.to(self.device) if isinstance(a, Tensor) else a for a in arguments]
-            return getattr(torch.ops.qsam2, name)(*there).cpu()
+            return tree_map(Tensor.cpu, getattr(torch.ops.qsam2, name)(*there))
 
         return call
 
@@ -69,7 +70,7 @@ def weight(ops: Ops, n: int, k: int, bits: int) -> tuple[Tensor, Tensor, Tensor]
     codes = torch.randint(0, 2**bits, (n, k), generator=seeded(), dtype=torch.uint8)
     table = (2 * torch.arange(16) - (2**bits - 1)).clamp(-128, 127).to(torch.int8)
     values = codes.long() - 128 if bits == 8 else 2 * codes.long() - (2**bits - 1)
-    return ops.pack_weight(codes, bits), table, values
+    return ops.pack_weight(codes, bits)[0], table, values
 
 
 def linear(ops: Ops, x: Tensor, n: int, bits: int, **changes: object) -> tuple[Tensor, Tensor]:
@@ -98,10 +99,19 @@ def test_linear_sums_codes_exactly(ops: Ops, rows: int, n: int, steps: int, bits
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 150), steps=st.integers(1, 60), bits=st.sampled_from([2, 3, 4, 8]))
+def test_packing_sums_the_codes_of_each_row(ops: Ops, n: int, steps: int, bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (n, 4 * steps), generator=seeded(), dtype=torch.uint8)
+    _, sums = ops.pack_weight(codes, bits)
+    assert sums.dtype == torch.int32
+    assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_largest_sums_do_not_saturate(ops: Ops, bits: int) -> None:
     k = 4608  # the widest layer of SAM2-L
-    packed = ops.pack_weight(torch.full((16, k), 2**bits - 1, dtype=torch.uint8), bits)
+    packed, _ = ops.pack_weight(torch.full((16, k), 2**bits - 1, dtype=torch.uint8), bits)
     table = torch.full((16,), 127, dtype=torch.int8)
     x = torch.full((1, k), 255, dtype=torch.uint8)
     one, zero = torch.ones(16), torch.zeros(16)

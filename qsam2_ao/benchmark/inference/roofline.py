@@ -81,7 +81,7 @@ def ceilings(threads: int) -> dict[str, float]:
     if unavailable_reason() is None:
         load_kernels()
         codes = torch.randint(0, 256, (2048, 2048), generator=generator, dtype=torch.uint8)
-        packed = torch.ops.qsam2.pack_weight(codes, 8)
+        packed, _ = torch.ops.qsam2.pack_weight(codes, 8)
         table, ones = torch.zeros(16, dtype=torch.int8), torch.ones(2048)
         tail = (None, "none", torch.bfloat16, 1.0, 0.0, 255)
         found["int8"] = operations / _fastest(

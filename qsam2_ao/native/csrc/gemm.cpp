@@ -196,27 +196,47 @@ int64_t packed_bytes(int64_t n, int64_t k, int bits) {
   return bytes;
 }
 
-void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out) {
-  for (const Panel& p : panels_of(n)) {
-    const int64_t registers = k / 4 * p.vectors;
-    for (int64_t r = 0; r < registers; ++r) {
-      const int64_t step = r / p.vectors, channel = p.first + r % p.vectors * kLanes;
-      for (int64_t lane = 0; lane < 64; ++lane) {
-        const int64_t c = channel + lane / 4;
-        const uint8_t code = c < n ? codes[c * k + 4 * step + lane % 4] : 0;
-        if (bits == 8) {
-          out[64 * r + lane] = code ^ 0x80;  // code - 128 as int8
-        } else if (bits == 4) {
-          out[r / 2 * 64 + lane] |= code << (4 * (r % 2));
-        } else {
-          uint8_t* group = out + r / 4 * (bits == 3 ? 96 : 64);
-          group[lane] |= (code & 3) << (2 * (r % 4));
-          if (bits == 3) group[64 + 8 * (r % 4) + lane / 8] |= (code >> 2) << (lane % 8);
+void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, int32_t* sums) {
+  const std::vector<Panel> panels = panels_of(n);
+  std::vector<uint8_t*> at;
+  for (const Panel& p : panels) {
+    at.push_back(out);
+    out += panel_bytes(k / 4 * p.vectors, bits);
+  }
+  const __m512i ones = _mm512_set1_epi8(1), low = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4);
+  const __m512i sign = _mm512_set1_epi8(-128);
+  const __m512i channels = _mm512_mullo_epi32(
+      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((int)k));
+  at::parallel_for(0, panels.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Panel& p = panels[i];
+      for (int64_t v = 0; v < p.vectors; ++v) {
+        const int64_t channel = p.first + v * kLanes;
+        const __mmask16 lanes = first_lanes(n - channel);
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t step = 0; step < k / 4; ++step) {
+          const uint8_t* from = codes + channel * k + 4 * step;
+          const __m512i c = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, channels, from, 1);
+          add_dots(sum, c, ones);
+          const int64_t r = step * p.vectors + v;
+          const auto add = [&](uint8_t* to, __m512i x) {
+            _mm512_storeu_si512(to, _mm512_or_si512(_mm512_loadu_si512(to), x));
+          };
+          if (bits == 8) {
+            _mm512_storeu_si512(at[i] + 64 * r, _mm512_xor_si512(c, sign));  // code - 128 as int8
+          } else if (bits == 4) {
+            add(at[i] + r / 2 * 64, _mm512_slli_epi16(c, 4 * (r % 2)));
+          } else {
+            uint8_t* group = at[i] + r / 4 * (bits == 3 ? 96 : 64);
+            add(group, _mm512_slli_epi16(_mm512_and_si512(c, low), 2 * (r % 4)));
+            const uint64_t bit = _mm512_test_epi8_mask(c, third);
+            if (bits == 3) std::memcpy(group + 64 + 8 * (r % 4), &bit, sizeof(bit));
+          }
         }
+        _mm512_mask_storeu_epi32(sums + channel, lanes, sum);
       }
     }
-    out += panel_bytes(registers, bits);
-  }
+  });
 }
 
 void gemm(const GemmArgs& g) {

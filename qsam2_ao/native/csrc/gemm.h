@@ -28,8 +28,8 @@ struct GemmArgs {
 
 int64_t packed_bytes(int64_t n, int64_t k, int bits);
 
-// codes: [n, k], below 2^bits; out: packed_bytes zeros, aligned to 64.
-void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out);
+// codes: [n, k], below 2^bits; out: packed_bytes zeros; sums: [n], of each channel's codes.
+void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, int32_t* sums);
 
 void gemm(const GemmArgs& args);
 

@@ -23,14 +23,16 @@ void check(const Tensor& t, at::ScalarType dtype, const char* name) {
               " must be a contiguous ", dtype, " tensor on the CPU, not ", t.toString(), " ", t.sizes());
 }
 
-Tensor pack_weight(const Tensor& codes, int64_t width) {
+std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t width) {
   check(codes, at::kByte, "codes");
   TORCH_CHECK(codes.dim() == 2 && codes.size(1) % 4 == 0, "qsam2: codes must be [n, k] with k divisible by 4, not ",
               codes.sizes());
   TORCH_CHECK(width == 2 || width == 3 || width == 4 || width == 8, "qsam2: no kernel for ", width, " bits");
   Tensor out = at::zeros({qsam2::packed_bytes(codes.size(0), codes.size(1), width)}, codes.options());
-  qsam2::pack(codes.const_data_ptr<uint8_t>(), codes.size(0), codes.size(1), width, out.data_ptr<uint8_t>());
-  return out;
+  Tensor sums = at::empty({codes.size(0)}, codes.options().dtype(at::kInt));
+  qsam2::pack(codes.const_data_ptr<uint8_t>(), codes.size(0), codes.size(1), width, out.data_ptr<uint8_t>(),
+              sums.data_ptr<int32_t>());
+  return {out, sums};
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t width, const Tensor& table, const Tensor& alpha,
