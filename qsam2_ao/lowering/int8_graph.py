@@ -76,9 +76,8 @@ class _Lowering:
     """The graph being changed; one method a pass, in the order of ``lower_part``."""
 
     def __init__(self, part: fx.GraphModule) -> None:
-        # Tensors are shared; modules that a pass changes are new.
-        memo = {id(t): t for t in (*part.parameters(), *part.buffers())}
-        self.part = copy.deepcopy(part, memo)
+        # Its layers are shared; those that a pass changes are replaced.
+        self.part = fx.GraphModule(part, copy.deepcopy(part.graph), type(part).__name__)
         self.graph = self.part.graph
         self.device = next(part.parameters()).device
         self.count = 0
