@@ -8,8 +8,11 @@ that are all equal, as those of symmetric grids are, are stored once.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -133,7 +136,7 @@ def load_qsam2(
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
     header = read_header(path)
-    with _open(path, str(device)) as file:
+    with _open(path, str(device)) as file, _no_full_collection():
         model = build_from_config(header.config, meta=True, model_class=model_class)
         parts: dict[str, list[LayerPlan]] = {}
         for layer in header.plan:
@@ -153,9 +156,9 @@ def load_qsam2(
         stored = set(file.keys())
         state = {name: file.get_tensor(name) if name in stored else own for name, own in model.state_dict().items()}
         model.load_state_dict(state, strict=True, assign=True)
-    model.qsam2_config, model.qsam2_plan, model.qsam2_info = header.config, header.plan, header.info
-    model.to(device).eval()
-    return lower_to(model, target)
+        model.qsam2_config, model.qsam2_plan, model.qsam2_info = header.config, header.plan, header.info
+        model.to(device).eval()
+        return lower_to(model, target)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -194,6 +197,17 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _no_full_collection() -> Iterator[None]:
+    """Graphs are many objects that stay: looking at all there are for garbage takes half of the time of loading."""
+    young, old, oldest = gc.get_threshold()
+    gc.set_threshold(young, old, 1 << 30)
+    try:
+        yield
+    finally:
+        gc.set_threshold(young, old, oldest)
 
 
 def _open(path: str | os.PathLike[str], device: str) -> Any:
