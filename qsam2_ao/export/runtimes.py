@@ -16,8 +16,8 @@ from ..errors import CheckpointError, QSAM2Error
 Network = Callable[..., tuple[Tensor, ...]]
 
 
-def needed(package: str) -> Any:
-    """Import a package of the optional dependencies.
+def needed(package: str, extra: str = "export") -> Any:
+    """Import a package of the optional dependencies ``extra``.
 
     Raises:
         QSAM2Error: It is not installed.
@@ -25,7 +25,7 @@ def needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise QSAM2Error(f'this needs the package {package}: pip install "qsam2_ao[export]" ({error})') from error
+        raise QSAM2Error(f'this needs the package {package}: pip install "qsam2_ao[{extra}]" ({error})') from error
 
 
 def openvino_core() -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import QSAM2Error
-from ...export.runtimes import openvino_core
+from ...export.runtimes import needed, openvino_core
 from ...files import atomic_write
 from .case import Case
 from .parts import Run
+
+_package = partial(needed, extra="benchmark")
 
 
 class _Features(nn.Module):
@@ -118,15 +120,3 @@ def _onnx_int8(case: Case) -> Path:
 
 def _input(case: Case) -> Tensor:
     return torch.randn(1, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
-
-
-def _package(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise QSAM2Error(
-            f'the benchmark of {name} needs that package: pip install "qsam2_ao[benchmark]", or choose other '
-            f"methods with --method ({error})"
-        ) from error
