@@ -69,10 +69,11 @@ def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASEL
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     pixels, frames = figure.subplots(1, 2)
     models = list(dict.fromkeys(r["model"] for r in records))
+    largest = max((r["size"] for r in records), default=0)
+    lines: dict[str, Any] = {}
     for model, threads in dict.fromkeys((r["model"], r["threads"]) for r in records):
         for method in methods:
             rows = [r for r in records if (r["model"], r["threads"], r["method"]) == (model, threads, method)]
-            largest = max((r["size"] for r in rows), default=0)
             against_pixels = [(r["size"] ** 2 / 1e6, r["ms"]) for r in rows if r["part"] == ENCODER]
             against_frames = [
                 (int(r["part"].split(", ")[1].split()[0]), r["ms"])
@@ -84,17 +85,14 @@ def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASEL
                 "linestyle": "-" if threads == 1 else "--",
                 "marker": "o" if method == BASELINE else "*",
             }
-            label = f"{model}, threads: {threads}, {method}"
-            for axis, points, name in (
-                (pixels, against_pixels, label),
-                (frames, against_frames, f"{label}, {largest} px"),
-            ):
+            for axis, points in ((pixels, against_pixels), (frames, against_frames)):
                 if len(points) > 1:  # one shows no growth
-                    axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
+                    (line,) = axis.plot(*zip(*sorted(points), strict=True), **style)
+                    lines.setdefault(f"{model}, threads: {threads}, {method}", line)
     pixels.set(xlabel="megapixels", ylabel=f"{ENCODER}, ms", xlim=(0, None), ylim=(0, None))
-    frames.set(xlabel="memory frames", ylabel="memory attention, ms", xlim=(0, None), ylim=(0, None))
+    frames.set(xlabel="memory frames", ylabel=f"memory attention at {largest} px, ms", xlim=(0, None), ylim=(0, None))
     for axis in (pixels, frames):
-        if axis.lines:
-            axis.legend(fontsize=7, handlelength=4, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
         axis.grid(visible=True, alpha=0.2)
+    if lines:
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=8, handlelength=4)
     return figure
