@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -101,8 +102,14 @@ def compile_float(model: SAM2Base) -> SAM2Base:
 
 
 def _float(case: Case, compiled: bool, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
-    model = case.build()
+    model = _float_model(case)
     return _runs(compile_float(model) if compiled else model, case, context)
+
+
+@functools.cache
+def _float_model(case: Case) -> SAM2Base:
+    """One for all methods that leave it as it is: the largest take a gigabyte each."""
+    return case.build()
 
 
 def _our_attention(case: Case) -> Callable[[str], Run]:
