@@ -8,16 +8,30 @@ import re
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ..errors import QSAM2Error
 
 Result = TypeVar("Result")
 
 
 def alone(function: Callable[..., Result], *arguments: Any) -> Result:
-    """``function(*arguments)`` in a new process, so that its peak memory is its own."""
+    """``function(*arguments)`` in a new process, so that its peak memory is its own.
+
+    Raises:
+        QSAM2Error: The process was killed.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            name = getattr(function, "__name__", function)
+            raise QSAM2Error(
+                f"the process that measured ({name}) was killed, most likely because memory ran out; measure smaller "
+                "models or sizes, or fewer methods. What was finished is kept"
+            ) from error
 
 
 def peak_bytes() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ...lowering.targets import lower_float
 from ...native import fast_float
 from .case import Case
 from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
-from .runtimes import onnx_runtime, openvino
+from .runtimes import onnx_file, onnx_runtime, openvino, openvino_file
 
 BASELINE = "torch bf16 compiled"
 """What ratios are to."""
@@ -40,11 +41,13 @@ class Method:
         name: As the results call it.
         prepare: ``case -> (part -> what to time)``; loads or converts what is needed.
         parts: Those that it is timed on.
+        file: Makes what ``prepare`` loads, where there is none yet; None for what is built in memory.
     """
 
     name: str
     prepare: Callable[[Case], Callable[[str], Run]]
     parts: tuple[str, ...] = tuple(PARTS)
+    file: Callable[[Case], Path] | None = None
 
 
 def _runs(model: SAM2Base, case: Case, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
@@ -156,6 +159,10 @@ def _ours(case: Case, preset: str) -> Callable[[str], Run]:
     return prepare
 
 
+def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> Method:
+    return Method(f"qsam2 {preset.upper()}", partial(_ours, preset=preset), parts, partial(Case.packed, preset=preset))
+
+
 METHODS: tuple[Method, ...] = (
     Method("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
     Method("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
@@ -164,14 +171,24 @@ METHODS: tuple[Method, ...] = (
     Method("torch bf16, our attention", _our_attention),
     Method("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
     Method("torchao int4 weight-only", partial(_torchao, config=_int4_weight_only, takes=_int4_linear), (ENCODER,)),
-    Method("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,)),
-    Method("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,)),
-    Method("OpenVINO INT8", partial(openvino, precision=_PRECISION, quantized=True), (ENCODER,)),
-    Method("ONNX Runtime fp32", onnx_runtime, (ENCODER,)),
-    Method("ONNX Runtime dynamic int8", partial(onnx_runtime, quantized=True), (ENCODER,)),
-    Method("qsam2 W8A8", partial(_ours, preset="w8a8"), _NETWORK),
-    Method("qsam2 W4A8", partial(_ours, preset="w4a8")),
-    Method("qsam2 W3A8", partial(_ours, preset="w3a8"), _NETWORK),
-    Method("qsam2 W2A8", partial(_ours, preset="w2a8")),
-    Method("qsam2 W4A16", partial(_ours, preset="w4a16"), _NETWORK),
+    Method("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
+    Method("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,), openvino_file),
+    Method(
+        "OpenVINO INT8",
+        partial(openvino, precision=_PRECISION, quantized=True),
+        (ENCODER,),
+        partial(openvino_file, quantized=True),
+    ),
+    Method("ONNX Runtime fp32", onnx_runtime, (ENCODER,), onnx_file),
+    Method(
+        "ONNX Runtime dynamic int8",
+        partial(onnx_runtime, quantized=True),
+        (ENCODER,),
+        partial(onnx_file, quantized=True),
+    ),
+    _qsam2("w8a8", _NETWORK),
+    _qsam2("w4a8"),
+    _qsam2("w3a8", _NETWORK),
+    _qsam2("w2a8"),
+    _qsam2("w4a16", _NETWORK),
 )

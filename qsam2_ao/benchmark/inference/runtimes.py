@@ -40,7 +40,7 @@ def openvino(case: Case, precision: str, quantized: bool = False) -> Any:
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    path = _openvino_int8(case) if quantized else _openvino_float(case)
+    path = openvino_file(case, quantized)
     request = openvino_core().compile_model(str(path), "CPU", settings).create_infer_request()
     x = _input(case).numpy()
 
@@ -48,6 +48,11 @@ def openvino(case: Case, precision: str, quantized: bool = False) -> Any:
         return lambda: request.infer({0: x})
 
     return part
+
+
+def openvino_file(case: Case, quantized: bool = False) -> Path:
+    """The encoder for OpenVINO; made where there is none yet."""
+    return _openvino_int8(case) if quantized else _openvino_float(case)
 
 
 def _openvino_float(case: Case) -> Path:
@@ -84,7 +89,7 @@ def onnx_runtime(case: Case, quantized: bool = False) -> Any:
         QSAM2Error: The package is not installed.
     """
     ort = _package("onnxruntime")
-    path = _onnx_int8(case) if quantized else _onnx_float(case)
+    path = onnx_file(case, quantized)
     options = ort.SessionOptions()
     options.intra_op_num_threads = case.threads
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -95,6 +100,11 @@ def onnx_runtime(case: Case, quantized: bool = False) -> Any:
         return lambda: session.run(None, x)
 
     return part
+
+
+def onnx_file(case: Case, quantized: bool = False) -> Path:
+    """The encoder for ONNX Runtime; made where there is none yet."""
+    return _onnx_int8(case) if quantized else _onnx_float(case)
 
 
 def _onnx_float(case: Case) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..processes import alone
 from .case import Case
 from .methods import BASELINE, Method
 from .parts import ENCODER, VIDEO, Run
@@ -34,9 +35,10 @@ def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool 
         Records {model, part, size, threads, method, ms, spread, vs_float, rounds}: the median, half the distance
         between the quartiles, and the median over rounds of the baseline's time over this method's (None without one).
     """
+    chosen = [method for method in methods if part in method.parts]
+    alone(make_files, case, chosen)  # quantizing takes more memory than running: not beside all the models
     torch.set_num_threads(case.threads)
     runs: dict[str, Run] = {}
-    chosen = [method for method in methods if part in method.parts]
     with tqdm(chosen, desc=f"{case.name}, {part}", disable=not progress, unit="method") as bar:
         for method in bar:
             bar.set_postfix_str(f"warming up {method.name}")
@@ -47,6 +49,13 @@ def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool 
     where = {"model": case.model, "part": part, "size": case.size, "threads": case.threads}
     reference = seconds.get(BASELINE)
     return [{**where, "method": name, **_summary(values, reference)} for name, values in seconds.items()]
+
+
+def make_files(case: Case, methods: Sequence[Method]) -> None:
+    """Make the files that the methods load, where there are none yet."""
+    for method in methods:
+        if method.file is not None:
+            method.file(case)
 
 
 def _rounds(runs: Mapping[str, Run], pause: float) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ def test_methods_take_turns(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("qsam2_ao.benchmark.inference.timing.ROUNDS", (2, 2))
     chosen = [m for m in METHODS if m.name in (BASELINE, "qsam2 W4A8", "torch fp32 eager")]
     records = measure(case, DECODER, chosen, progress=False)
+    assert [path.name for path in case.files.iterdir()] == ["sam2.1-t-128px-w4a8.safetensors"]
     assert [r["method"] for r in records] == [BASELINE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
     assert all(r["ms"] > 0 and r["rounds"] == 2 for r in records)
     assert records[0]["vs_float"] == 1
