@@ -136,7 +136,7 @@ def load_qsam2(
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
     header = read_header(path)
-    with _open(path, str(device)) as file, _no_full_collection():
+    with _open(path, str(device)) as file, _no_collection():
         model = build_from_config(header.config, meta=True, model_class=model_class)
         parts: dict[str, list[LayerPlan]] = {}
         for layer in header.plan:
@@ -200,14 +200,18 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 @contextmanager
-def _no_full_collection() -> Iterator[None]:
-    """Graphs are many objects that stay: looking at all there are for garbage takes half of the time of loading."""
-    young, old, oldest = gc.get_threshold()
-    gc.set_threshold(young, old, 1 << 30)
+def _no_collection() -> Iterator[None]:
+    """Graphs are many objects that stay: looking for garbage among all there are takes half of the time of loading.
+
+    Of threads that load at once, the first turns the collector on again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(young, old, oldest)
+        if enabled:
+            gc.enable()
 
 
 def _open(path: str | os.PathLike[str], device: str) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -60,6 +61,21 @@ def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path)
     batch = images(2, 96)
     for run in (run_image, run_video):
         assert_identical(run(loaded, batch), run(quantized, batch))
+
+
+def test_loading_leaves_the_garbage_collector_as_it_was(saved: Path, tmp_path: Path) -> None:
+    assert gc.isenabled()
+    load_qsam2(saved)
+    assert gc.isenabled()
+    with pytest.raises(CheckpointError, match="missing"):
+        load_qsam2(edited(saved, tmp_path / "less", lambda tensors, _: tensors.popitem()))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        load_qsam2(saved)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_the_file_is_as_small_as_its_bits(quantized: SAM2Base, saved: Path) -> None:
