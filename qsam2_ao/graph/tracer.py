@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -58,10 +59,14 @@ class SingleLayer(nn.Module):
 
 
 class SAM2Tracer(fx.Tracer):
-    """An FX tracer that knows SAM2's classes and refuses those that it does not know."""
+    """An FX tracer that knows SAM2's classes and refuses those that it does not know.
+
+    torch.fx patches ``nn.Module`` for the whole process while it traces; what other threads call then runs as ever.
+    """
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(window_partition, window_unpartition))
+        self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
@@ -77,8 +82,20 @@ class SAM2Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace a submodule by its traceable forward where it has one."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         replacement = FORWARDS.get(type(m))
         return super().call_module(m, partial(replacement, m) if replacement else forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """A parameter of the root as a node."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+_TRACING = threading.Lock()
+"""What two tracers patch at once, they would not restore."""
 
 
 def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
@@ -105,7 +122,7 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
         module = SingleLayer(module)
     _check_classes(module, path)
     tracer = SAM2Tracer()
-    with _leaves_attached(module):
+    with _TRACING, _leaves_attached(module):
         try:
             graph = tracer.trace(module)
             for node in graph.nodes:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from sam2.modeling.sam.transformer import Attention
@@ -9,6 +11,8 @@ from torch import fx, nn
 from qsam2_ao.errors import GraphTraceError
 from qsam2_ao.graph import trace_part
 from qsam2_ao.models.embedded import build_embedded
+
+before_any_trace = nn.Module.__call__
 
 
 def test_parameters_keep_their_names_and_are_shared() -> None:
@@ -63,3 +67,19 @@ def _data_dependent() -> nn.Module:
     module = nn.Sequential()
     module.forward = forward  # type: ignore[method-assign]
     return module
+
+
+def test_other_threads_go_on_while_one_traces() -> None:
+    serving, traced = build_embedded().image_encoder.eval(), [build_embedded().image_encoder for _ in range(3)]
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        before = serving(image)["vision_features"]
+    with ThreadPoolExecutor(4) as pool:
+        graphs = [pool.submit(trace_part, encoder, "image_encoder") for encoder in traced]
+        runs = 0
+        while runs < 3 or not all(graph.done() for graph in graphs):
+            with torch.no_grad():
+                assert torch.equal(serving(image)["vision_features"], before)
+            runs += 1
+    assert all(isinstance(graph.result(), fx.GraphModule) for graph in graphs)
+    assert nn.Module.__call__ is before_any_trace
