@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,13 @@ def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path)
         assert_identical(run(loaded, batch), run(quantized, batch))
 
 
-def test_loading_leaves_the_garbage_collector_as_it_was(saved: Path, tmp_path: Path) -> None:
+@torch.no_grad()
+def test_threads_load_at_once_and_leave_the_garbage_collector_as_it_was(saved: Path, tmp_path: Path) -> None:
     assert gc.isenabled()
-    load_qsam2(saved)
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(load_qsam2, [saved] * 4))
     assert gc.isenabled()
+    assert_identical(run_image(loaded[0], images(1, 96)), run_image(loaded[3], images(1, 96)))
     with pytest.raises(CheckpointError, match="missing"):
         load_qsam2(edited(saved, tmp_path / "less", lambda tensors, _: tensors.popitem()))
     assert gc.isenabled()

@@ -150,6 +150,10 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, nn.Module)
 
 
+_BUILDING = threading.Lock()
+"""Hooks on registration, and the random state, are the process's: one thread builds at a time."""
+
+
 def build_from_config(
     config: Mapping[str, Any], *, meta: bool = False, model_class: type[Model] | None = None
 ) -> Model:
@@ -176,6 +180,7 @@ def build_from_config(
         >>> model = build_from_config(model_config(other), meta=True)  # doctest: +SKIP
     """
     with (
+        _BUILDING,
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         torch.random.fork_rng(devices=[]),
         _meta_parameters() if meta else nullcontext(),
