@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def _float(case: Case, compiled: bool, context: Callable[[], AbstractContextMana
     return _runs(compile_float(model) if compiled else model, case, context)
 
 
-@functools.cache
+@cache
 def _float_model(case: Case) -> SAM2Base:
     """One for all methods that leave it as it is: the largest take a gigabyte each."""
     return case.build()
