@@ -14,12 +14,21 @@ class CachedFlags:
     """Python values of a module's flag buffers, read from the device only after they were written.
 
     torch.ao keeps its switches in buffers, and reading one is a device synchronisation. A buffer's version
-    counter says whether it was written since the last read.
+    counter says whether it was written since the last read. Inside torch.compile's graphs the last value holds.
+
+    Args:
+        values: What the flags are when nothing was read yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **values: bool) -> None:
         self._seen: dict[str, tuple[Tensor, int]] = {}
-        self._values: dict[str, bool] = {}
+        self._values = values
+
+    def __getstate__(self) -> dict[str, bool]:
+        return self._values  # a copy has buffers of its own
+
+    def __setstate__(self, values: dict[str, bool]) -> None:
+        self._seen, self._values = {}, dict(values)
 
     def read(self, name: str, buffer: Tensor) -> bool:
         """Value of the one-element flag ``buffer``.
@@ -37,6 +46,16 @@ class CachedFlags:
             self._values[name] = bool(buffer.item())
             self._seen[name] = (buffer, buffer._version)
         return self._values[name]
+
+    def raise_flag(self, name: str, buffer: Tensor) -> None:
+        """Set a flag; inside an operator of torch.compile's graphs no version counter tells of it.
+
+        Args:
+            name: Key of the flag.
+            buffer: Its present buffer.
+        """
+        buffer.fill_(1)
+        self._values[name] = True
 
 
 class FiniteCheck:

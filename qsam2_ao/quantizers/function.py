@@ -27,12 +27,28 @@ class Settings(NamedTuple):
         quant_max: Largest code.
         granularity: "tensor", "channel" or "group".
         group_size: Inputs per group.
+        one_sided: At the range's limit, only gradients that shrink alpha pass. Not for weights: a pass's calls of one
+            weight may share their output or not (activation checkpointing), and the sum of their gradients must be the
+            same.
     """
 
     quant_min: int
     quant_max: int
     granularity: str
     group_size: int | None
+    one_sided: bool = True
+
+
+class SharedInput(NamedTuple):
+    """What a weight's fake quantization keeps by itself when several calls share its output.
+
+    Attributes:
+        copy: Of the weight, which may change before the backward pass comes.
+        dropped: Called when a backward pass comes through.
+    """
+
+    copy: Tensor
+    dropped: Callable[[], None]
 
 
 class LSCFunction(torch.autograd.Function):
@@ -55,7 +71,7 @@ class LSCFunction(torch.autograd.Function):
         clip: ClipRange | NumberRange,
         alpha_factor: Tensor | float,
         settings: Settings,
-        shared: Callable[[], None] | None = None,
+        shared: SharedInput | None = None,
     ) -> Tensor:
         """Fake-quantize ``x``; ``alpha`` only takes part in the gradient.
 
@@ -66,8 +82,8 @@ class LSCFunction(torch.autograd.Function):
             clip: The range; where it is at its limit, only gradients that shrink alpha pass.
             alpha_factor: What alpha's gradient is multiplied by.
             settings: Codes and granularity.
-            shared: For a leaf ``x`` whose output several layers' calls share: called when a backward pass comes
-                through. The output then takes part in several backward passes, as the leaf itself may.
+            shared: For a leaf ``x`` whose output several layers' calls share. The output then takes part in several
+                backward passes, as the leaf itself may.
 
         Returns:
             Fake-quantized ``x`` in its dtype.
@@ -77,7 +93,7 @@ class LSCFunction(torch.autograd.Function):
         out = fake_quantize_affine(x, scale, zero_point, settings.quant_min, settings.quant_max).to(x.dtype)
         ctx.settings, ctx.shared = settings, shared
         if shared is not None:  # autograd would free what is saved with the first backward pass
-            ctx.leaf, ctx.version, ctx.numbers = (x, *parameters), x._version, None
+            ctx.leaf, ctx.numbers = (shared.copy, *parameters), None
         elif isinstance(clip, NumberRange):
             ctx.numbers = parameters
             ctx.save_for_backward(x, out if x.dtype == torch.float32 else None)
@@ -91,12 +107,7 @@ class LSCFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients to ``x`` and ``alpha``."""
         if ctx.shared is not None:
-            ctx.shared()
-            if ctx.leaf[0]._version != ctx.version:
-                raise RuntimeError(
-                    "a weight was modified in place between its fake quantization and the backward pass; take the "
-                    "optimizer's step after the backward pass"
-                )
+            ctx.shared.dropped()
         needed = ctx.needs_input_grad
         out = None
         if ctx.numbers is None:
@@ -111,6 +122,8 @@ class LSCFunction(torch.autograd.Function):
         if total is None:
             return grad_x, None, None, None, None, None
         grad_alpha = total * factor
+        if not ctx.settings.one_sided:
+            return grad_x, grad_alpha, None, None, None, None
         if at_limit is True:
             grad_alpha = grad_alpha.clamp_min(0)
         elif at_limit is not False:

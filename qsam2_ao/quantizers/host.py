@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,19 +64,6 @@ def as_vector(x: Tensor) -> Tensor:
     if not x.is_contiguous():
         x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
     return x.reshape(-1)
-
-
-def move_averages(averages: Sequence[Tensor], values: Sequence[float], shares: Sequence[float]) -> None:
-    """Move running averages towards values, in place.
-
-    Args:
-        averages: Tensors of one element.
-        values: The newest values.
-        shares: Of the newest value in each average.
-    """
-    for average, value, share in zip(averages, values, shares, strict=True):
-        before = average.item()
-        average.fill_(before + share * (value - before))
 
 
 def clip_numbers(grid: Grid, mean: float, std: float, low: float, high: float, alpha: float) -> NumberRange:

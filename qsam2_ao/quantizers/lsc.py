@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from torch.ao.quantization import FakeQuantizeBase as AOFakeQuantizeBase
 from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
+from .compiled import observe_outside, training_range
 from .flags import CachedFlags, FiniteCheck, non_finite
-from .function import LSCFunction, Settings
+from .function import LSCFunction, Settings, SharedInput
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
-from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, move_averages, number_statistics, on_host
+from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, number_statistics, on_host
 from .mse import search_alpha
+from .pool import Pool
 from .sampling import CalibrationSample, even_sample
 from .shared import SharedOutput, recomputing
 from .statistics import (
@@ -27,10 +30,14 @@ from .statistics import (
     weight_statistics,
     world_size,
 )
+from .step import REGISTER, Step
 
 _STATISTICS = ("mean", "std", "low", "high")
 _RUNNING = (*_STATISTICS, "alpha_bar")
 _LAZY = ("log_alpha", *_RUNNING)
+_FLAGS = ("fake_quant_enabled", "observer_enabled", "initialized")
+
+logger = logging.getLogger(__name__)
 
 
 class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
@@ -48,10 +55,19 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     Activations: per tensor, running averages of mean, deviation and extremes, started (with alpha) by
     :meth:`calibrating`, or else by the first training batch.
 
+    Training steps: ranges move once per step of the optimizer, whatever is called how often in it (frames, clicks,
+    micro-batches, the recomputation of activation checkpointing, data-parallel ranks that do different work). Within
+    a step alpha_bar and the statistics that an activation is quantized with hold still, while the buffers take in the
+    pooled statistics of the step's calls; those are what eval, :meth:`calculate_qparams` and the next step use. torch's
+    optimizers tell the end of a step, and with torch.distributed it merges what all ranks saw, in one collective for
+    all ranges of the optimizer. Without such an optimizer a step ends where alpha has changed, and ranks are not
+    merged. State dicts are complete between steps; a deep copy is so at any time.
+
     Switches as in torch.ao: ``disable_fake_quant`` passes the input through, ``disable_observer`` freezes the
-    ranges (statistics of weights and activations, and alpha). In eval mode nothing is learned. In the
-    backward recomputation of activation checkpointing no statistic is updated a second time. With
-    torch.distributed, the activation statistics are those of all ranks' batches.
+    ranges (statistics of weights and activations, and alpha). In eval mode nothing is learned.
+
+    torch.compile: training learns the same ranges as in eager mode, without a break in the graph, once the weights'
+    quantizers are started; with ``disable_fake_quant`` an observing quantizer breaks it.
 
     Args:
         bits: 2 to 8 for weights, 4 to 8 for activations.
@@ -81,6 +97,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     low: Tensor
     high: Tensor
     initialized: Tensor
+    step: Step | None
+    _alpha_then: Tensor
 
     def __init__(
         self,
@@ -114,10 +132,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.grid = self._grid.name
         self.quant_min = self._grid.quant_min
         self.quant_max = self._grid.quant_max
-        self._settings = Settings(self.quant_min, self.quant_max, granularity, group_size)
+        self._settings = Settings(self.quant_min, self.quant_max, granularity, group_size, one_sided=not is_weight)
         self.momentum = momentum
         self.stats_momentum = stats_momentum
-        self._shares = (*[1 - stats_momentum] * len(_STATISTICS), 1 - momentum)
         self.name = name
         # What torch.ao's FX mode looks at.
         self.dtype = torch.qint8 if is_weight else torch.quint8
@@ -136,18 +153,23 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         for key in _STATISTICS:
             self.register_buffer(key, torch.zeros(size, device=device))
         self.register_buffer("initialized", torch.zeros(1, dtype=torch.uint8, device=device))
+        self._flags = CachedFlags(fake_quant_enabled=True, observer_enabled=True, initialized=False)
         self._reset_transients()
+        self._forget_step()
+        self._remember_alpha()
 
     # --- state -------------------------------------------------------------------------------------------
 
     def _reset_transients(self) -> None:
-        self._flags = CachedFlags()
         self._check_finite = FiniteCheck()
         self._shared = SharedOutput()
         self._calibration: CalibrationSample | None = None
+        self._alpha_version = (0, 0)
+        # A tensor, since torch.compile would compile anew for every other number.
+        self._number = torch.tensor(REGISTER.add(self), device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_flags", "_check_finite", "_shared", "_calibration")
+        transient = ("_check_finite", "_shared", "_calibration", "_alpha_version", "_number")
         return {key: value for key, value in self.__dict__.items() if key not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -162,6 +184,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if incoming is not None and incoming.dim() == dims and current.numel() == 0:
                 current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._forget_step()
+        self._remember_alpha()
+        for key in _FLAGS:
+            self._flag(key)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSCFakeQuantize:
         # Ranges stay float32 when the model is cast to a shorter type.
@@ -169,8 +195,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             moved = fn(tensor)
             return moved.float() if tensor.is_floating_point() else moved
 
-        self._shared.drop()
-        return super()._apply(keep_float32, recurse)
+        self._forget_step()
+        super()._apply(keep_float32, recurse)
+        self._alpha_then = keep_float32(self._alpha_then)
+        return self
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch fake quantization on or off."""
@@ -189,6 +217,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     def is_initialized(self) -> bool:
         """Whether the range has been started, by data, by :meth:`initialize` or by a state dict."""
         return self._flag("initialized")
+
+    @property
+    def follows(self) -> bool:
+        """Whether the range follows data and alpha: in training, unless ``disable_observer`` froze it."""
+        return self.training and self._flag("observer_enabled")
 
     @property
     def alpha(self) -> Tensor:
@@ -217,7 +250,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Size and start the range: statistics of ``x``, and the alpha of least quantization error.
 
         Args:
-            x: The weight, [out, ...], or a batch of the activation.
+            x: The weight, [out, ...], or a batch of the activation; with torch.distributed every rank gives one.
             gram: For weights, X^T X of the layer's inputs: alpha then minimises the error of the output.
 
         Raises:
@@ -230,19 +263,33 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             self._start(self._weight_statistics(x), x, gram)
         else:
             stats = tensor_statistics(x)
-            self._start(merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats, even_sample(x))
+            self._start(merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats, even_sample(x), agree=True)
 
     init_from = initialize
 
-    def _start(self, stats: RangeStats, sample: Tensor, gram: Tensor | None = None) -> None:
+    @torch.no_grad()
+    def _start_from_call(self, x: Tensor) -> None:
+        """Start from the first call of a training; ranks may differ in which calls they make, and agree at its end."""
+        if self.is_weight:
+            self.initialize(x)
+            return
+        stats = tensor_statistics(x)
+        self._start(stats, even_sample(x))
+        numbers = tuple(value.item() for value in stats) if on_host(x) else tuple(stats)
+        self.step = Step(self.statistics, started=Pool.of(numbers, x.numel()))
+
+    def _start(self, stats: RangeStats, sample: Tensor, gram: Tensor | None = None, *, agree: bool = False) -> None:
         if not all(bool(torch.isfinite(value).all()) for value in stats):
             raise NonFiniteError(f"{self.who}: cannot start from a tensor with NaN or infinite values")
-        alpha = search_alpha(sample, stats, self._grid, self.granularity, self.group_size, gram)
-        if not self.is_weight and world_size() > 1:
+        if sample.numel():
+            alpha = search_alpha(sample, stats, self._grid, self.granularity, self.group_size, gram)
+        else:
+            alpha = torch.ones_like(stats.std)
+        if agree and world_size() > 1:
             # Each rank searched on its own sample: agree on the mean of the logarithms.
-            log_alpha = alpha.log()
-            torch.distributed.all_reduce(log_alpha)
-            alpha = (log_alpha / world_size()).exp()
+            votes = torch.cat([alpha.log(), torch.ones_like(alpha)]) * float(sample.numel() > 0)
+            torch.distributed.all_reduce(votes)
+            alpha = (votes[:1] / votes[1:]).exp()
         values = {"log_alpha": alpha.log(), "alpha_bar": alpha, **stats._asdict()}
         for key, value in values.items():
             current = getattr(self, key)
@@ -250,8 +297,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
                 current.copy_(value)
             else:
                 current.data = value.to(device=current.device, dtype=current.dtype).clone()
-        self.initialized.fill_(1)
-        self._flag("initialized")
+        self._flags.raise_flag("initialized", self.initialized)
+        self._forget_step()
+        self._remember_alpha()
 
     @torch.no_grad()
     def keep_scale(self, weight: Tensor) -> None:
@@ -268,6 +316,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         alpha = torch.where(stats.std > 0, scale * self._grid.steps / (2 * stats.std), self.alpha_bar)
         self.log_alpha.copy_(alpha.log())
         self.alpha_bar.copy_(alpha)
+        self._forget_step()
+        self._remember_alpha()
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -285,9 +335,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             yield
         finally:
             self._calibration = None
-        if collected.counts:
+        stats = collected.statistics(self.log_alpha.device)
+        if stats is not None:
             with torch.no_grad():
-                self._start(collected.statistics(), torch.cat(collected.samples))
+                self._start(stats, collected.sample(), agree=True)
 
     # --- ranges ------------------------------------------------------------------------------------------
 
@@ -299,59 +350,126 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
 
     def _current_range(self, x: Tensor) -> ClipRange | NumberRange:
         """Clip range for ``x``, after the statistics have been brought up to date as the mode asks for."""
-        follows = self._flag("observer_enabled")
-        learns = follows and self.training and not recomputing()
+        learns = self.follows and not recomputing()
         if not self.is_initialized:
-            if not self.is_weight and not (self.training and follows):
+            if not self.is_weight and not self.follows:
                 raise CalibrationError(
                     f"{self.who}: no range yet; run calibration data through the prepared model "
                     "(calibrate_activations) or a training step before evaluating it"
                 )
-            self.initialize(x)
-        elif not self.is_weight:
-            if learns:
-                self._average(x)
-        elif follows:
+            self._start_from_call(x)
+        elif learns:
+            self._learn(x)
+        elif self.is_weight and self._flag("observer_enabled"):
             with torch.no_grad():
                 self._store(self._weight_statistics(x))
-                if learns:
-                    # The deviation is finite just when all weights are.
-                    self._check_finite((self.std,), self.who)
-                    self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
-        return self._range()
+        return self._range(held=self.follows)
 
-    def _range(self) -> ClipRange | NumberRange:
-        """Clip range of the stored statistics and alpha_bar: in Python numbers for activations on the CPU."""
+    def _range(self, *, held: bool = False) -> ClipRange | NumberRange:
+        """Clip range of alpha_bar and the running statistics, or of those held within a training step.
+
+        For activations on the CPU it is of Python numbers.
+        """
+        base = self.step.base if held and self.step is not None else None
         if self.is_weight or not on_host(self.mean):
-            return self._grid.clip_range(self._stats, self.alpha_bar)
-        mean, std, low, high, alpha = (average.item() for average in self._averages)
+            return self._grid.clip_range(self._stats if base is None else RangeStats(*base), self.alpha_bar)
+        mean, std, low, high = base or self.statistics
+        alpha = self._buffers["alpha_bar"].item()  # type: ignore[union-attr]
         if not math.isfinite(mean + std + low + high + alpha):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
         return clip_numbers(self._grid, mean, std, low, high, alpha)
 
+    # --- the training step -------------------------------------------------------------------------------
+
     @property
-    def _averages(self) -> list[Tensor]:
+    def statistics(self) -> tuple[Any, ...]:
+        """An activation's running statistics as they are now: Python numbers on the CPU."""
         # Past torch's attribute lookup, which takes longer than what is done with them.
-        return [self._buffers[key] for key in _RUNNING]  # type: ignore[misc]
+        buffers = [cast(Tensor, self._buffers[key]) for key in _STATISTICS]
+        return tuple(b.item() for b in buffers) if on_host(buffers[0]) else tuple(b.clone() for b in buffers)
 
     @torch.no_grad()
-    def _average(self, x: Tensor) -> None:
-        """Take a batch into the running averages of an activation's statistics, and alpha into alpha_bar."""
-        averages, shares = self._averages, self._shares
-        distributed = world_size() > 1
-        if on_host(x) and not distributed:
-            stats = number_statistics(x)
+    def _learn(self, x: Tensor) -> None:
+        """Take a call's statistics into those of the step; the step's first call opens it."""
+        if self._alpha_moved():
+            # Something other than torch's optimizers moved it: a step has ended.
+            if world_size() > 1:
+                logger.warning("%s: alpha was moved by no torch.optim.Optimizer; ranks are not merged", self.who)
+            self.end_step()
+        if self.is_weight:
+            self._store(self._weight_statistics(x))
+            # The deviation is finite just when all weights are.
+            self._check_finite((self.std,), self.who)
+            return
+        if on_host(x):
+            stats: Any = number_statistics(x)
             if not math.isfinite(sum(stats)):
                 raise non_finite(self.who)
-            move_averages(averages, (*stats, self._alpha_number()), shares)
-            return
-        stats_ = tensor_statistics(x)
-        if distributed:
-            stats_ = merge_across_ranks(stats_, x.numel())
-        # On the CPU the batch is judged before it is averaged in; elsewhere the running averages, later.
-        self._check_finite(self._stats if stats_.mean.is_cuda else stats_, self.who)
-        for average, now, share in zip(averages, (*stats_, self.log_alpha.exp()), shares, strict=True):
-            average.lerp_(now, share)
+        else:
+            stats = tensor_statistics(x)
+            # On the CPU the batch is judged before it is taken in; elsewhere the running averages, later.
+            self._check_finite(self._stats if x.is_cuda else stats, self.who)
+        pool = Pool.of(stats, x.numel())
+        if self.step is not None and not self.step.ended and self.step.pool is not None:
+            pool = self.step.pool.joined(pool)
+        self.take(pool)
+
+    @torch.no_grad()
+    def take(self, pool: Pool | None, base: tuple[Any, ...] | None = None) -> None:
+        """Let an activation's running statistics be those of the step's beginning, moved towards ``pool``.
+
+        Args:
+            pool: What all calls of the step saw; None where there was none.
+            base: The statistics of the step's beginning; those that hold in this step by default.
+        """
+        if self.step is None or self.step.ended:
+            self.step = Step(base or self.statistics)
+        self.step.pool = pool
+        base = base or self.step.base
+        share = 1 - self.stats_momentum
+        for key, before, now in zip(_STATISTICS, base, base if pool is None else pool.statistics(), strict=True):
+            value, buffer = before + share * (now - before), cast(Tensor, self._buffers[key])
+            buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
+
+    def end_step(self) -> None:
+        """End a training step: alpha_bar follows alpha, and the next call finds a new range."""
+        if self.follows and self.is_initialized:
+            with torch.no_grad():
+                self.alpha_bar.lerp_(self.log_alpha.exp(), 1 - self.momentum)
+            self._remember_alpha()
+        if self.step is not None:
+            self.step.ended = True
+        self._shared.end_step()
+
+    def _forget_step(self) -> None:
+        """Open a new step with the next call: after the state was started, loaded or moved."""
+        self.step = None
+        self._shared.drop()
+
+    def _alpha_moved(self) -> bool:
+        """Whether alpha is another than at the end of the last step."""
+        log_alpha = self.log_alpha.detach()
+        if log_alpha.is_cuda and self._alpha_version == (id(self.log_alpha), log_alpha._version):
+            return False  # to compare the values would wait for the device
+        self._alpha_version = (id(self.log_alpha), log_alpha._version)
+        return not torch.equal(self._alpha_then, log_alpha)
+
+    def _remember_alpha(self) -> None:
+        self._alpha_then = self.log_alpha.detach().clone()
+
+    def start_as(self, stats: tuple[float, ...], log_alpha: float, alpha_bar: float) -> None:
+        """Start an activation's range from numbers: what the ranks' first batches gave together.
+
+        Args:
+            stats: Mean, deviation and extremes.
+            log_alpha: Logarithm of alpha.
+            alpha_bar: Its running average.
+        """
+        with torch.no_grad():
+            for key, value in zip(_RUNNING, (*stats, alpha_bar), strict=True):
+                cast(Tensor, self._buffers[key]).fill_(value)
+            self.log_alpha.fill_(log_alpha)
+        self._flags.raise_flag("initialized", self.initialized)
 
     def _alpha_number(self) -> float:
         return math.exp(min(self.log_alpha.item(), LARGEST_LOG_ALPHA))
@@ -413,29 +531,56 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         if self._calibration is not None:
             self._calibration.add(x.detach())
             return x
-        quantizing = self._flag("fake_quant_enabled")
-        learning = self.training and self._flag("observer_enabled")
+        quantizing, learning = self._flag("fake_quant_enabled"), self.follows
         if x.numel() == 0 or not (quantizing or learning):
             return x
+        if learning and torch.compiler.is_compiling():
+            return self._compiled(x, quantizing)
         share = quantizing and self.training and self.is_weight and SharedOutput.allowed(x)
         if share:
             earlier = self._shared.find(x, self.log_alpha, learning)
             if earlier is not None:
                 return earlier
+            share = self._shared.wanted()
         clip = self._current_range(x)
         if not quantizing:
             return x
+        kept = x.detach().clone() if share else None
         out: Tensor = LSCFunction.apply(
             x,
             self.log_alpha,
             clip,
             self._gradient_factor(clip, x.numel(), learning),
             self._settings,
-            self._shared.dropper() if share else None,
+            None if kept is None else SharedInput(kept, self._shared.dropper()),
         )
-        if share:
-            self._shared.keep(out, x, self.log_alpha, learning)
+        if kept is not None:
+            self._shared.keep(out, kept, self.log_alpha, learning)
         return out
+
+    def _compiled(self, x: Tensor, quantizing: bool) -> Tensor:
+        """The forward pass in training inside torch.compile's graphs, in which the range is one opaque operator."""
+        if not quantizing:
+            observe_outside(self, x)
+            return x
+        if self.log_alpha.numel() == 0:
+            raise CalibrationError(f"{self.who}: start it from its weight (call initialize) before torch.compile")
+        *clip, factor = training_range(x.detach(), self.log_alpha.detach(), self._number)
+        out: Tensor = LSCFunction.apply(x, self.log_alpha, ClipRange(*clip), factor, self._settings, None)
+        return out
+
+    def training_range(self, x: Tensor) -> tuple[ClipRange, Tensor]:
+        """Clip range of a training call, and the factor of alpha's gradient, in tensors of alpha's shape.
+
+        Args:
+            x: The weight or activation.
+        """
+        clip = self._current_range(x)
+        factor = self._gradient_factor(clip, x.numel(), self.follows)
+        if isinstance(clip, ClipRange):
+            return clip, factor
+        scale, zero_point, per_alpha = (torch.tensor([value], dtype=torch.float32) for value in clip[:3])
+        return ClipRange(scale, zero_point, per_alpha, torch.tensor([clip.at_limit])), torch.tensor([factor])
 
     def _gradient_factor(self, clip: ClipRange | NumberRange, elements: int, learning: bool) -> Any:
         """d scale / d log_alpha with LSQ's gradient scale: what log_alpha's gradient is multiplied by.

@@ -30,11 +30,28 @@ class CalibrationSample:
         if sum(sample.numel() for sample in self.samples) > _SAMPLES:
             self.samples = [sample[::2] for sample in self.samples]
 
-    def statistics(self) -> RangeStats:
-        """Statistics of everything seen, on all data-parallel ranks; shape [1] each."""
-        columns = RangeStats(*(torch.cat(field) for field in zip(*self.stats, strict=True)))
-        merged = merge_statistics(columns, torch.tensor(self.counts, device=columns.mean.device))
-        return merge_across_ranks(merged, sum(self.counts)) if world_size() > 1 else merged
+    def statistics(self, device: torch.device | None = None) -> RangeStats | None:
+        """Statistics of everything seen, on all data-parallel ranks; shape [1] each, None if nothing was.
+
+        Args:
+            device: Where a rank that saw nothing makes them.
+        """
+        if self.counts:
+            columns = RangeStats(*(torch.cat(field) for field in zip(*self.stats, strict=True)))
+            merged = merge_statistics(columns, torch.tensor(self.counts, device=columns.mean.device))
+        elif world_size() == 1:
+            return None
+        else:
+            merged = RangeStats(*torch.zeros(4, 1, device=device))
+        if world_size() > 1:
+            merged = merge_across_ranks(merged, sum(self.counts))
+            if not self.counts and bool(merged.mean.isnan()):  # nobody saw anything
+                return None
+        return merged
+
+    def sample(self) -> Tensor:
+        """The sample, one float32 vector."""
+        return torch.cat(self.samples) if self.samples else torch.empty(0)
 
 
 def even_sample(x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +13,16 @@ class SharedOutput:
     """The quantized weight that the calls of one training step share.
 
     SAM2 runs its mask decoder, memory attention and memory encoder once per frame and click, each time with the
-    same weights. The output of the first call stays valid until a backward pass came through it or what it was
-    made of was written to. It is held here no longer than that.
+    same weights. The output of a call stays valid until a backward pass came through it or what it was made of
+    changed. Values are compared, not versions: ``.data``, swapped storages and sharded parameters change weights
+    behind autograd's back. A weight that is used once a step is not kept at all.
     """
 
     def __init__(self) -> None:
         self._output: Tensor | None = None
-        self._made_of: list[tuple[Any, int]] = []
+        self._made_of: tuple[Tensor, ...] = ()
+        self._learning = False
+        self._calls = 0
 
     @staticmethod
     def allowed(weight: Tensor) -> bool:
@@ -30,30 +32,41 @@ class SharedOutput:
         pass, as activation checkpointing does, nor in its recomputation.
         """
         return (
-            weight.is_leaf
+            not torch.compiler.is_compiling()
+            and weight.is_leaf
             and weight.requires_grad
             and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
             and not recomputing()
             and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
         )
 
-    def find(self, *sources: Any) -> Tensor | None:
-        """The output of an earlier call, if it was made of the same tensors, since then unchanged, and flags."""
-        if self._output is None or not all(
-            then is now and version == _version(now)
-            for (then, version), now in zip(self._made_of, sources, strict=True)
-        ):
-            return None
-        return self._output
+    def wanted(self) -> bool:
+        """Count a call; whether the weight was used before in this step, so that it pays to keep it."""
+        self._calls += 1
+        return self._calls > 1
 
-    def keep(self, output: Tensor, *sources: Any) -> None:
-        """Remember an output and the tensors and flags that it was made of."""
-        self._output, self._made_of = output, [(source, _version(source)) for source in sources]
+    def find(self, weight: Tensor, log_alpha: Tensor, learning: bool) -> Tensor | None:
+        """The output of an earlier call, if it was made of what these hold now."""
+        if self._output is None or self._learning != learning:
+            return None
+        same = all(
+            then.device == now.device and torch.equal(then, now.detach())
+            for then, now in zip(self._made_of, (weight, log_alpha), strict=True)
+        )
+        return self._output if same else None
+
+    def keep(self, output: Tensor, weight: Tensor, log_alpha: Tensor, learning: bool) -> None:
+        """Remember an output and copies of what it was made of."""
+        self._output, self._made_of, self._learning = output, (weight, log_alpha.detach().clone()), learning
 
     def drop(self) -> None:
         """Forget the output."""
-        self._output, self._made_of = None, []
+        self._output, self._made_of = None, ()
+
+    def end_step(self) -> None:
+        """Forget the output, and count the next step's calls; a weight used several times stays one."""
+        self.drop()
+        self._calls = min(self._calls - 1, 1)
 
     def dropper(self) -> Callable[[], None]:
         """:meth:`drop` for the output's own graph to call: it holds no reference, which would be a cycle."""
@@ -70,7 +83,3 @@ class SharedOutput:
 def recomputing() -> bool:
     """Whether this runs inside a backward pass, as activation checkpointing's recomputation does."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _version(source: Any) -> int:
-    return source._version if isinstance(source, Tensor) else 0

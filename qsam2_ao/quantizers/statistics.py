@@ -108,17 +108,17 @@ def merge_statistics(stats: RangeStats, counts: Tensor) -> RangeStats:
 
     Args:
         stats: One entry per sample, each field of shape [samples].
-        counts: Elements in each sample, shape [samples].
+        counts: Elements in each sample, shape [samples]; an empty sample counts for nothing.
 
     Returns:
-        Statistics of shape [1], the deviation about the joint mean.
+        Statistics of shape [1], the deviation about the joint mean; not finite where all samples are empty.
     """
     share = counts.double() / counts.double().sum()
     mean = (share * stats.mean.double()).sum(0, keepdim=True)
     var = (share * (stats.std.double() ** 2 + (stats.mean.double() - mean) ** 2)).sum(0, keepdim=True)
-    return RangeStats(
-        mean.float(), var.sqrt().float(), stats.low.amin(0, keepdim=True), stats.high.amax(0, keepdim=True)
-    )
+    low = stats.low.masked_fill(counts == 0, math.inf).amin(0, keepdim=True)
+    high = stats.high.masked_fill(counts == 0, -math.inf).amax(0, keepdim=True)
+    return RangeStats(mean.float(), var.sqrt().float(), low, high)
 
 
 def world_size() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from data_parallel import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,6 +52,101 @@ def train(rank):
         "gram": observer.gram,
         "n": observer.n,
     }
+
+
+class Branches(nn.Module):
+    """Layers that are called on some ranks only, or more often there."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.extra = Layer(), Layer(), Layer()
+
+    def forward(self, x, clicks, extra):
+        x = self.stem(x)
+        for _ in range(clicks):
+            x = self.head(x)
+        return self.extra(x) if extra else x
+
+
+def train_unevenly(rank):
+    torch.manual_seed(0)
+    counts = []
+    for collective in ("all_gather", "all_reduce", "all_gather_object", "broadcast"):
+        count(collective, counts)
+    model = DistributedDataParallel(Branches(), find_unused_parameters=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    states, per_step = [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        before = len(counts)
+        for micro in range(2):
+            model(batch(rank, 2 * step + micro), 1 + 3 * rank, extra=rank == step % 2).square().mean().backward()
+        optimizer.step()
+        per_step.append(len(counts) - before)
+        states.append({key: value.clone() for key, value in model.module.state_dict().items()})
+    only_here = LSCFakeQuantize(8)
+    with only_here.calibrating():
+        if rank == 0:
+            only_here(batch(0, 0))
+    nowhere = LSCFakeQuantize(8)
+    with nowhere.calibrating():
+        pass
+    return {"states": states, "collectives": per_step, "only": only_here.state_dict(), "no": nowhere.is_initialized}
+
+
+def count(name, calls):
+    original = getattr(dist, name)
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        return original(*args, **kwargs)
+
+    setattr(dist, name, counted)
+
+
+@pytest.mark.slow
+def test_ranks_that_do_different_work_finish_with_equal_ranges(tmp_path):
+    first, second = run_ranks(train_unevenly, tmp_path, seconds=120)
+    for step, (a, b) in enumerate(zip(first["states"], second["states"], strict=True)):
+        for key in a:
+            if not key.startswith("extra.weight_fake_quant") or "log_alpha" in key or "alpha_bar" in key:
+                # (The statistics of a weight that a rank does not use are none that it uses.)
+                assert torch.equal(a[key], b[key]), (step, key)
+    # One for all ranges, behind the optimizer's step.
+    assert first["collectives"] == second["collectives"] == [1, 1, 1, 1]
+    for key, value in first["only"].items():
+        assert torch.equal(value, second["only"][key]), key
+    assert first["only"]["initialized"] == 1
+    assert not first["no"]
+
+
+def train_whole(rank):
+    """Two ranks with half a batch each, or one rank's worth of work on all of it."""
+    torch.manual_seed(0)
+    layer = Layer()
+    model = DistributedDataParallel(layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.cat([batch(0, 0), batch(1, 0)])
+    with layer.input_fake_quant.calibrating():
+        layer(x)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x[rank::2]).square().mean().backward()
+        optimizer.step()
+    return layer.input_fake_quant.state_dict()
+
+
+@pytest.mark.slow
+def test_ranks_pool_their_statistics_as_one_batch_has_them(tmp_path):
+    parts, _ = run_ranks(train_whole, tmp_path)
+    torch.manual_seed(0)
+    layer = Layer()
+    x = torch.cat([batch(0, 0), batch(1, 0)])
+    with layer.input_fake_quant.calibrating():
+        layer(x)
+    layer(x)
+    for key in ("mean", "std", "low", "high"):
+        torch.testing.assert_close(parts[key], getattr(layer.input_fake_quant, key))
 
 
 @pytest.mark.slow

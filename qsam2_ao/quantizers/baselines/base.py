@@ -152,8 +152,9 @@ class RivalFakeQuantize(FakeQuantizeBase):
             yield
         finally:
             self._calibration = None
-        if collected.counts:
-            self._start_activation(collected.statistics(), torch.cat(collected.samples))
+        stats = collected.statistics(self.initialized.device)
+        if stats is not None and collected.counts:
+            self._start_activation(stats, collected.sample())
 
     @torch.no_grad()
     def _start_activation(self, stats: RangeStats, sample: Tensor) -> None:
