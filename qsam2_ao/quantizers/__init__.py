@@ -8,15 +8,18 @@ from .affine import (
     quantize_affine,
 )
 from .lsc import LSCFakeQuantize
-from .ranges import RangedFakeQuantize, range_parameters
+from .ranges import RangedFakeQuantize, calibrating, range_parameters
+from .snapping import snap_weights
 
 __all__ = [
     "LSCFakeQuantize",
     "RangedFakeQuantize",
     "broadcast_qparam",
+    "calibrating",
     "dequantize_affine",
     "expand_groups",
     "fake_quantize_affine",
     "quantize_affine",
     "range_parameters",
+    "snap_weights",
 ]

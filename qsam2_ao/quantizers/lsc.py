@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantizeBase as AOFakeQuantizeBase
 from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
+from .affine import broadcast_qparam, fake_quantize_affine
 from .compiled import observe_outside, training_range
+from .constructor import QuantizerConstructor, check_spec, is_per_tensor
 from .flags import CachedFlags, FiniteCheck, non_finite
 from .function import LSCFunction, Settings, SharedInput
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
 from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, number_statistics, on_host
+from .integers import integer_codes, integer_range
 from .mse import search_alpha
 from .pool import Pool
+from .pt2e import insert_quantize_dequantize
 from .sampling import CalibrationSample, even_sample
 from .shared import SharedOutput, recomputing
+from .snapping import snap_weights
 from .statistics import (
     check_granularity,
     merge_across_ranks,
@@ -31,6 +38,7 @@ from .statistics import (
     world_size,
 )
 from .step import REGISTER, Step
+from .torch_ao import check_conversion, is_depthwise
 
 _STATISTICS = ("mean", "std", "low", "high")
 _RUNNING = (*_STATISTICS, "alpha_bar")
@@ -48,7 +56,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     ``alpha_bar``, the running average of alpha, whose gradient goes straight to alpha.
 
     Weights: the statistics are those of the tensor passed in, in training and in eval, and the buffers cache
-    the last ones, so that :meth:`calculate_qparams` after a forward gives what that forward used. Their shape
+    the last ones, so that :meth:`qparams` after a forward gives what that forward used. Their shape
     follows the weight: call :meth:`initialize` before making an optimizer. A state dict sizes a module that
     has no shape yet.
 
@@ -79,9 +87,15 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         stats_momentum: Of the running activation statistics.
         name: Of the layer, for error messages.
         factory_kwargs: ``device`` of the parameters, as torch.ao passes it.
+        dtype: Of the codes in a converted PT2E graph, int8 or uint8; None for int8 (weights) or uint8. It comes from
+            torchao's ``QuantizationSpec``, like the following ones, which are checked against the other arguments.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        qscheme: A per-tensor scheme is a weight's default granularity "tensor".
+        is_dynamic: Not supported.
 
     Raises:
-        QConfigError: Unknown bits, grid, granularity or momentum.
+        QConfigError: Unknown bits, grid, granularity or momentum, or a ``QuantizationSpec`` that contradicts them.
 
     Example:
         >>> qconfig = torch.ao.quantization.QConfig(
@@ -99,6 +113,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     initialized: Tensor
     step: Step | None
     _alpha_then: Tensor
+    snapped: bool = False
+    """Whether :meth:`snap` was called last, and no training since."""
+    _depthwise: bool = False
 
     def __init__(
         self,
@@ -112,9 +129,14 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         stats_momentum: float = 0.95,
         name: str = "",
         factory_kwargs: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        is_dynamic: bool = False,
     ) -> None:
         super().__init__()
-        granularity = granularity or ("channel" if is_weight else "tensor")
+        granularity = granularity or ("channel" if is_weight and not is_per_tensor(qscheme) else "tensor")
         check_granularity(granularity, group_size)
         if not is_weight and (granularity != "tensor" or grid is not None):
             raise QConfigError(
@@ -125,19 +147,22 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if not 0 <= value < 1:
                 raise QConfigError(f"{key} must be in [0, 1), got {value!r}")
         self._grid: Grid = weight_grid(grid, bits) if is_weight else activation_grid(bits)
+        check_spec(self._grid, granularity, dtype, quant_min, quant_max, qscheme, is_dynamic)
+        self.code_dtype = dtype or (torch.int8 if is_weight else torch.uint8)
         self.bits = bits
         self.is_weight = is_weight
         self.granularity = granularity
         self.group_size = group_size
         self.grid = self._grid.name
-        self.quant_min = self._grid.quant_min
-        self.quant_max = self._grid.quant_max
-        self._settings = Settings(self.quant_min, self.quant_max, granularity, group_size, one_sided=not is_weight)
+        self._settings = Settings(
+            self._grid.quant_min, self._grid.quant_max, granularity, group_size, one_sided=not is_weight
+        )
         self.momentum = momentum
         self.stats_momentum = stats_momentum
         self.name = name
-        # What torch.ao's FX mode looks at.
+        # What torch.ao looks at: the integer codes that its dtype holds the grid in.
         self.dtype = torch.qint8 if is_weight else torch.quint8
+        self.quant_min, self.quant_max = integer_range(self._grid, self.dtype)
         self.is_dynamic = False
         self.ch_axis = -1 if granularity == "tensor" else 0
         symmetric = self._grid.zero_centred
@@ -157,6 +182,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self._reset_transients()
         self._forget_step()
         self._remember_alpha()
+
+    @classmethod
+    def with_args(cls, **kwargs: Any) -> QuantizerConstructor:
+        """A constructor with these arguments, for torch.ao's ``QConfig`` or torchao's ``QuantizationSpec``."""
+        return QuantizerConstructor(functools.partial(cls, **kwargs))
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -188,6 +218,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self._remember_alpha()
         for key in _FLAGS:
             self._flag(key)
+        self.snapped = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSCFakeQuantize:
         # Ranges stay float32 when the model is cast to a shorter type.
@@ -209,6 +240,12 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Let the ranges follow the data and alpha, or freeze them."""
         super().enable_observer(enabled)
         self._flag("observer_enabled")
+        self.snapped = self.snapped and not enabled
+
+    def train(self, mode: bool = True) -> LSCFakeQuantize:
+        """Set the mode; a weight that trains leaves its grid."""
+        self.snapped = self.snapped and not mode
+        return super().train(mode)
 
     def _flag(self, key: str) -> bool:
         return self._flags.read(key, cast(Tensor, self._buffers[key]))
@@ -310,7 +347,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         Args:
             weight: The weight in place of the one that the range was started from, of its shape.
         """
-        scale, _ = self.calculate_qparams()
+        scale, _ = self.qparams()
         stats = self._weight_statistics(weight)
         self._store(stats)
         alpha = torch.where(stats.std > 0, scale * self._grid.steps / (2 * stats.std), self.alpha_bar)
@@ -494,15 +531,18 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         scale, zero_point = torch.tensor([[clip.scale], [clip.zero_point]], dtype=torch.float32)
         return scale, zero_point
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """Smallest and largest code of the grid that :meth:`qparams` is about."""
+        return self._grid.quant_min, self._grid.quant_max
+
     @torch.no_grad()
-    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the last forward, from the stored statistics and alpha_bar.
 
-        Args:
-            **kwargs: None are used; torch.ao's signature.
-
         Returns:
-            Scale and zero point, float32, shape [1], [out] or [out, n_groups].
+            Scale and zero point, float32, shape [1], [out] or [out, n_groups]. The zero point of a weight may lie
+            between two codes.
 
         Raises:
             CalibrationError: The range was never started.
@@ -514,6 +554,48 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         if not bool(torch.isfinite(scale).all() & torch.isfinite(zero_point).all()):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
         return scale, zero_point
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """:meth:`qparams` as torch.ao needs them: for the integer codes ``quant_min`` to ``quant_max`` of ``dtype``.
+
+        Args:
+            **kwargs: None are used; torch.ao's signature.
+
+        Returns:
+            Scale, float32, and zero point, int32, in the shape of :meth:`qparams`.
+
+        Raises:
+            QConfigError: The grid has no such codes, or torch.ao's conversion asks and would make other values of them.
+            CalibrationError: The range was never started.
+            NonFiniteError: The stored state is not finite.
+        """
+        scale, zero_point, *_ = integer_codes(self._grid, *self.qparams(), self.dtype, self.who)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("torch.ao."):
+            check_conversion(self, caller, self._depthwise)
+        return scale, zero_point
+
+    @torch.no_grad()
+    def snap(self, weight: Tensor) -> Tensor:
+        """Put a weight on the grid as in eval, and freeze the range at it, for a conversion that rounds it anew.
+
+        Args:
+            weight: [out, ...].
+
+        Returns:
+            The weight on the grid, in its dtype.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the weight.
+        """
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(f"{self.who}: the weight has NaN or infinite values; the training may have diverged")
+        scale, zero_point = (
+            broadcast_qparam(t, weight.shape, self.group_size) for t in self.eval().qparams_for(weight)
+        )
+        self.disable_observer()
+        self.snapped = True
+        return fake_quantize_affine(weight, scale, zero_point, *self.codes).to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize ``x``.
@@ -542,6 +624,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if earlier is not None:
                 return earlier
             share = self._shared.wanted()
+        self._depthwise = self.is_weight and is_depthwise(x)
         clip = self._current_range(x)
         if not quantizing:
             return x
@@ -589,10 +672,20 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         log_alpha = self.log_alpha
         sharing = elements / log_alpha.numel()
-        share = float(learning) / math.sqrt(sharing * self.quant_max)
+        share = float(learning) / math.sqrt(sharing * self._settings.quant_max)
         if isinstance(clip, NumberRange):
             return clip.scale_per_alpha * share * self._alpha_number()
         return clip.scale_per_alpha * share * log_alpha.detach().exp()
+
+    def convert(self, model: fx.GraphModule, observer_node: fx.Node) -> None:
+        """Replace a call of this quantizer in a graph by quantize and dequantize operations; torchao calls it.
+
+        Args:
+            model: The graph that torchao's ``convert_pt2e``, or torch.ao's decomposed reference, converts.
+            observer_node: The call.
+        """
+        snap_weights(model)  # torch.ao's decomposed reference has weights in layers, and rounds them after this
+        insert_quantize_dequantize(self, model, observer_node)
 
     def extra_repr(self) -> str:
         """Settings in one line."""
