@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..compat.quiet import quiet_sam2
+from ..compat.rebind import rebound
 from ..data.types import Indexed
 from ..errors import DataError
 from ..models.config import rehouse
@@ -106,19 +106,14 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed) -> dict[str,
         >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
         >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
     """
-    from sam2 import sam2_video_predictor
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
 
     images = preprocess(frames, predictor.image_size)
     height, width = np.shape(frames[0])[:2]
 
-    # init_state knows paths only; it asks this function of its module for what is there.
+    # init_state knows paths only; it asks a function of its module for what is there.
     def in_memory(*, compute_device: torch.device, **_: Any) -> tuple[Tensor, int, int]:
         return images.to(compute_device), height, width
 
-    original = sam2_video_predictor.load_video_frames
-    sam2_video_predictor.load_video_frames = in_memory
-    try:
-        with quiet_sam2():
-            return predictor.init_state("frames in memory")
-    finally:
-        sam2_video_predictor.load_video_frames = original
+    with torch.inference_mode():
+        return rebound(SAM2VideoPredictor.init_state, load_video_frames=in_memory)(predictor, "frames in memory")

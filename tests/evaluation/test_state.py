@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 from sam2 import sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from threads import at_once
 from torch import nn
 from training.model.sam2 import SAM2Train
 
@@ -31,6 +34,25 @@ def test_equals_the_state_of_a_folder(predictor: Any, tmp_path: Path) -> None:
     assert from_memory.keys() == from_folder.keys()
     for key in ("num_frames", "video_height", "video_width", "device", "storage_device"):
         assert from_memory[key] == from_folder[key]
+
+
+def test_threads_start_their_own_videos(predictor: Any, tmp_path: Path) -> None:
+    for t in range(5):
+        Image.fromarray(FRAMES[0]).save(tmp_path / f"{t:05d}.jpg")
+    other = build_embedded(SAM2VideoPredictor)
+
+    def lengths(model: Any, frames: Any) -> set[tuple[int, float]]:
+        states = [predictor_state(model, frames) for _ in range(15)]
+        return {(state["num_frames"], float(state["images"].sum())) for state in states}
+
+    def of_the_folder() -> set[int]:
+        return {other.init_state(str(tmp_path))["num_frames"] for _ in range(5)}
+
+    alone = [lengths(predictor, FRAMES), lengths(predictor, FRAMES[:2]), {5}]
+    before = sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm
+    found = at_once(partial(lengths, predictor, FRAMES), partial(lengths, other, FRAMES[:2]), of_the_folder)
+    assert found == alone
+    assert (sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm) == before
 
 
 def test_prints_nothing(predictor: Any, capsys: pytest.CaptureFixture[str]) -> None:
