@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -19,23 +22,21 @@ def feature_sizes(model: Any) -> list[tuple[int, int]]:
     return [(side, side) for side in sides]
 
 
-def ensure_image_predictor() -> bool:
-    """Let ``SAM2ImagePredictor`` take its feature sizes from the model instead of assuming 1024 pixels.
+@contextmanager
+def any_input_size() -> Iterator[None]:
+    """Let ``SAM2ImagePredictor``, once imported, take its feature sizes from the model instead of assuming 1024 pixels.
 
     Models of 1024 pixels, as all official ones, see no difference.
 
-    Returns:
-        Whether the predictor's constructor had to be changed by this call.
-
     Example:
-        >>> ensure_image_predictor()  # doctest: +SKIP
-        >>> SAM2ImagePredictor(model_of_256_pixels).set_image(image)  # doctest: +SKIP
+        >>> with any_input_size():  # doctest: +SKIP
+        ...     from sam2.sam2_image_predictor import SAM2ImagePredictor
     """
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    original = SAM2ImagePredictor.__init__
+    yield
+    predictor = importlib.import_module("sam2.sam2_image_predictor").SAM2ImagePredictor
+    original = predictor.__init__
     if hasattr(original, "_qsam2_original"):
-        return False
+        return
 
     @functools.wraps(original)
     def __init__(self: Any, sam_model: Any, *args: Any, **kwargs: Any) -> None:
@@ -43,5 +44,4 @@ def ensure_image_predictor() -> bool:
         self._bb_feat_sizes = feature_sizes(self.model)
 
     __init__._qsam2_original = original  # type: ignore[attr-defined]
-    SAM2ImagePredictor.__init__ = __init__
-    return True
+    predictor.__init__ = __init__
