@@ -364,13 +364,15 @@ def lower_int8(
 
 def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: Grid) -> int:
     """What the sum of an output's products can reach, whatever the codes of the input are."""
-    highest = 2**packed.bits - 1
-    inputs = packed.shape.numel() // packed.shape[0] + 3  # with the padding to a multiple of 4
-    bound = max(grid.high, 128) * int(max(zero_point, highest - zero_point) * step) * inputs  # GPUs take 128 off
+    inputs = packed.shape.numel() // packed.shape[0]
+    padding = -inputs % 4
+    farthest = int(max(zero_point, 2**packed.bits - 1 - zero_point) * step)
+    code = max(grid.high, 128)  # GPUs take 128 off
+    bound = code * farthest * (inputs + padding)
     if bound < 2**31:
         return bound
-    values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1).max()
-    return int(max(grid.high, 128) * (values + 3 * 128))
+    values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1)
+    return int(code * (values.max() + padding * farthest))
 
 
 def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:

@@ -320,3 +320,28 @@ def test_every_operator_is_described_for_the_compiler() -> None:
         "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),
     }.items():
         torch.library.opcheck(getattr(torch.ops.qsam2, name).default, arguments)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_attention_loses_the_windows_that_hold_nan(ops: Ops, stride: int) -> None:
+    """A query is pooled over squares, whose first or last token may be the one."""
+    pad = torch.zeros(24).bfloat16()
+    for y, x in ((0, 0), (1, 1), (3, 2)):
+        for which in range(3):  # of the query, key or value
+            qkv = torch.randn(1, 4, 8, 24, generator=seeded()).bfloat16()
+            qkv[0, y, x, 8 * which] = float("nan")
+            out = ops.window_attention(qkv, pad, 1, 4, stride).float()
+            side = 4 // stride
+            assert out[:, :, side:].isfinite().all()
+            lost = out[:, :, :side]
+            assert lost[0, y // stride, x // stride].isnan().all() if which == 0 else lost.isnan().any(-1).all()
+
+
+def test_activations_keep_what_is_not_finite(ops: Ops) -> None:
+    packed, table, _ = weight(ops, 16, 4, 4)
+    codes = torch.zeros(3, 4, dtype=torch.uint8)
+    ones, shift = torch.ones(16), torch.tensor([float("nan"), float("inf")]).repeat(8)
+    for activation in ("none", "relu", "gelu"):
+        out = ops.linear(codes, packed, 4, table, ones, shift, None, activation, torch.float32, 1.0, 0.0, 255)
+        assert out[:, ::2].isnan().all(), activation
+        assert (out[:, 1::2] == float("inf")).all(), activation
