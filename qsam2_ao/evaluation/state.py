@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,16 +26,37 @@ if TYPE_CHECKING:
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@dataclass
+class _Mode:
+    training: bool
+    blocks: int = 0
+
+
+_MODES: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
+_MODES_LOCK = threading.Lock()
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards.
+
+    Of threads that share modules, the first finds their mode and the last restores it.
+    """
+    modules = list(model.modules())
+    with _MODES_LOCK:
+        for module in modules:
+            _MODES.setdefault(module, _Mode(module.training)).blocks += 1
+        model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _MODES_LOCK:
+            for module in modules:
+                mode = _MODES[module]
+                mode.blocks -= 1
+                if not mode.blocks:
+                    module.training = mode.training
+                    del _MODES[module]
 
 
 def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:

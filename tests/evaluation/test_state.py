@@ -85,6 +85,19 @@ def test_eval_mode_restores_each_module() -> None:
     assert [module.training for module in model.modules()] == [True, True, False, False]
 
 
+def test_threads_that_evaluate_one_model_leave_its_modes() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+
+    def evaluate() -> None:
+        for _ in range(100):
+            with eval_mode(model):
+                assert not any(module.training for module in model.modules())
+
+    at_once(evaluate, evaluate, evaluate)
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
 @pytest.mark.parametrize("model_class", [SAM2Base, SAM2Train])
 def test_other_classes_become_predictors_that_share_the_parts(model_class: type[SAM2Base]) -> None:
     model = build_embedded(model_class)
