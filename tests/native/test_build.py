@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,31 @@ def test_threads_compile_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> N
     at_once(*[build.implement] * 4)
     assert log.read_text().count("x") == 2  # compiled, linked
     assert unavailable_reason() is None
+
+
+def test_processes_may_compile_at_once(small: Path) -> None:
+    library = build._library()
+    at_once(*[partial(build._build, library)] * 3)  # without the lock, which is of one process
+    assert build._is_whole(library)
+    assert list(library.parent.iterdir()) == [library]
+
+
+def test_an_interruption_leaves_no_compiler_and_no_file(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                started.append(self)
+                raise KeyboardInterrupt
+            return super().wait()
+
+    monkeypatch.setenv("CXX", str(script(small / "slow", "sleep 600")))
+    monkeypatch.setattr(build.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.implement()
+    assert [process.returncode for process in started] == [-9]
+    assert not list(small.rglob("*.so"))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]])
