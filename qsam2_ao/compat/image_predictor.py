@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_CONSTRUCTING = threading.Lock()
+"""SAM2 compiles its transforms by TorchScript, which two threads may not do at once."""
 
 
 def feature_sizes(model: Any) -> list[tuple[int, int]]:
@@ -26,7 +30,7 @@ def feature_sizes(model: Any) -> list[tuple[int, int]]:
 def any_input_size() -> Iterator[None]:
     """Let ``SAM2ImagePredictor``, once imported, take its feature sizes from the model instead of assuming 1024 pixels.
 
-    Models of 1024 pixels, as all official ones, see no difference.
+    Models of 1024 pixels, as all official ones, see no difference. Threads construct theirs one after the other.
 
     Example:
         >>> with any_input_size():  # doctest: +SKIP
@@ -40,7 +44,8 @@ def any_input_size() -> Iterator[None]:
 
     @functools.wraps(original)
     def __init__(self: Any, sam_model: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, sam_model, *args, **kwargs)
+        with _CONSTRUCTING:
+            original(self, sam_model, *args, **kwargs)
         self._bb_feat_sizes = feature_sizes(self.model)
 
     __init__._qsam2_original = original  # type: ignore[attr-defined]
