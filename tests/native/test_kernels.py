@@ -5,8 +5,10 @@ Those for a GPU run on one where there is one, and in Triton's interpreter (see 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -345,3 +347,21 @@ def test_activations_keep_what_is_not_finite(ops: Ops) -> None:
         out = ops.linear(codes, packed, 4, table, ones, shift, None, activation, torch.float32, 1.0, 0.0, 255)
         assert out[:, ::2].isnan().all(), activation
         assert (out[:, 1::2] == float("inf")).all(), activation
+
+
+def test_kernels_of_gpus_are_launched_on_their_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, whatever its arguments are on."""
+    from qsam2_ao.native import cuda
+
+    current = [torch.device("cuda:0")]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    x = SimpleNamespace(device=torch.device("cuda:1"))
+    assert cuda.on_its_device(lambda t, *rest: (current[-1], t, rest))(x, 2, 3) == (x.device, x, (2, 3))
+    assert current == [torch.device("cuda:0")]
