@@ -7,27 +7,31 @@ Example:
     >>> predictor = SAM2ImagePredictor(load_qsam2("w4a8.safetensors"))
 """
 
-from . import compat as _compat
+from __future__ import annotations
 
-_compat.ensure_all()
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .calibration import VRCObserver, VRCReport, calibrate_qsam2, solve_vrc
-from .calibration.equalize import equalize_qsam2
-from .checkpoint import load_qsam2, save_qsam2
-from .convert import convert_qsam2
-from .errors import QSAM2Error
-from .graph import REGIONS, trace_regions
-from .lowering.compiled import compile_qsam2
-from .lowering.targets import lower_float
-from .models.config import rehouse
-from .models.embedded import build_embedded, load_embedded
-from .models.official import build_official
-from .prepare import calibrate_activations, prepare_qsam2
-from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
-from .quantizers import LSCFakeQuantize, snap_weights
-from .reporting.coverage import CoverageReport, coverage_report
-from .reporting.speed import layer_times
-from .tensors import PackedIntxTensor
+from .compat import arrange_repairs as _arrange_repairs
+
+if TYPE_CHECKING:
+    from .calibration import VRCObserver, VRCReport, calibrate_qsam2, solve_vrc
+    from .calibration.equalize import equalize_qsam2
+    from .checkpoint import load_qsam2, save_qsam2
+    from .convert import convert_qsam2
+    from .errors import QSAM2Error
+    from .graph import REGIONS, trace_regions
+    from .lowering.compiled import compile_qsam2
+    from .lowering.targets import lower_float
+    from .models.config import rehouse
+    from .models.embedded import build_embedded, load_embedded
+    from .models.official import build_official
+    from .prepare import calibrate_activations, prepare_qsam2
+    from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
+    from .quantizers import LSCFakeQuantize, snap_weights
+    from .reporting.coverage import CoverageReport, coverage_report
+    from .reporting.speed import layer_times
+    from .tensors import PackedIntxTensor
 
 __all__ = [
     "PRESETS",
@@ -59,3 +63,55 @@ __all__ = [
     "solve_vrc",
     "trace_regions",
 ]
+
+_HOMES = {
+    "CoverageReport": "reporting.coverage",
+    "LSCFakeQuantize": "quantizers",
+    "PRESETS": "qconfig",
+    "PackedIntxTensor": "tensors",
+    "QSAM2Error": "errors",
+    "REGIONS": "graph",
+    "VRCObserver": "calibration",
+    "VRCReport": "calibration",
+    "build_embedded": "models.embedded",
+    "build_official": "models.official",
+    "calibrate_activations": "prepare",
+    "calibrate_qsam2": "calibration",
+    "compile_qsam2": "lowering.compiled",
+    "convert_qsam2": "convert",
+    "coverage_report": "reporting.coverage",
+    "equalize_qsam2": "calibration.equalize",
+    "layer_times": "reporting.speed",
+    "load_embedded": "models.embedded",
+    "load_qsam2": "checkpoint",
+    "lower_float": "lowering.targets",
+    "lsc_qconfig": "qconfig",
+    "prepare_qsam2": "prepare",
+    "preset_qconfig": "qconfig",
+    "rehouse": "models.config",
+    "save_qsam2": "checkpoint",
+    "snap_weights": "quantizers",
+    "solve_vrc": "calibration",
+    "trace_regions": "graph",
+}
+"""Where each public name is; a module is imported when one of its names is first asked for."""
+
+_arrange_repairs()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

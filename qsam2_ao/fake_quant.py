@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase, NoopObserver, PlaceholderObserver, QConfig, QConfigMapping
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.fx.utils import assert_and_get_unique_device
-from torch.ao.quantization.quantize_fx import prepare_qat_fx
+from torch.ao.quantization.quantize_fx import _prepare_fx, prepare_qat_fx
 
 from .backend_config import QAT_MODULES, qsam2_backend_config
+from .compat.rebind import rebound
 from .errors import QConfigError, UnsupportedLayerError
 from .graph import Part
 from .graph.tracer import LEAF_CLASSES
@@ -22,6 +23,21 @@ from .qconfig import layer_qconfig
 from .quantizers import LSCFakeQuantize
 
 _QAT_CLASSES = frozenset(QAT_MODULES.values())
+
+
+class _AsTraced(QuantizationTracer):
+    """Takes the graph that a module has already: torch.fx patches modules of all threads while it traces."""
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """A copy of the graph of ``root``."""
+        self.node_name_to_scope: dict[str, Any] = {node.name: ("", None) for node in root.graph.nodes}
+        for node in root.graph.find_nodes(op="call_module"):
+            self.node_name_to_scope[node.name] = (str(node.target), type(root.get_submodule(str(node.target))))
+        return copy.deepcopy(root.graph)
+
+
+# Beneath the decorator that warns of its deprecation, and for the whole process.
+_prepare_traced = rebound(prepare_qat_fx, _prepare_fx=rebound(_prepare_fx, QuantizationTracer=_AsTraced))
 
 
 def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMapping) -> fx.GraphModule:
@@ -60,11 +76,9 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         _check_qconfig(qconfig, part.layer_name(name))
         local.set_module_name(name, qconfig)
     leaves = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAF_CLASSES))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.ao.quantization is deprecated.*")
-        prepared = prepare_qat_fx(
-            graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
-        )
+    prepared = _prepare_traced(
+        graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
+    )
     # torch.ao remembers the device of its last 128 models, and with it the models.
     assert_and_get_unique_device.cache_clear()
     _settle_input_quantizers(prepared, qconfigs)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from .errors import QSAM2Error
 
@@ -32,19 +30,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     temporary.write_text("{}")
     """
     target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}")
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise QSAM2Error(f"cannot write {target}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes the file private; give it the mode that a plain open() would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
     except OSError as error:
         raise QSAM2Error(
@@ -67,6 +60,8 @@ def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save_torch({"model": model.state_dict()}, "model.pt")  # doctest: +SKIP
     """
+    import torch
+
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)

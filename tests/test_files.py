@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threads import during
 
 from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.files import atomic_write, save_torch
@@ -49,6 +50,24 @@ def test_the_mode_is_that_of_a_plain_file(tmp_path: Path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_other_threads_keep_their_umask(tmp_path: Path):
+    def write() -> None:
+        for _ in range(200):
+            with atomic_write(tmp_path / "file") as temporary:
+                temporary.write_text("")
+
+    def private() -> None:
+        (tmp_path / "private").unlink(missing_ok=True)
+        (tmp_path / "private").touch()
+        assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+    before = os.umask(0o077)
+    try:
+        during(write, private)
+    finally:
+        os.umask(before)
 
 
 def test_a_place_that_is_no_folder(tmp_path: Path):

@@ -5,7 +5,9 @@ import gc
 import io
 import logging
 import pickle
+import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from data_parallel import run_ranks
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2_runs import assert_identical, images, run_image, run_video
-from torch import fx
+from threads import at_once
+from torch import fx, nn
 from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
 from torch.utils.checkpoint import checkpoint
 
@@ -49,6 +52,26 @@ def test_the_class_stays_and_the_input_is_untouched(model: SAM2Base, prepared: S
     fresh = build_embedded(SAM2VideoPredictor)
     assert_identical(list(model.state_dict().values()), list(fresh.state_dict().values()))
     assert [name for name, _ in model.named_modules()] == [name for name, _ in fresh.named_modules()]
+
+
+def test_threads_prepare_at_once_and_others_go_on(model: SAM2Base) -> None:
+    quiet = {"vrc": None, "progress": False}
+    alone = prepare_qsam2(model, "w4a8", **quiet).state_dict()
+    image = images(1, 96)
+    with torch.no_grad():
+        features = model.forward_image(image)["vision_features"]
+
+    def serve() -> None:
+        for _ in range(20):
+            with torch.no_grad():
+                assert torch.equal(model.forward_image(image)["vision_features"], features)
+
+    before = nn.Module.__call__, nn.Module.__getattr__, list(warnings.filters)
+    prepare = partial(prepare_qsam2, model, "w4a8", **quiet)
+    first, second, _ = at_once(prepare, prepare, serve)
+    assert (nn.Module.__call__, nn.Module.__getattr__, list(warnings.filters)) == before
+    for prepared in (first, second):
+        assert_identical(list(prepared.state_dict().values()), list(alone.values()))
 
 
 def test_every_region_is_a_fake_quantized_graph(prepared: SAM2Base) -> None:

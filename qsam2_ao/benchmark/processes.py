@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import platform
 import re
-import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +38,8 @@ def peak_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
+        import resource  # which Windows lacks
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if platform.system() == "Darwin" else peak * 1024
     # Not ru_maxrss, which on Linux starts with the peak of the process that started this one.

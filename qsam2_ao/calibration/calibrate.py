@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -222,8 +223,11 @@ def observe_inputs(
 
 
 def _feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    thread = threading.get_ident()
+
     def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        observer(inputs[0])
+        if threading.get_ident() == thread:  # another one may use the same model
+            observer(inputs[0])
 
     return hook
 

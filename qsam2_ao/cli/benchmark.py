@@ -10,18 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ..benchmark.accuracy.cell import Budget
-from ..benchmark.accuracy.illustrate import illustrate_training, illustrate_weights
-from ..benchmark.accuracy.plan import full_plan, quick_plan, select
-from ..benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
-from ..benchmark.accuracy.report import markdown
-from ..benchmark.accuracy.results import Results
-from ..benchmark.accuracy.run import run_plan
-from ..benchmark.accuracy.store import CellStore
-from ..benchmark.environment import environment
 from ..errors import QConfigError
 from ..files import atomic_write
-from ..reporting.figures import save_figure
 from .common import Json, note, print_json
 from .inference_speed import inference
 from .training_cost import training
@@ -31,8 +21,6 @@ app.command()(training)
 app.command()(inference)
 
 Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; may be given several times.")]
-#: A first impression in minutes.
-QUICK = Budget(steps=20, images=16, videos=32, frames=8, search_videos=4, rates=Budget().rates[2:3])
 
 
 @app.command()
@@ -58,6 +46,17 @@ def accuracy(
 
     Example: [bold]qsam2 benchmark accuracy --quick[/bold]
     """
+    from ..benchmark.accuracy.cell import QUICK, Budget
+    from ..benchmark.accuracy.illustrate import illustrate_training, illustrate_weights
+    from ..benchmark.accuracy.plan import full_plan, quick_plan, select
+    from ..benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
+    from ..benchmark.accuracy.report import markdown
+    from ..benchmark.accuracy.results import Results
+    from ..benchmark.accuracy.run import run_plan
+    from ..benchmark.accuracy.store import CellStore
+    from ..benchmark.environment import environment
+    from ..reporting.figures import save_figure
+
     folder = output or Path("outputs/benchmark-quick" if quick else "benchmarks/results")
     budget = QUICK if quick else Budget()
     if steps is not None:

@@ -6,19 +6,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import torch
 import typer
-from rich.console import Console
 
-from ..checkpoint import load_qsam2
 from ..errors import QSAM2Error
-from ..export import ExportedSAM2
-from ..models.embedded import load_embedded
-from ..models.official import OFFICIAL, build_official
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
 
 EMBEDDED = "embedded"
+PRESET_NAMES = "w8a8, w4a8, w4a16, w3a8, w3a16, w2a8, w2a16, w2a4"
+"""For the help, which takes no time to import torch."""
 
 ModelName: TypeAlias = Annotated[
     str,
@@ -59,6 +59,8 @@ def parse_device(name: str) -> torch.device:
     Raises:
         QSAM2Error: There is no such device on this machine.
     """
+    import torch
+
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -89,6 +91,10 @@ def load_model(name: str, checkpoint: Path | None = None, device: str = "cpu", t
         >>> predictor = load_model("sam2.1-t", Path("sam2.1_hiera_tiny.pt"))  # doctest: +SKIP
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    from ..checkpoint import load_qsam2
+    from ..models.embedded import load_embedded
+    from ..models.official import OFFICIAL, build_official
 
     where = parse_device(device)
     official = name in OFFICIAL or Path(name).suffix in (".yaml", ".yml")
@@ -124,6 +130,8 @@ def load_runnable(name: str, checkpoint: Path | None = None, device: str = "cpu"
     Raises:
         QSAM2Error: As :func:`load_model`; or exported files are to run elsewhere than on the CPU.
     """
+    from ..export import ExportedSAM2
+
     if not Path(name).is_dir():
         return load_model(name, checkpoint, device, target)
     if checkpoint is not None or parse_device(device).type != "cpu":
@@ -147,6 +155,8 @@ def without_hole_filling(model: Any) -> Any:
 
 def console() -> Console:
     """Standard output for tables: of the terminal's width, or wide enough for long names where a program reads it."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 

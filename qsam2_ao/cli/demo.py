@@ -6,25 +6,20 @@ import importlib.metadata
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from ..data.procedural import Sequence, generate_sequence, generate_split
 from ..errors import QConfigError
-from ..evaluation import track_sequence
 from ..files import atomic_write
-from ..models.embedded import EMBEDDED_WEIGHTS
-from ..qconfig import PRESETS
-from ..reporting.overlay import draw_masks, save_picture, side_by_side
-from ..reporting.size import file_size
-from ..reporting.tables import ModelRow, comparison_table
-from .common import EMBEDDED, Device, Json, console, load_model, note, print_json
-from .evaluate import score
-from .pipeline import Recipe, procedural_images, quantize_file
+from .common import EMBEDDED, PRESET_NAMES, Device, Json, console, load_model, note, print_json
 from .workspace import Workspace, fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..data.procedural import Sequence
 
 FRAMES = 16
 PICTURES = 3
@@ -34,7 +29,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/demo"
     ),
-    preset: Annotated[list[str], typer.Option(help=f"Among {', '.join(PRESETS)}. Repeatable.")] = ["w4a8", "w2a8"],  # noqa: B006
+    preset: Annotated[list[str], typer.Option(help=f"Among {PRESET_NAMES}. Repeatable.")] = ["w4a8", "w2a8"],  # noqa: B006
     steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 80,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on so many images.")] = 50,
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
@@ -50,6 +45,13 @@ def demo(
 
     Example: [bold]qsam2 demo --steps 200 -o outputs/demo[/bold]
     """
+    from ..data.procedural import generate_sequence
+    from ..models.embedded import EMBEDDED_WEIGHTS
+    from ..qconfig import PRESETS
+    from ..reporting.size import file_size
+    from ..reporting.tables import ModelRow, comparison_table
+    from .pipeline import Recipe, procedural_images, quantize_file
+
     if unknown := [name for name in preset if name not in PRESETS]:
         raise QConfigError(f"unknown preset {unknown[0]!r}; the presets are {', '.join(PRESETS)}")
     settings = {
@@ -100,6 +102,11 @@ def _evaluate(
     work: Workspace, name: str, model: Any, videos: int, tests: list[Sequence]
 ) -> tuple[dict[str, float], NDArray[np.uint8]]:
     """Scores in percent, and the ids that the model finds on the pictured videos, ``[video, frame, height, width]``."""
+    import numpy as np
+
+    from ..data.procedural import generate_split
+    from ..evaluation import track_sequence
+    from .evaluate import score
 
     def track_all(path: Path) -> None:
         np.savez_compressed(path, masks=np.stack([track_sequence(model, sequence) for sequence in tests]))
@@ -112,6 +119,8 @@ def _evaluate(
 
 def _picture(sequence: Sequence, masks: dict[str, NDArray[np.uint8]], output: Path) -> Path:
     """Three frames of a video, one a row; the true masks first, then each model's."""
+    from ..reporting.overlay import draw_masks, save_picture, side_by_side
+
     pictures, titles = [], []
     for frame in (FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1):
         for title, ids in {"truth": sequence.masks, **masks}.items():

@@ -7,10 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..data.davis import read_davis
-from ..data.procedural import generate_split
-from ..evaluation import evaluate_image, evaluate_video, image_samples
-from ..reporting.tables import ModelRow, comparison_table
 from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, load_model, print_json
 
 IMAGES_PER_VIDEO = 2
@@ -34,6 +30,10 @@ def evaluate(
 
     Example: [bold]qsam2 evaluate tiny-w4a8.safetensors --data DAVIS/ --json[/bold]
     """
+    from ..data.davis import read_davis
+    from ..data.procedural import generate_split
+    from ..reporting.tables import ModelRow, comparison_table
+
     loaded = load_model(model, checkpoint, device, target)
     if data == EMBEDDED:
         sequences: Sequence[Any] = list(generate_split("test", videos or 64, num_frames=frames))
@@ -57,6 +57,8 @@ def score(model: Any, sequences: Sequence[Any]) -> dict[str, float]:
     Returns:
         "j", "f", "jf" and "miou" in percent.
     """
+    from ..evaluation import evaluate_image, evaluate_video, image_samples
+
     video = evaluate_video(model, sequences, progress=True)
     samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)
     image = evaluate_image(model, samples, prompt="box", progress=True)

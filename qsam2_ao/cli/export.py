@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint import load_qsam2
 from ..errors import QConfigError
-from ..export import export_aoti, export_onnx, export_openvino
-from ..reporting.size import human_bytes
 from .common import Json, print_json
-
-# Packages are for this machine anyway; the other runtimes have int8 layers of their own.
-FORMATS = {"aoti": (export_aoti, "auto"), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
 
 
 def export(
@@ -31,9 +25,15 @@ def export(
 
     Example: [bold]qsam2 export tiny-w4a8.safetensors --format onnx -o tiny-w4a8-onnx[/bold]
     """
-    if form not in FORMATS:
-        raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
-    write, target = FORMATS[form]
+    from ..checkpoint import load_qsam2
+    from ..export import export_aoti, export_onnx, export_openvino
+    from ..reporting.size import human_bytes
+
+    # Packages are for this machine anyway; the other runtimes have int8 layers of their own.
+    formats = {"aoti": (export_aoti, "auto"), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
+    if form not in formats:
+        raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(formats)}")
+    write, target = formats[form]
     files = [
         file for path in write(load_qsam2(model, target=target), output) for file in (path, path.with_suffix(".bin"))
     ]

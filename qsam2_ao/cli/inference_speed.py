@@ -10,22 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..benchmark.environment import environment
-from ..benchmark.inference.case import Case
-from ..benchmark.inference.compile_time import compile_times
-from ..benchmark.inference.footprint import footprints
-from ..benchmark.inference.methods import METHODS
-from ..benchmark.inference.parts import PARTS
-from ..benchmark.inference.plots import growth, latency_against_size
-from ..benchmark.inference.report import in_order, markdown
-from ..benchmark.inference.roofline import ceilings, work
-from ..benchmark.inference.timing import measure
-from ..benchmark.inference.video_memory import video_memory
-from ..benchmark.processes import alone
 from ..errors import QConfigError
 from ..files import atomic_write
-from ..models.official import OFFICIAL
-from ..reporting.figures import save_figure
 from .common import Json, note, print_json
 from .workspace import Workspace
 
@@ -59,6 +45,21 @@ def inference(
 
     Example: [bold]qsam2 benchmark inference --quick[/bold]
     """
+    from ..benchmark.environment import environment
+    from ..benchmark.inference.case import Case
+    from ..benchmark.inference.compile_time import compile_times
+    from ..benchmark.inference.footprint import footprints
+    from ..benchmark.inference.methods import METHODS
+    from ..benchmark.inference.parts import PARTS
+    from ..benchmark.inference.plots import growth, latency_against_size
+    from ..benchmark.inference.report import in_order, markdown
+    from ..benchmark.inference.roofline import ceilings, work
+    from ..benchmark.inference.timing import measure
+    from ..benchmark.inference.video_memory import video_memory
+    from ..benchmark.processes import alone
+    from ..models.official import OFFICIAL
+    from ..reporting.figures import save_figure
+
     folder = output or Path("outputs/inference-quick" if quick else "benchmarks/results")
     names = list(_QUICK) if quick else method
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]

@@ -7,11 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checkpoint import read_header
 from ..errors import QSAM2Error
-from ..reporting.coverage import coverage_report
-from ..reporting.size import file_size, human_bytes, model_size
-from ..reporting.speed import layer_times
 from .common import Checkpoint, Json, ModelName, Target, console, load_model, print_json
 
 
@@ -28,6 +24,11 @@ def inspect(
 
     Example: [bold]qsam2 inspect tiny-w4a8.safetensors --json[/bold]
     """
+    from ..checkpoint import read_header
+    from ..reporting.coverage import coverage_report
+    from ..reporting.size import file_size, human_bytes, model_size
+    from ..reporting.speed import layer_times
+
     loaded = load_model(model, checkpoint)
     packed = hasattr(loaded, "qsam2_plan")
     file = Path(model) if packed else checkpoint

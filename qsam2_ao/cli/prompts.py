@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from ..data.pictures import read_ids
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Points: TypeAlias = Annotated[
     list[str] | None,
@@ -58,6 +60,8 @@ class ObjectPrompt:
 
     def arrays(self) -> dict[str, NDArray[np.generic] | None]:
         """Points float32 ``[n, 2]``, labels int32 ``[n]`` and box float32 ``[4]``; None where absent."""
+        import numpy as np
+
         return {
             "points": np.array([p[:2] for p in self.points], np.float32) if self.points else None,
             "labels": np.array([p[2] for p in self.points], np.int32) if self.points else None,
@@ -134,7 +138,7 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], form: str) -> tupl
         values = [float(value) for value in rest.split(",")]
     except ValueError:
         values = []
-    if len(values) not in counts or not np.isfinite(values).all():
+    if len(values) not in counts or not all(map(math.isfinite, values)):
         raise DataError(f"{option} {text}: expected {form} in pixels, for example {option} {_EXAMPLES[option]}")
     return object_id or 1, values
 
@@ -148,6 +152,10 @@ def _check_inside(option: str, text: str, values: Sequence[float], size: tuple[i
 
 
 def _read_mask(text: str, size: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
+    import numpy as np
+
+    from ..data.pictures import read_ids
+
     object_id, name = _split_id("--mask", text)
     ids = read_ids(name)
     if ids.shape != (size[1], size[0]):

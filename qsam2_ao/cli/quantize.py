@@ -9,14 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..data.davis import read_davis
 from ..errors import QConfigError, QSAM2Error
-from ..qconfig import PRESETS
-from ..reporting.size import file_size, human_bytes, model_size
-from ..sensitivity import Assignment
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, load_model, print_json
-from .pipeline import Recipe, calibration_source, data_source, quantize_file
-from .train_data import clip_batches
+from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, ModelName, load_model, print_json
 from .workspace import Workspace, fingerprint
 
 
@@ -26,7 +20,7 @@ def quantize(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The packed .safetensors file.", show_default=False)
     ],
     preset: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(PRESETS)}; w4a8 by default.", show_default=False)
+        str | None, typer.Option(help=f"One of {PRESET_NAMES}; w4a8 by default.", show_default=False)
     ] = None,
     bits_file: Annotated[
         Path | None,
@@ -60,6 +54,13 @@ def quantize(
     Example: [bold]qsam2 quantize sam2.1-t --checkpoint sam2.1_hiera_tiny.pt --preset w4a8
     --calibration photographs/ --train-data DAVIS/ --steps 500 -o tiny-w4a8.safetensors[/bold]
     """
+    from ..data.davis import read_davis
+    from ..qconfig import PRESETS
+    from ..reporting.size import file_size, human_bytes, model_size
+    from ..sensitivity import Assignment
+    from .pipeline import Recipe, calibration_source, data_source, quantize_file
+    from .train_data import clip_batches
+
     if preset is not None and preset not in PRESETS:
         raise QConfigError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
     assignment = None

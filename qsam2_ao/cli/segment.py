@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from PIL import Image
 
-from ..data.pictures import read_rgb
-from ..export import ExportedSAM2
-from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from .common import Checkpoint, Device, Json, RunnableName, Target, load_runnable, print_json
-from .masks import label_map, save_label_map
 from .prompts import Boxes, ObjectPrompt, Points, parse_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 
 def segment(
@@ -37,6 +35,12 @@ def segment(
 
     Example: [bold]qsam2 segment tiny-w4a8.safetensors truck.jpg --point 500,375 --point 2:1425,600[/bold]
     """
+    from PIL import Image
+
+    from ..data.pictures import read_rgb
+    from ..reporting.overlay import draw_masks, draw_prompts, save_picture
+    from .masks import label_map, save_label_map
+
     picture = Image.fromarray(read_rgb(image))
     prompts = parse_prompts(picture.size, point, box)
     logits, scores = segment_image(load_runnable(model, checkpoint, device, target), picture, prompts)
@@ -72,7 +76,10 @@ def segment_image(
     Returns:
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
     """
+    import numpy as np
     from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    from ..export import ExportedSAM2
 
     predictor = model if isinstance(model, ExportedSAM2) else SAM2ImagePredictor(model)
     predictor.set_image(picture)

@@ -6,28 +6,22 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ..calibration.start import ROUNDINGS
-from ..data.davis import read_davis
-from ..data.procedural import generate_split
 from ..errors import QConfigError, QSAM2Error
 from ..files import atomic_write
-from ..graph import REGIONS
-from ..reporting.figures import save_figure
-from ..reporting.size import human_bytes
-from ..sensitivity import Assignment, Sensitivity, assign_bits, budget_bytes, measure_sensitivity, quantizable_layers
-from ..sensitivity.assign import check_budget
-from ..sensitivity.measure import METRICS
-from ..sensitivity.plot import region_figure
 from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, console, load_model, note, print_json
-from .pipeline import calibration_source, data_source
 from .workspace import Workspace, fingerprint
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..sensitivity import Assignment, Sensitivity
+
 SHOWN = 12
+ROUNDING_NAMES = "nearest, gptq"
 
 
 def sensitivity(
@@ -51,7 +45,7 @@ def sensitivity(
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="For jf: the first so many videos.")] = 8,
     vrc: Annotated[bool, typer.Option(help="Calibrate the image encoder's weights first, as quantize does.")] = True,
-    rounding: Annotated[str, typer.Option(help=f"One of {', '.join(ROUNDINGS)}; quantize uses gptq.")] = "gptq",
+    rounding: Annotated[str, typer.Option(help=f"One of {ROUNDING_NAMES}; quantize uses gptq.")] = "gptq",
     first_and_last: Annotated[
         bool, typer.Option("--first-and-last", help="Choose the first and last layers' bits too, instead of 8.")
     ] = False,
@@ -68,6 +62,16 @@ def sensitivity(
     Example: [bold]qsam2 sensitivity embedded --budget w3 -o out && qsam2 quantize embedded --bits-file out/bits.json
     -o mixed.safetensors[/bold]
     """
+    from ..calibration.start import ROUNDINGS
+    from ..graph import REGIONS
+    from ..reporting.figures import save_figure
+    from ..reporting.size import human_bytes
+    from ..sensitivity import assign_bits, budget_bytes, measure_sensitivity, quantizable_layers
+    from ..sensitivity.assign import check_budget
+    from ..sensitivity.measure import METRICS
+    from ..sensitivity.plot import region_figure
+    from .pipeline import calibration_source, data_source
+
     widths = _parse_bits(bits)
     if metric not in METRICS:
         raise QConfigError(f"--metric {metric}: choose one of {', '.join(METRICS)}")
@@ -141,11 +145,16 @@ def _parse_bits(text: str) -> tuple[int, ...]:
 
 def _sequences(data: str, videos: int) -> Sequence[Any]:
     """Videos to track; embedded ones are of the validation split, so that the test split stays unseen."""
+    from ..data.davis import read_davis
+    from ..data.procedural import generate_split
+
     return list(generate_split("val", videos, num_frames=8)) if data == EMBEDDED else read_davis(data)[:videos]
 
 
 def _layers_table(measured: Sensitivity, assignment: Assignment) -> Table:
     """The layers that lose the most at the fewest bits."""
+    from rich.table import Table
+
     fewest = measured.bits[0]
     names = sorted((layer.name for layer in measured.layers), key=lambda name: -measured.loss(name, fewest))[:SHOWN]
     table = Table(title=f"The {len(names)} most sensitive of {len(measured.layers)} layers", title_justify="left")
@@ -161,6 +170,10 @@ def _layers_table(measured: Sensitivity, assignment: Assignment) -> Table:
 
 def _assignment_table(measured: Sensitivity, assignment: Assignment) -> Table:
     """How many layers of each region get how many bits."""
+    from rich.table import Table
+
+    from ..graph import REGIONS
+
     table = Table(title="Layers by bits", title_justify="left")
     table.add_column("region")
     for bits in measured.bits:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from ..compat.quiet import quiet_sam2
-from ..data.pictures import list_pictures
-from ..data.video import frame_rate, read_frames, write_video
 from ..errors import DataError
-from ..evaluation.state import predictor_state
-from ..export import ExportedSAM2
-from ..reporting.overlay import draw_masks
 from .common import Checkpoint, Device, Json, RunnableName, Target, load_runnable, print_json
-from .masks import label_map, save_label_map
 from .prompts import Boxes, Masks, ObjectPrompt, Points, parse_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def track(
@@ -49,6 +42,14 @@ def track(
 
     Example: [bold]qsam2 track tiny-w4a8.safetensors clip.mp4 --box 290,230,460,560 --point 2:80,90[/bold]
     """
+    import numpy as np
+    from tqdm import tqdm
+
+    from ..data.pictures import list_pictures
+    from ..data.video import frame_rate, read_frames, write_video
+    from ..reporting.overlay import draw_masks
+    from .masks import save_label_map
+
     frames = list(read_frames(video, max_frames))
     height, width = frames[0].shape[:2]
     prompts = parse_prompts((width, height), point, box, mask)
@@ -98,19 +99,25 @@ def track_frames(
     Raises:
         DataError: An exported model is to track from a mask.
     """
+    import torch
+
+    from ..compat.quiet import propagate_quietly
+    from ..evaluation.state import predictor_state
+    from ..export import ExportedSAM2
+    from .masks import label_map
+
     if isinstance(predictor, ExportedSAM2):
         if masked := [object_id for object_id, prompt in prompts.items() if prompt.mask is not None]:
             raise DataError(f"object {masked[0]} has a mask, and exported files track from clicks and boxes only")
         for frame, found in predictor.track(frames, {i: prompt.arrays() for i, prompt in prompts.items()}):
             yield frame, label_map(found)
         return
-    with quiet_sam2():
-        state = predictor_state(predictor, frames)
-        for object_id, prompt in prompts.items():
-            if prompt.mask is not None:
-                predictor.add_new_mask(state, 0, object_id, prompt.mask)
-            else:
-                predictor.add_new_points_or_box(state, 0, object_id, **prompt.arrays())
-        for frame, object_ids, logits in predictor.propagate_in_video(state):
-            masks = logits[:, 0].to(torch.float32).cpu().numpy()
-            yield frame, label_map(dict(zip(object_ids, masks, strict=True)))
+    state = predictor_state(predictor, frames)
+    for object_id, prompt in prompts.items():
+        if prompt.mask is not None:
+            predictor.add_new_mask(state, 0, object_id, prompt.mask)
+        else:
+            predictor.add_new_points_or_box(state, 0, object_id, **prompt.arrays())
+    for frame, object_ids, logits in propagate_quietly(predictor, state):
+        masks = logits[:, 0].to(torch.float32).cpu().numpy()
+        yield frame, label_map(dict(zip(object_ids, masks, strict=True)))

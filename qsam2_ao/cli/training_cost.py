@@ -9,12 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..benchmark.accuracy.methods import FLOAT
-from ..benchmark.environment import environment
-from ..benchmark.training.records import calibration_records, memory_records
-from ..benchmark.training.report import OURS, markdown
-from ..benchmark.training.steps import added_time, measure_steps
-from ..benchmark.training.trainee import COMPARED, EMBEDDED, FUSED, OFFICIAL, VRC_LARGE, VRC_TIMED
 from ..files import atomic_write
 from .common import Device, Json, note, print_json
 from .workspace import Workspace
@@ -38,6 +32,13 @@ def training(
 
     Example: [bold]qsam2 benchmark training --quick -o outputs/cost[/bold]
     """
+    from ..benchmark.accuracy.methods import FLOAT
+    from ..benchmark.environment import environment
+    from ..benchmark.training.records import calibration_records, memory_records
+    from ..benchmark.training.report import OURS, markdown
+    from ..benchmark.training.steps import added_time, measure_steps
+    from ..benchmark.training.trainee import COMPARED, EMBEDDED, FUSED, OFFICIAL, VRC_LARGE, VRC_TIMED
+
     methods = (FLOAT, OURS, FUSED) if quick else COMPARED
     workloads = (EMBEDDED,) if quick else (EMBEDDED, OFFICIAL)
     settings = {"quick": quick, "rounds": rounds, "images": images, "compiled": compiled, "device": device}

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_CONSTRUCTING = threading.Lock()
+"""SAM2 compiles its transforms by TorchScript, which two threads may not do at once."""
 
 
 def feature_sizes(model: Any) -> list[tuple[int, int]]:
@@ -19,29 +26,27 @@ def feature_sizes(model: Any) -> list[tuple[int, int]]:
     return [(side, side) for side in sides]
 
 
-def ensure_image_predictor() -> bool:
-    """Let ``SAM2ImagePredictor`` take its feature sizes from the model instead of assuming 1024 pixels.
+@contextmanager
+def any_input_size() -> Iterator[None]:
+    """Let ``SAM2ImagePredictor``, once imported, take its feature sizes from the model instead of assuming 1024 pixels.
 
-    Models of 1024 pixels, as all official ones, see no difference.
-
-    Returns:
-        Whether the predictor's constructor had to be changed by this call.
+    Models of 1024 pixels, as all official ones, see no difference. Threads construct theirs one after the other.
 
     Example:
-        >>> ensure_image_predictor()  # doctest: +SKIP
-        >>> SAM2ImagePredictor(model_of_256_pixels).set_image(image)  # doctest: +SKIP
+        >>> with any_input_size():  # doctest: +SKIP
+        ...     from sam2.sam2_image_predictor import SAM2ImagePredictor
     """
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    original = SAM2ImagePredictor.__init__
+    yield
+    predictor = importlib.import_module("sam2.sam2_image_predictor").SAM2ImagePredictor
+    original = predictor.__init__
     if hasattr(original, "_qsam2_original"):
-        return False
+        return
 
     @functools.wraps(original)
     def __init__(self: Any, sam_model: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, sam_model, *args, **kwargs)
+        with _CONSTRUCTING:
+            original(self, sam_model, *args, **kwargs)
         self._bb_feat_sizes = feature_sizes(self.model)
 
     __init__._qsam2_original = original  # type: ignore[attr-defined]
-    SAM2ImagePredictor.__init__ = __init__
-    return True
+    predictor.__init__ = __init__

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from sam2 import sam2_video_predictor
+
+from .rebind import rebound
 
 
-@contextmanager
-def quiet_sam2() -> Iterator[None]:
-    """Switch off the bars that SAM2 prints while it loads and propagates, inside the ``with`` block only.
+def _no_bar(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return iterable
+
+
+@torch.inference_mode()
+def propagate_quietly(predictor: Any, state: dict[str, Any], **arguments: Any) -> Iterator[Any]:
+    """What ``predictor.propagate_in_video`` yields, without the bar that it prints.
+
+    Args:
+        predictor: A ``SAM2VideoPredictor``.
+        state: Its inference state.
+        **arguments: As ``propagate_in_video`` takes them.
+
+    Yields:
+        Index of the frame, object ids, and mask logits ``[objects, 1, height, width]``.
 
     Example:
-        >>> with quiet_sam2():  # doctest: +SKIP
-        ...     state = predictor.init_state("frames")
+        >>> for frame, object_ids, logits in propagate_quietly(predictor, state):  # doctest: +SKIP
+        ...     masks = logits > 0
     """
-    from sam2 import sam2_video_predictor
-    from sam2.utils import misc
-
-    modules = (sam2_video_predictor, misc)
-    originals = [module.tqdm for module in modules]
-    try:
-        for module, original in zip(modules, originals, strict=True):
-            module.tqdm = functools.partial(original, disable=True)
-        yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.tqdm = original
+    method = type(predictor).propagate_in_video
+    # A subclass's own loop has no bar, or one that is wanted.
+    if method is sam2_video_predictor.SAM2VideoPredictor.propagate_in_video:
+        method = rebound(method, tqdm=_no_bar)
+    yield from method(predictor, state, **arguments)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Logger -> the start of what it says on import, and what follows nowhere else.
 _NOISE = {
@@ -11,26 +14,25 @@ _NOISE = {
 }
 
 
-def _filter(start: str) -> logging.Filter:
-    class Drop(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            return not str(record.msg).startswith(start)
+class _Drop(logging.Filter):
+    """Drops what one thread logs with a certain start."""
 
-    return Drop()
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self._start, self._thread = start, threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread or not str(record.msg).startswith(self._start)
 
 
-def import_torchao() -> None:
-    """Import torchao; its missing kernels are of no concern here, and other warnings still show.
-
-    Example:
-        >>> import_torchao()
-    """
-    filters = [(logging.getLogger(name), _filter(start)) for name, start in _NOISE.items()]
+@contextmanager
+def import_noise_dropped() -> Iterator[None]:
+    """Drop what torchao warns of while this thread imports it inside the ``with`` block; other warnings still show."""
+    filters = [(logging.getLogger(name), _Drop(start)) for name, start in _NOISE.items()]
     for logger, noise in filters:
         logger.addFilter(noise)
     try:
-        import torchao.quantization
-        import torchao.utils  # noqa: F401
+        yield
     finally:
         for logger, noise in filters:
             logger.removeFilter(noise)

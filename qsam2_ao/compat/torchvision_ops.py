@@ -7,10 +7,13 @@ non-maximum suppression.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,29 +91,25 @@ def operators_missing() -> bool:
     return not hasattr(torch.ops.torchvision, "nms")
 
 
-def ensure_torchvision() -> bool:
-    """Make ``import torchvision`` work, non-maximum suppression included, where its operators don't load.
+@contextmanager
+def operators_declared() -> Iterator[None]:
+    """Make ``import torchvision`` work inside the ``with`` block where its operators don't load, and stay so.
 
-    Returns:
-        Whether the plain implementation is in use; ``False`` means that torchvision was left as it is.
+    Non-maximum suppression is then the one above. A torchvision with operators that load is left as it is.
 
     Example:
-        >>> ensure_torchvision()  # doctest: +SKIP
-        >>> from torchvision.ops.boxes import batched_nms
+        >>> with operators_declared():  # doctest: +SKIP
+        ...     from torchvision.ops.boxes import batched_nms
     """
     global _library
+    if _library is None and operators_missing():
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for schema in _SCHEMAS:
+            library.define(schema)
+        library.impl("nms", nms, "CompositeExplicitAutograd")
+        _library = library
+    yield
     if _library is not None:
-        return True
-    if "torchvision" in sys.modules or not operators_missing():
-        return False
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in _SCHEMAS:
-        library.define(schema)
-    library.impl("nms", nms, "CompositeExplicitAutograd")
-    _library = library
-
-    from torchvision.ops import boxes
-
-    # nms() asks for compiled operators before it calls the one registered above.
-    boxes._assert_has_ops = lambda: None
-    return True
+        # nms() asks for compiled operators before it calls the one registered above.
+        boxes: Any = importlib.import_module("torchvision.ops.boxes")
+        boxes._assert_has_ops = lambda: None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..compat.quiet import quiet_sam2
+from ..compat.rebind import rebound
 from ..data.types import Indexed
 from ..errors import DataError
 from ..models.config import rehouse
@@ -23,16 +26,37 @@ if TYPE_CHECKING:
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@dataclass
+class _Mode:
+    training: bool
+    blocks: int = 0
+
+
+_MODES: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
+_MODES_LOCK = threading.Lock()
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards.
+
+    Of threads that share modules, the first finds their mode and the last restores it.
+    """
+    modules = list(model.modules())
+    with _MODES_LOCK:
+        for module in modules:
+            _MODES.setdefault(module, _Mode(module.training)).blocks += 1
+        model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _MODES_LOCK:
+            for module in modules:
+                mode = _MODES[module]
+                mode.blocks -= 1
+                if not mode.blocks:
+                    module.training = mode.training
+                    del _MODES[module]
 
 
 def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
@@ -106,19 +130,14 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed) -> dict[str,
         >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
         >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
     """
-    from sam2 import sam2_video_predictor
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
 
     images = preprocess(frames, predictor.image_size)
     height, width = np.shape(frames[0])[:2]
 
-    # init_state knows paths only; it asks this function of its module for what is there.
+    # init_state knows paths only; it asks a function of its module for what is there.
     def in_memory(*, compute_device: torch.device, **_: Any) -> tuple[Tensor, int, int]:
         return images.to(compute_device), height, width
 
-    original = sam2_video_predictor.load_video_frames
-    sam2_video_predictor.load_video_frames = in_memory
-    try:
-        with quiet_sam2():
-            return predictor.init_state("frames in memory")
-    finally:
-        sam2_video_predictor.load_video_frames = original
+    with torch.inference_mode():
+        return rebound(SAM2VideoPredictor.init_state, load_video_frames=in_memory)(predictor, "frames in memory")

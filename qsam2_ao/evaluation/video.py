@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ..compat.quiet import quiet_sam2
+from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
 from .jf import JFScores, ObjectScore, score_sequence
@@ -102,11 +102,10 @@ def track_sequence(
         for object_id in object_ids:
             mask = torch.from_numpy(np.asarray(sequence.masks[start]) == object_id)
             _add_prompt(predictor, state, start, object_id, mask, prompt)
-        with quiet_sam2():
-            for t, tracked, logits in predictor.propagate_in_video(state, start_frame_idx=start):
-                for object_id, scores in zip(tracked, logits[:, 0].float().cpu().numpy(), strict=True):
-                    wins = scores > best[t]
-                    ids[t][wins], best[t][wins] = object_id, scores[wins]
+        for t, tracked, logits in propagate_quietly(predictor, state, start_frame_idx=start):
+            for object_id, scores in zip(tracked, logits[:, 0].float().cpu().numpy(), strict=True):
+                wins = scores > best[t]
+                ids[t][wins], best[t][wins] = object_id, scores[wins]
     return ids
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from pathlib import Path
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
-from ..compat.quiet import quiet_sam2
 from ..errors import UnsupportedLayerError
 from ..files import atomic_write
 from .parts import ExportPart, export_parts
@@ -59,6 +57,5 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
 
 def _traced(part: ExportPart) -> torch.export.ExportedProgram:
     dynamic = tuple(dict.fromkeys(part.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in part.inputs)
-    with torch.no_grad(), quiet_sam2(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of position encodings that are kept for the next image
+    with torch.no_grad():
         return torch.export.export(part.module.eval(), tuple(part.inputs.values()), dynamic_shapes=dynamic)

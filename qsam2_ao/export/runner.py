@@ -162,6 +162,8 @@ class ExportedSAM2:
             raise DataError("a prompt is a box, or clicks with one label each")
         scale = self.settings.image_size / np.array([size[1], size[0]])
         xy = torch.from_numpy(np.concatenate(coords) * scale).float()
+        if not bool(xy.isfinite().all()):
+            raise DataError("clicks and boxes are in pixels, not NaN or infinite")
         return xy[None], torch.from_numpy(np.concatenate(kinds).astype(np.int32))[None]
 
     def _segment_frame(

@@ -11,7 +11,6 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
-from ..compat.quiet import quiet_sam2
 from ..files import atomic_write
 from .parts import ExportPart, export_parts
 from .qdq import for_export
@@ -60,7 +59,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
 
 def _convert(part: ExportPart) -> Any:
     dynamic = {name: dict.fromkeys(part.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) for name in part.inputs}
-    with torch.no_grad(), quiet_sam2():
+    with torch.no_grad():
         program = torch.onnx.export(
             part.module.eval(),
             tuple(part.inputs.values()),

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.hieradet import Hiera, MultiScaleBlock
+from sam2.modeling.backbones.utils import window_partition, window_unpartition
 from sam2.modeling.memory_attention import MemoryAttention
 from sam2.modeling.memory_encoder import MemoryEncoder
 from sam2.modeling.sam.transformer import Attention, RoPEAttention
 from torch import Tensor, nn
 
-from .leaves import hiera_pos_embed, mask_probabilities, only_level
+from ..compat.rebind import rebound
+from ..compat.tracer import recorded
+from . import leaves
 
-torch.fx.wrap("hiera_pos_embed")
-torch.fx.wrap("mask_probabilities")
-torch.fx.wrap("only_level")
+hiera_pos_embed = recorded(leaves.hiera_pos_embed)
+mask_probabilities = recorded(leaves.mask_probabilities)
+only_level = recorded(leaves.only_level)
 
 
 def _hiera(self: Hiera, x: Tensor) -> list[Tensor]:
@@ -104,6 +106,11 @@ def _memory_encoder(
 
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     Hiera: _hiera,
+    MultiScaleBlock: rebound(
+        MultiScaleBlock.forward,
+        window_partition=recorded(window_partition),
+        window_unpartition=recorded(window_unpartition),
+    ),
     Attention: _attention,
     RoPEAttention: _rope_attention,
     MemoryAttention: _memory_attention,

@@ -67,11 +67,12 @@ class AxialRoPE(nn.Module):
         return q, torch.cat([k_rotated, k[:, :, rotated:]], dim=2) if num_k_exclude_rope else k_rotated
 
     def _frequencies(self, tokens: int, device: torch.device) -> Tensor:
-        if self.freqs_cis.shape[0] != tokens:
+        freqs_cis = self.freqs_cis  # another thread may replace it at any time by those of another size
+        if freqs_cis.shape[0] != tokens:
             side = math.sqrt(tokens)
-            self.freqs_cis = compute_axial_cis(dim=self.dim, end_x=side, end_y=side, theta=self.theta)
-        self.freqs_cis = self.freqs_cis.to(device)
-        return self.freqs_cis
+            freqs_cis = compute_axial_cis(dim=self.dim, end_x=side, end_y=side, theta=self.theta)
+        self.freqs_cis = freqs_cis = freqs_cis.to(device)
+        return freqs_cis
 
     @classmethod
     def of(cls, attention: RoPEAttention) -> AxialRoPE:

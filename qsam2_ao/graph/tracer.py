@@ -10,7 +10,7 @@ from typing import Any
 
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiScaleBlock
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-from sam2.modeling.backbones.utils import PatchEmbed, window_partition, window_unpartition
+from sam2.modeling.backbones.utils import PatchEmbed
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
@@ -18,6 +18,7 @@ from sam2.modeling.sam.transformer import Attention, RoPEAttention, TwoWayAttent
 from sam2.modeling.sam2_utils import MLP, DropPath, LayerNorm2d
 from torch import fx, nn
 
+from ..compat.tracer import ThreadTracer, own_class
 from ..errors import GraphTraceError
 from .forwards import FORWARDS
 from .leaves import AxialRoPE, ScaledDotProductAttention
@@ -58,19 +59,12 @@ class SingleLayer(nn.Module):
         return self.layer(input)
 
 
-class SAM2Tracer(fx.Tracer):
-    """An FX tracer that knows SAM2's classes and refuses those that it does not know.
-
-    torch.fx patches ``nn.Module`` for the whole process while it traces; what other threads call then runs as ever.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=(window_partition, window_unpartition))
-        self._thread = threading.get_ident()
+class SAM2Tracer(ThreadTracer):
+    """An FX tracer that knows SAM2's classes and refuses those that it does not know."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` stays one node."""
-        return type(m) in LEAF_CLASSES or super().is_leaf_module(m, module_qualified_name)
+        return own_class(m) in LEAF_CLASSES or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -82,20 +76,12 @@ class SAM2Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace a submodule by its traceable forward where it has one."""
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        replacement = FORWARDS.get(type(m))
+        replacement = FORWARDS.get(own_class(m))
         return super().call_module(m, partial(replacement, m) if replacement else forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """A parameter of the root as a node."""
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 _TRACING = threading.Lock()
-"""What two tracers patch at once, they would not restore."""
+"""Two threads may trace modules that share some below them."""
 
 
 def trace_part(module: nn.Module, path: str) -> fx.GraphModule:

@@ -318,9 +318,11 @@ def int8_support(
     if grid.high > 255 or not grid.zero_point.is_integer():
         return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
     try:
-        weight_centre(packed)
+        zero_point, step = weight_centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
+    if (largest := _largest_sum(packed, zero_point, step, grid)) >= 2**31:
+        return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
             return "The int8 kernels have no grouped, dilated or wrapped convolutions."
@@ -358,6 +360,19 @@ def lower_int8(
     load_kernels(packed.device)
     kind = Int8Conv2d if isinstance(module, nn.Conv2d) else Int8Linear
     return kind(module, packed, Grid.of(quantizer), dtype)  # type: ignore[arg-type]
+
+
+def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: Grid) -> int:
+    """What the sum of an output's products can reach, whatever the codes of the input are."""
+    inputs = packed.shape.numel() // packed.shape[0]
+    padding = -inputs % 4
+    farthest = int(max(zero_point, 2**packed.bits - 1 - zero_point) * step)
+    code = max(grid.high, 128)  # GPUs take 128 off
+    bound = code * farthest * (inputs + padding)
+    if bound < 2**31:
+        return bound
+    values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1)
+    return int(code * (values.max() + padding * farthest))
 
 
 def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:

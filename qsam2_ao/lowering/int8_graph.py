@@ -14,10 +14,11 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_utils import DropPath
 from torch import Tensor, fx, nn
 
-from ..graph.leaves import ScaledDotProductAttention, hiera_pos_embed, only_level
+from ..graph.leaves import ScaledDotProductAttention, hiera_pos_embed
 from ..tensors.packed import PackedIntxTensor
 from .activation import ActivationQuantizer
 from .bands import run_in_bands
+from .casts import caller_dtype, to_bfloat16, to_dtype
 from .int8 import (
     Attention,
     Grid,
@@ -31,6 +32,7 @@ from .int8 import (
     int8_support,
     lower_int8,
 )
+from .nonfinite import carry_nonfinite
 
 _ACTIVATIONS: dict[Any, str] = {
     nn.GELU: "gelu",
@@ -41,11 +43,12 @@ _ACTIVATIONS: dict[Any, str] = {
 _SDPA = nn.functional.scaled_dot_product_attention
 
 
-def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | None]]:
+def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule, dict[str, str | None]]:
     """Lower the layers of a part that the int8 kernels can run, and what lies between them.
 
     Args:
         part: A deployed part in eval mode on its device; not modified.
+        batch_dim: Dimension of its inputs and outputs that counts samples.
 
     Returns:
         The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
@@ -67,6 +70,7 @@ def lower_part(part: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str | No
     lowered.output_codes()
     lowered.tokens()
     lowered.dtypes()
+    carry_nonfinite(lowered.part, batch_dim)
     if lowered.device.type == "cpu":
         run_in_bands(lowered.part)
     return lowered.finish(), reasons
@@ -377,27 +381,3 @@ def _in_bfloat16(module: Any) -> nn.Module:
         if value is not None and not isinstance(value, PackedIntxTensor):
             other._parameters[name] = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
     return other
-
-
-def caller_dtype(x: Any) -> torch.dtype:
-    """The dtype that a float module would return for input ``x``: autocast's, else that of ``x``."""
-    tensor = only_level(x)
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.get_autocast_dtype(tensor.device.type)
-    return tensor.dtype
-
-
-def to_bfloat16(x: Any) -> Any:
-    """Floating tensors, alone or in lists, in bfloat16; anything else as it is."""
-    return to_dtype(x, torch.bfloat16)
-
-
-def to_dtype(x: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in nested lists, tuples and dicts in another dtype; anything else as it is."""
-    if isinstance(x, Tensor):
-        return x.to(dtype) if x.is_floating_point() else x
-    if isinstance(x, dict):
-        return {key: to_dtype(value, dtype) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return type(x)(to_dtype(value, dtype) for value in x)
-    return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
             the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
             (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
-            "auto" is "int8" where the kernels run, else "packed".
+            "auto" is "int8" where the kernels run, else "packed", with a warning that says why.
 
     Returns:
         The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
@@ -90,14 +91,15 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
             machine or the model's device has no kernels.
     """
-    device = next(model.parameters()).device
-    missing = unavailable_reason(device)
-    if target == "auto":
-        target = "packed" if missing else "int8"
-    if target == "int8" and missing:
-        raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
-    if target == "int8":
-        return _lower_parts(model)
+    missing = None
+    if target in ("auto", "int8"):
+        missing = _missing_kernels(next(model.parameters()).device)
+        if missing is None:
+            return _lower_parts(model)
+        if target == "int8":
+            raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
+        warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=3)
+        target = "packed"
     chosen = get_target(target)
     deployed: Any = model
     taken: dict[str, tuple[str, str | None]] = {}
@@ -113,20 +115,29 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         )
         if reason is None and target != "packed":
             model.set_submodule(path, chosen.lower(module, packed, packed.device))
-        taken[plan.name] = (target if reason is None else "packed", reason)
+        taken[plan.name] = (target if reason is None else "packed", reason or missing)
     deployed.qsam2_targets = taken
     return model
+
+
+def _missing_kernels(device: torch.device) -> str | None:
+    """Load the kernels; why that cannot be done, as a sentence."""
+    if (reason := unavailable_reason(device)) is None:
+        try:
+            load_kernels(device)
+        except UnsupportedLayerError as error:
+            return str(error)
+    return reason
 
 
 def _lower_parts(model: nn.Module) -> nn.Module:
     """The int8 kernels fold layers into each other, so they are chosen part by part."""
     deployed: Any = model
-    load_kernels(next(model.parameters()).device)  # attention and norms run on them whatever the layers do
     taken: dict[str, tuple[str, str | None]] = {}
     for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
         plans = [plan for plan in deployed.qsam2_plan if plan.part == path]
         _check_packed(model, plans)
-        lowered, reasons = lower_part(model.get_submodule(path))  # type: ignore[arg-type]
+        lowered, reasons = lower_part(model.get_submodule(path), _batch_dim(plans[0].region))  # type: ignore[arg-type]
         model.set_submodule(path, lowered)
         for plan in plans:
             reason = reasons[plan.layer]
@@ -156,13 +167,18 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     Example:
         >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
     """
-    if (missing := unavailable_reason(next(model.parameters()).device)) is not None:
+    if (missing := _missing_kernels(next(model.parameters()).device)) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
-    load_kernels(next(model.parameters()).device)
     for part in trace_regions(model):
-        model.set_submodule(part.path, lower_part(model.get_submodule(part.path))[0])  # type: ignore[arg-type]
+        lowered, _ = lower_part(model.get_submodule(part.path), _batch_dim(part.region))  # type: ignore[arg-type]
+        model.set_submodule(part.path, lowered)
     lower_upscaling(model)
     return model
+
+
+def _batch_dim(region: str) -> int:
+    """Memory attention takes and gives ``[tokens, samples, channels]``."""
+    return 1 if region == "memory_attention" else 0
 
 
 def _check_packed(model: nn.Module, plans: list[Any]) -> None:

@@ -16,8 +16,8 @@ from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 
 from ..native import fast_float
+from .casts import caller_dtype
 from .int8 import Norm, OfThisMachine
-from .int8_graph import caller_dtype
 
 
 class Upscale(OfThisMachine):

@@ -17,6 +17,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from ..compat.random import OwnGenerator
 from ..errors import CheckpointError, GraphTraceError, QSAM2Error
 from .describe import (
     DESCRIBERS,
@@ -151,7 +152,7 @@ def _is_plain(value: Any) -> bool:
 
 
 _BUILDING = threading.Lock()
-"""Hooks on registration, and the random state, are the process's: one thread builds at a time."""
+"""Hooks on registration are the process's: one thread builds at a time."""
 
 
 def build_from_config(
@@ -182,7 +183,7 @@ def build_from_config(
     with (
         _BUILDING,
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
-        torch.random.fork_rng(devices=[]),
+        OwnGenerator(),
         _meta_parameters() if meta else nullcontext(),
         _one_table() if meta else nullcontext(),
     ):

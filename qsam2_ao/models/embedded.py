@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..compat.random import OwnGenerator
 from ..errors import CheckpointError
 from ..files import atomic_write
 
@@ -71,8 +72,7 @@ def build_embedded(
         changes.setdefault("binarize_mask_from_pts_for_mem_enc", True)
     config = OmegaConf.merge(config, changes)
     OmegaConf.resolve(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnGenerator(seed):
         model: nn.Module = instantiate(config, _recursive_=True)
         _start_learnable(model)
     return model.eval()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from ..compat.hydra_search import sam2_configs
+from ..compat.rebind import rebound
 from ..errors import CheckpointError, QSAM2Error
 from .describe import class_path
 
@@ -55,33 +58,39 @@ def build_official(
 
     # Read first: a wrong file shows before minutes of building.
     state = None if checkpoint is None else read_checkpoint(checkpoint)
-    folder, config = _find_config(name_or_config)
+    config = _find_config(name_or_config)
     overrides = []
     if image_size is not None:
         if image_size <= 0 or image_size % 32:
             raise QSAM2Error(f"image_size must be a positive multiple of 32, got {image_size}")
         overrides.append(f"++model.image_size={image_size}")
     cls = SAM2VideoPredictor if model_class is None else model_class
-    with sam2_configs(folder):
-        if issubclass(cls, SAM2VideoPredictor):
-            if cls is not SAM2VideoPredictor:
-                overrides.append(f"++model._target_={class_path(cls)}")
-            model = build_sam2_video_predictor(config, device="cpu", hydra_overrides_extra=overrides)
-        else:
-            overrides.append(f"++model._target_={class_path(cls)}")
-            model = build_sam2(config, device="cpu", hydra_overrides_extra=overrides)
+    if cls is not SAM2VideoPredictor:
+        overrides.append(f"++model._target_={class_path(cls)}")
+    build = build_sam2_video_predictor if issubclass(cls, SAM2VideoPredictor) else build_sam2
+    # Hydra has one search path for the whole process, which may be another program's or another thread's.
+    build = rebound(build, compose=partial(_compose, config))
+    model = build(name_or_config, device="cpu", hydra_overrides_extra=overrides)
     if state is not None:
         load_official_state(model, state, str(checkpoint))
     return model.to(device)
 
 
-def _find_config(name: str) -> tuple[Path | None, str]:
-    """The folder that Hydra has to search (``None``: the sam2 package) and the config's name there."""
+def _compose(path: Path, *, config_name: str, overrides: list[str]) -> Any:
+    """What ``hydra.compose`` makes of a config that is one file, with its ``++key=value`` overrides."""
+    config = OmegaConf.load(path)
+    if "defaults" in config:
+        raise QSAM2Error(f"{path} has a list of defaults, which Hydra composes; write its config out in one file")
+    return OmegaConf.merge(config, OmegaConf.from_dotlist([override.removeprefix("++") for override in overrides]))
+
+
+def _find_config(name: str) -> Path:
+    """The config's file."""
     if name in OFFICIAL or name in OFFICIAL.values():
-        return None, OFFICIAL.get(name, name)
+        return Path(importlib.import_module("sam2").__path__[0]) / OFFICIAL.get(name, name)
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.parent, path.name
+        return path
     raise QSAM2Error(
         f"unknown model {name!r}: give one of {', '.join(OFFICIAL)}, an official config name such as "
         f"{OFFICIAL['sam2.1-t']}, or the path of an existing YAML file"

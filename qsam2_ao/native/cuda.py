@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UnsupportedLayerError
+
+_LOCK = threading.Lock()
 _CAPABILITY = (8, 0)
 """The oldest with bfloat16 and int8 tensor cores (Ampere)."""
 
@@ -24,20 +31,43 @@ def cuda_unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def implement() -> None:
-    """Register the kernels; once per process."""
+def implement(device: torch.device) -> None:
+    """Register the kernels, once per process, and see that one runs on a device.
+
+    Raises:
+        UnsupportedLayerError: Triton cannot compile or launch it.
+    """
+    try:
+        with _LOCK:
+            _library()
+        torch.ops.qsam2.quantize(torch.zeros(1, device=device), 1.0, 0.0, 255)
+    except Exception as error:  # Triton's are of many kinds: no C compiler, a foreign driver, no folder to write to
+        reason = f"{type(error).__name__}: {str(error).strip()[-500:]}"
+        raise UnsupportedLayerError(f"Triton cannot run the kernels on {device} ({reason}).") from error
+
+
+@functools.cache
+def _library() -> torch.library.Library:
+    """The registrations, which live as long as this object."""
     from . import triton_kernels
 
     library = torch.library.Library("qsam2", "IMPL", "CUDA")
     for name in ("pack_weight", "linear", "quantize", "layer_norm", "window_attention"):
-        library.impl(name, getattr(triton_kernels, name))
+        library.impl(name, on_its_device(getattr(triton_kernels, name)))
     for function in (patches, attention):
         library.impl(function.__name__, function)
-    _LIBRARIES.append(library)
+    return library
 
 
-_LIBRARIES: list[torch.library.Library] = []
-"""A library that is collected takes its operators along."""
+def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that launches Triton's kernels, which run on the current device, on that of its first argument."""
+
+    @functools.wraps(kernel)
+    def launch(x: Tensor, *args: Any) -> Any:
+        with torch.cuda.device(x.device):
+            return kernel(x, *args)
+
+    return launch
 
 
 def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:

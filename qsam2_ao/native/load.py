@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 
 import torch
@@ -14,7 +13,7 @@ _CPU = torch.device("cpu")
 
 
 def unavailable_reason(device: torch.device = _CPU) -> str | None:
-    """Why the kernels cannot run on a device.
+    """Why the kernels cannot run on a device, as far as is known before they are compiled.
 
     Args:
         device: A CPU or a GPU.
@@ -40,7 +39,7 @@ def load_kernels(device: torch.device = _CPU) -> None:
         device: Where they will run.
 
     Raises:
-        UnsupportedLayerError: They cannot run there, or the compiler failed.
+        UnsupportedLayerError: They cannot run there, or the compiler failed; with the reason.
 
     Example:
         >>> load_kernels()
@@ -50,14 +49,12 @@ def load_kernels(device: torch.device = _CPU) -> None:
     reason = unavailable_reason(device)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot load the int8 kernels: {reason}")
-    _implement(device.type)
-
-
-@functools.cache
-def _implement(kind: str) -> None:
     from . import ops  # noqa: F401 - declares the operators
 
-    (cuda if kind == "cuda" else build).implement()
+    if device.type == "cuda":
+        cuda.implement(device)
+    else:
+        build.implement()
 
 
 def fast_float(device: torch.device = _CPU) -> torch.dtype:
@@ -69,7 +66,7 @@ def fast_float(device: torch.device = _CPU) -> torch.dtype:
         >>> fast_float(torch.device("cuda"))
         torch.bfloat16
     """
-    slow = device.type == "cpu" and platform.machine() == "x86_64" and not torch.cpu._is_avx512_bf16_supported()
+    slow = device.type == "cpu" and platform.machine() == "x86_64" and not build.bf16_supported()
     return torch.float32 if slow else torch.bfloat16
 
 

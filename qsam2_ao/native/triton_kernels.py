@@ -165,7 +165,7 @@ def _linear(
     if ACTIVATION == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     elif ACTIVATION == "relu":
-        y = tl.maximum(y, 0.0)
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if RESIDUAL:
         y += tl.load(residual + at, inside, other=0.0).to(tl.float32)
     if CODES:
@@ -305,7 +305,8 @@ def _window_attention(
     for square in tl.static_range(STRIDE * STRIDE):
         y = top + query // SIDE * STRIDE + square // STRIDE
         x = left + query % SIDE * STRIDE + square % STRIDE
-        q = tl.maximum(q, _tokens(qkv, pad, image_tokens, y, x, height, width, head, i, 0, HEADS, C).to(tl.float32))
+        token = _tokens(qkv, pad, image_tokens, y, x, height, width, head, i, 0, HEADS, C).to(tl.float32)
+        q = tl.maximum(q, token, propagate_nan=tl.PropagateNan.ALL)
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, BLOCK_C), tl.float32)

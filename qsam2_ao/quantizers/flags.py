@@ -102,7 +102,7 @@ class FiniteCheck:
             verdict = torch.empty((), dtype=torch.bool, pin_memory=True)
             verdict.copy_(finite, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(finite.device))  # which is not of the current device, perhaps
             self._pending = (verdict, event)
 
 

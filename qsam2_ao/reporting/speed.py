@@ -15,7 +15,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..compat.quiet import quiet_sam2
+from ..compat.quiet import propagate_quietly
 from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
 from ..lowering.int8 import Int8Conv2d, Int8Linear
 from ..native import fast_float
@@ -86,10 +86,10 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
         predictor = as_video_predictor(model)
         side = model.image_size
         noise = np.random.default_rng(0).integers(0, 256, (_FRAMES, side, side, 3), np.uint8)
-        with eval_mode(model), quiet_sam2(), torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+        with eval_mode(model), torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
             state = predictor_state(predictor, list(noise))
             predictor.add_new_points_or_box(state, 0, 1, points=[[side / 2, side / 2]], labels=[1])
-            for _ in predictor.propagate_in_video(state):
+            for _ in propagate_quietly(predictor, state):
                 pass
     finally:
         for hook in hooks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,9 +106,12 @@ class OutputError:
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[Outputs]:
     outputs: Outputs = defaultdict(list)
+    thread = threading.get_ident()
 
     def record(read: Callable[[Any], dict[str, Tensor]]) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, result: Any) -> None:
+            if threading.get_ident() != thread:  # which uses the same model for something else
+                return
             for name, tensor in read(result).items():
                 outputs[name].append(even_sample(tensor))
 

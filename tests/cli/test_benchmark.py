@@ -4,15 +4,15 @@ import json
 
 import pytest
 
+from qsam2_ao.benchmark.accuracy import cell
 from qsam2_ao.benchmark.accuracy.cell import Budget
-from qsam2_ao.cli import benchmark
 from qsam2_ao.training.qat import Rates
 
 
 @pytest.mark.slow
 def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        benchmark, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
+        cell, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
     )
     arguments = ["benchmark", "accuracy", "--quick", "--method", "float", "--method", "VRC+LSC", "-o", tmp_path]
     result = run(*arguments, "--json")
@@ -39,21 +39,21 @@ def test_an_unknown_method_is_refused(run, tmp_path):
 
 @pytest.mark.slow
 def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, monkeypatch):
+    from qsam2_ao.benchmark.training import records, steps, trainee
     from qsam2_ao.benchmark.training.trainee import Workload
-    from qsam2_ao.cli import training_cost
 
-    monkeypatch.setattr(training_cost, "EMBEDDED", Workload("embedded", 96, 1, 2, 1))
+    monkeypatch.setattr(trainee, "EMBEDDED", Workload("embedded", 96, 1, 2, 1))
     arguments = ["benchmark", "training", "--quick", "--rounds", "1", "-o", tmp_path]
     with monkeypatch.context() as broken:
-        broken.setattr(training_cost, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(records, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*arguments).exit_code == 130
     kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
     assert len(kept) == 1
-    monkeypatch.setattr(training_cost, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(steps, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    records = json.loads(result.stdout)
-    assert {record["metric"] for record in records} == {"step seconds", "step ratio", "memory GiB"}
-    assert json.loads((tmp_path / "training.json").read_text()) == records
+    found = json.loads(result.stdout)
+    assert {record["metric"] for record in found} == {"step seconds", "step ratio", "memory GiB"}
+    assert json.loads((tmp_path / "training.json").read_text()) == found
     assert "## Targets" in (tmp_path / "training.md").read_text()
     assert not (tmp_path / "training.work").exists()

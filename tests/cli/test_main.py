@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from qsam2_ao import PRESETS
+from qsam2_ao.calibration.start import ROUNDINGS
+from qsam2_ao.cli.common import PRESET_NAMES
+from qsam2_ao.cli.sensitivity import ROUNDING_NAMES
+
 COMMANDS = ("demo", "quantize", "evaluate", "segment", "track", "inspect")
 
 
@@ -26,6 +31,35 @@ def test_every_command_shows_an_example(run, command: str):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"Example: qsam2 {command}" in result.stdout
+
+
+_QUICK = """
+import sys
+from qsam2_ao.cli.main import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    assert end.code == 0
+slow = {"torch", "torchvision", "torchao", "sam2", "numpy", "scipy", "matplotlib", "PIL", "av"}
+assert not slow & set(sys.modules), sorted(slow & set(sys.modules))
+"""
+_ALL = (*COMMANDS, "sensitivity", "export", *(f"benchmark {name}" for name in ("accuracy", "inference", "training")))
+
+
+@pytest.mark.parametrize("line", ["--version", "--help", *(f"{command} --help" for command in (*_ALL, "benchmark"))])
+def test_help_imports_nothing_that_takes_long(line: str):
+    done = subprocess.run([sys.executable, "-c", _QUICK, *line.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "qsam2_ao", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"qsam2 {version('qsam2_ao')}"
+
+
+def test_the_help_names_what_there_is():
+    assert ", ".join(PRESETS) == PRESET_NAMES
+    assert ", ".join(ROUNDINGS) == ROUNDING_NAMES
 
 
 def test_version(run):

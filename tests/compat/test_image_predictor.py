@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from threads import at_once
 
-from qsam2_ao.compat import ensure_image_predictor
-from qsam2_ao.compat.image_predictor import feature_sizes
+from qsam2_ao.compat.image_predictor import any_input_size, feature_sizes
 
 
 def test_official_input_size_keeps_the_sizes_of_sam2() -> None:
@@ -25,5 +25,12 @@ def test_other_input_sizes(size: int, sides: list[int]) -> None:
 
 def test_a_second_call_changes_nothing() -> None:
     before = SAM2ImagePredictor.__init__
-    assert ensure_image_predictor() is False
+    with any_input_size():
+        pass
     assert SAM2ImagePredictor.__init__ is before
+
+
+def test_threads_construct_theirs_at_once() -> None:
+    model = SimpleNamespace(image_size=96, backbone_stride=16)
+    predictors = at_once(*[lambda: [SAM2ImagePredictor(model) for _ in range(5)]] * 4)
+    assert all(predictor.model is model for several in predictors for predictor in several)

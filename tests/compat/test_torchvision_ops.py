@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsam2_ao.compat import ensure_torchvision, torchvision_ops
-from qsam2_ao.compat.torchvision_ops import nms, operators_missing
+from qsam2_ao.compat import torchvision_ops
+from qsam2_ao.compat.torchvision_ops import nms, operators_declared, operators_missing
 
 
 def brute_force_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[int]:
@@ -109,8 +109,11 @@ def test_sam2_classes_import() -> None:
 def test_a_second_call_changes_nothing() -> None:
     from torchvision.ops import boxes
 
-    before = (torchvision_ops._library, boxes._assert_has_ops, ensure_torchvision())
-    assert (torchvision_ops._library, boxes._assert_has_ops, ensure_torchvision()) == before
+    before = torchvision_ops._library
+    with operators_declared():
+        pass
+    assert torchvision_ops._library is before
+    assert boxes.nms(torch.zeros(2, 4), torch.tensor([2.0, 1.0]), 0.5).tolist() == [0, 1]
 
 
 def test_decides_that_nothing_is_missing_once_the_operator_is_there() -> None:
@@ -127,11 +130,11 @@ library = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 library.impl("nms", lambda dets, scores, iou_threshold: scores.argsort(), "CPU")
-from qsam2_ao.compat import ensure_torchvision, torchvision_ops
+import qsam2_ao
+from qsam2_ao.compat import torchvision_ops
 assert not torchvision_ops.operators_missing()
-assert ensure_torchvision() is False
-assert torchvision_ops._library is None
 import torchvision
+assert torchvision_ops._library is None
 assert torchvision.ops.boxes._assert_has_ops is torchvision.extension._assert_has_ops
 assert torch.ops.torchvision.nms(torch.zeros(2, 4), torch.tensor([2.0, 1.0]), 0.5).tolist() == [1, 0]
 """

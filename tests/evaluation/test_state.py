@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 from sam2 import sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from threads import at_once
 from torch import nn
 from training.model.sam2 import SAM2Train
 
@@ -31,6 +34,25 @@ def test_equals_the_state_of_a_folder(predictor: Any, tmp_path: Path) -> None:
     assert from_memory.keys() == from_folder.keys()
     for key in ("num_frames", "video_height", "video_width", "device", "storage_device"):
         assert from_memory[key] == from_folder[key]
+
+
+def test_threads_start_their_own_videos(predictor: Any, tmp_path: Path) -> None:
+    for t in range(5):
+        Image.fromarray(FRAMES[0]).save(tmp_path / f"{t:05d}.jpg")
+    other = build_embedded(SAM2VideoPredictor)
+
+    def lengths(model: Any, frames: Any) -> set[tuple[int, float]]:
+        states = [predictor_state(model, frames) for _ in range(15)]
+        return {(state["num_frames"], float(state["images"].sum())) for state in states}
+
+    def of_the_folder() -> set[int]:
+        return {other.init_state(str(tmp_path))["num_frames"] for _ in range(5)}
+
+    alone = [lengths(predictor, FRAMES), lengths(predictor, FRAMES[:2]), {5}]
+    before = sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm
+    found = at_once(partial(lengths, predictor, FRAMES), partial(lengths, other, FRAMES[:2]), of_the_folder)
+    assert found == alone
+    assert (sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm) == before
 
 
 def test_prints_nothing(predictor: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +82,19 @@ def test_eval_mode_restores_each_module() -> None:
     assert [module.training for module in model.modules()] == [True, True, False, False]
     with pytest.raises(KeyError), eval_mode(model):
         raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+def test_threads_that_evaluate_one_model_leave_its_modes() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+
+    def evaluate() -> None:
+        for _ in range(100):
+            with eval_mode(model):
+                assert not any(module.training for module in model.modules())
+
+    at_once(evaluate, evaluate, evaluate)
     assert [module.training for module in model.modules()] == [True, True, False, False]
 
 

@@ -12,7 +12,7 @@ import pytest
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from qsam2_ao import load_qsam2
-from qsam2_ao.compat.quiet import quiet_sam2
+from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
 from qsam2_ao.evaluation.state import predictor_state
@@ -81,14 +81,13 @@ def test_images_and_videos_match_the_predictors(exported: Path, model: Any, clip
         assert min(iou(a, b > 0) for a, b in zip(masks, expected, strict=True)) > 0.9
 
     given = {first: box, second: prompts(clip, second)[0]}
-    with quiet_sam2():
-        state = predictor_state(model, clip.frames)
-        for object_id, prompt in given.items():
-            model.add_new_points_or_box(state, 0, object_id, **prompt)
-        expected_tracks = {
-            frame: dict(zip(ids, logits[:, 0].numpy() > 0, strict=True))
-            for frame, ids, logits in model.propagate_in_video(state)
-        }
+    state = predictor_state(model, clip.frames)
+    for object_id, prompt in given.items():
+        model.add_new_points_or_box(state, 0, object_id, **prompt)
+    expected_tracks = {
+        frame: dict(zip(ids, logits[:, 0].numpy() > 0, strict=True))
+        for frame, ids, logits in propagate_quietly(model, state)
+    }
     tracks = dict(ours.track(clip.frames, given))
     assert list(tracks) == list(range(10))
     overlaps = [iou(logits > 0, expected_tracks[f][i]) for f, found in tracks.items() for i, logits in found.items()]
@@ -104,6 +103,8 @@ def test_what_a_user_gets_wrong(exported: Path, clip: Sequence) -> None:
     with pytest.raises(DataError, match=r"uint8 \[height, width, 3\], not float64"):
         sam.set_image(np.zeros((8, 8, 3)))
     sam.set_image(clip.frames[0])
+    with pytest.raises(DataError, match="not NaN or infinite"):
+        sam.predict(np.array([[1.0, np.nan]]), np.ones(1))
     for wrong in ({}, {"point_coords": np.zeros((1, 2))}, {"point_coords": np.zeros((2, 2)), "point_labels": [1]}):
         with pytest.raises(DataError, match=r"a prompt is|clicks need"):
             sam.predict(**wrong)

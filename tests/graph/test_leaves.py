@@ -27,6 +27,18 @@ def test_rope_follows_the_grid_and_spares_the_excluded_keys() -> None:
     torch.testing.assert_close(rope(q, same, 0)[1], torch.cat([rotated_q, rotated_q], dim=2))
 
 
+def test_rope_returns_its_own_frequencies_when_another_thread_puts_others_in_their_place() -> None:
+    class Contended(AxialRoPE):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, others if name == "freqs_cis" else value)
+
+    attention = RoPEAttention(16, 1, feat_sizes=(4, 4))
+    others = attention.freqs_cis
+    x = torch.randn(1, 1, 9, 16)
+    expected, _ = AxialRoPE.of(attention)(x, x)
+    assert torch.equal(Contended.of(attention)(x, x)[0], expected)
+
+
 def test_rope_refuses_memories_it_was_not_built_for() -> None:
     rope = AxialRoPE.of(RoPEAttention(16, 1, feat_sizes=(4, 4)))
     with pytest.raises(ValueError, match="without rope_k_repeat"):

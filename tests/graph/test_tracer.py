@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
-from sam2.modeling.sam.transformer import Attention
+from sam2.modeling.backbones import hieradet
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.sam.transformer import Attention, RoPEAttention
 from sam2.modeling.sam2_utils import MLP
+from threads import at_once, during
 from torch import fx, nn
 
 from qsam2_ao.errors import GraphTraceError
@@ -83,3 +87,41 @@ def test_other_threads_go_on_while_one_traces() -> None:
             runs += 1
     assert all(isinstance(graph.result(), fx.GraphModule) for graph in graphs)
     assert nn.Module.__call__ is before_any_trace
+
+
+def test_traces_of_a_users_own_and_ours_do_not_meet() -> None:
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x) + 1
+
+    encoders = [build_embedded().image_encoder for _ in range(3)]
+
+    def ours() -> list[str]:
+        return [node.name for node in trace_part(encoders.pop(), "image_encoder").graph.nodes]
+
+    def theirs() -> list[str]:
+        return [node.name for _ in range(20) for node in fx.symbolic_trace(Mine()).graph.nodes]
+
+    alone = [traced := ours(), theirs(), traced]
+    before = nn.Module.__call__, nn.Module.__getattr__, dict(vars(hieradet))
+    assert at_once(ours, theirs, ours) == alone
+    assert (nn.Module.__call__, nn.Module.__getattr__, dict(vars(hieradet))) == before
+
+
+def test_a_module_runs_in_another_thread_while_it_is_traced() -> None:
+    attention = build_embedded().memory_attention.eval()
+    x = [torch.randn(36, 1, 64), torch.randn(36, 1, 32), torch.randn(36, 1, 64), torch.randn(36, 1, 32)]
+    with torch.no_grad():
+        expected = attention(*x)
+
+    def run() -> None:
+        with torch.no_grad():
+            assert torch.equal(attention(*x), expected)
+
+    graph = during(partial(trace_part, attention, "memory_attention"), run)
+    assert torch.equal(graph(*x), expected)
+    assert {type(module) for module in attention.modules()} >= {MemoryAttention, MemoryAttentionLayer, RoPEAttention}

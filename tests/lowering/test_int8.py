@@ -105,6 +105,43 @@ def test_what_is_not_supported_says_why() -> None:
         lower_int8(layer, mixed, quantizer)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(66304, 4), nn.Conv2d(7366, 4, 3)], ids=["66,304", "9 x 7,366"])
+@torch.no_grad()
+def test_the_largest_sums_that_fit_are_exact(layer: nn.Linear | nn.Conv2d) -> None:
+    """All inputs at the largest code and all weights at the largest value: 255 * 127 * 66,304 < 2^31."""
+    codes = torch.full(layer.weight.shape, 255)
+    packed = PackedIntxTensor.from_codes(codes, torch.full((4,), 1e-6), torch.full((4,), 128.0), 8)
+    quantizer = ActivationQuantizer(0, 255, 0.01, 0.0)
+    x = torch.full((1, layer.weight[0].numel()), 9.0).view(1, *layer.weight.shape[1:])
+    lowered = lower_int8(layer, packed, quantizer, torch.float32)
+    exact = 255 * 0.01 * 127e-6 * layer.weight[0].numel()
+    out = lowered(QuantizeCodes(Grid.of(quantizer))(x)).flatten() - layer.bias
+    torch.testing.assert_close(out, torch.full((4,), exact), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "bits", "code", "high", "fits"),
+    [
+        (nn.Linear(66316, 2), 8, 255, 255, False),
+        (nn.Linear(65792, 2), 8, 0, 255, True),
+        (nn.Linear(65800, 2), 8, 0, 255, False),  # of -128
+        (nn.Linear(200000, 2), 8, 130, 255, True),  # small weights: their sums are looked at
+        (nn.Linear(65800, 2), 8, 0, 15, True),
+        (nn.Linear(600000, 2), 4, 15, 255, False),  # on the mid-rise grid values are doubled
+        (nn.Linear(500000, 2), 4, 15, 255, True),
+        (nn.Conv2d(7400, 2, 3), 8, 255, 255, False),
+    ],
+)
+def test_sums_beyond_32_bits_stay_packed(layer: nn.Module, bits: int, code: int, high: int, fits: bool) -> None:
+    shape = layer.weight.shape
+    assert isinstance(shape, torch.Size)
+    zero_point = torch.full((2,), 128.0 if bits == 8 else 7.5)
+    packed = PackedIntxTensor.from_codes(torch.full(shape, code, dtype=torch.uint8), torch.ones(2), zero_point, bits)
+    reason = int8_support(layer, packed, "cpu", ActivationQuantizer(0, high, 0.1, 0.0))
+    assert (reason is None) == fits
+    assert fits or "beyond 32 bits" in str(reason)
+
+
 def test_an_int8_layer_is_neither_saved_nor_moved_nor_cast() -> None:
     layer = lower_int8(nn.Linear(8, 4), packed_like(torch.ones(4, 8), 4), QUANTIZERS["8 bits"])
     with pytest.raises(CheckpointError, match='target="packed"'):

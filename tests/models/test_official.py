@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from threads import at_once
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
 from qsam2_ao.errors import CheckpointError, QSAM2Error
+from qsam2_ao.models.config import model_config
 from qsam2_ao.models.embedded import EMBEDDED_CONFIG, build_embedded
 from qsam2_ao.models.official import OFFICIAL, build_official, load_official_state, read_checkpoint
 
@@ -74,6 +79,36 @@ def test_input_size_and_hydra_state(checkpoint: Path) -> None:
     with pytest.raises(QSAM2Error, match="multiple of 32, got 100"):
         build_official(SMALL, image_size=100)
     assert GlobalHydra.instance().hydra is before
+
+
+def test_other_programs_and_threads_keep_their_hydra(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("answer: 42\n")
+    state = GlobalHydra.instance()
+    before, state.hydra = state.hydra, None
+    try:
+        initialize_config_dir(str(tmp_path), version_base="1.2")
+
+        def mine() -> set[int]:
+            return {compose("mine").answer for _ in range(20)}
+
+        def size(pixels: int) -> set[int]:
+            return {build_official(SMALL, image_size=pixels).image_size for _ in range(3)}
+
+        assert at_once(mine, partial(size, 96), partial(size, 160)) == [{42}, {96}, {160}]
+        assert compose("mine").answer == 42
+    finally:
+        state.hydra = before
+
+
+def test_equals_what_sam2_builds() -> None:
+    theirs, ours = build_sam2_video_predictor(OFFICIAL["sam2.1-t"], device="meta"), build_official("sam2.1-t")
+    assert model_config(ours) == model_config(theirs)
+
+
+def test_a_config_that_hydra_must_compose_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [base]\nmodel: {}\n")
+    with pytest.raises(QSAM2Error, match=r"mine\.yaml has a list of defaults"):
+        build_official(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize("name", ["sam3-t", "configs/none.yaml", "sam2.1", ""])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from threads import at_once
 
+from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import build, load_kernels, unavailable_reason
+from qsam2_ao.native import build, fast_float, load_kernels, unavailable_reason
 
 needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
@@ -46,11 +54,173 @@ def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes AVX-VNNI for AVX512-VNNI on some CPUs."""
+    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    everything = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "avx512_bf16"}
+    for lacking in ({"avx512_vnni"}, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, {"avx512dq"}):
+        monkeypatch.setattr(build, "_cpu_flags", lambda lacking=lacking: everything - lacking | {"avx_vnni"})
+        reason = str(unavailable_reason())
+        assert "need a CPU with AVX512-VNNI" in reason
+        assert all(name.replace("_", "") in reason for name in lacking)
+    monkeypatch.setattr(build, "_cpu_flags", lambda: everything - {"avx512_bf16"})
+    assert not build.bf16_supported()
+    assert "-mavx512bf16" not in build._flags()
+    assert fast_float() == torch.float32
+    monkeypatch.setattr(build, "_cpu_flags", lambda: everything)
+    assert "-mavx512bf16" in build._flags()
+    assert fast_float() == torch.bfloat16
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Kernels of one line, which compile in no time, and no cache."""
+    if unavailable_reason() is not None:
+        pytest.skip(str(unavailable_reason()))
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(build, "_SOURCES", tmp_path / "csrc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build, "_loaded", set())
+    monkeypatch.setattr(build, "_failed", {})
+    return tmp_path
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_threads_compile_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    log = small / "log"
+    monkeypatch.setenv("CXX", str(script(small / "counting", f'echo x >> {log}\nexec {compiler} "$@"')))
+    at_once(*[build.implement] * 4)
+    assert log.read_text().count("x") == 2  # compiled, linked
+    assert unavailable_reason() is None
+
+
+def test_processes_may_compile_at_once(small: Path) -> None:
+    library = build._library()
+    at_once(*[partial(build._build, library)] * 3)  # without the lock, which is of one process
+    assert build._is_whole(library)
+    assert list(library.parent.iterdir()) == [library]
+
+
+def test_an_interruption_leaves_no_compiler_and_no_file(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                started.append(self)
+                raise KeyboardInterrupt
+            return super().wait()
+
+    monkeypatch.setenv("CXX", str(script(small / "slow", "sleep 600")))
+    monkeypatch.setattr(build.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.implement()
+    assert [process.returncode for process in started] == [-9]
+    assert not list(small.rglob("*.so"))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]])
+def test_a_damaged_library_is_compiled_again(small: Path, damage: Callable[[bytes], bytes]) -> None:
+    build.implement()
+    library = build._library()
+    whole = library.read_bytes()
+    library.write_bytes(damage(whole))
+    build._loaded.clear()
+    build.implement()
+    assert library.read_bytes() == whole
+    assert list(library.parent.iterdir()) == [library]
+
+
+def test_the_next_compiler_is_tried(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    (small / "bin").mkdir()
+    script(small / "bin" / "c++", "exit 1")
+    script(small / "bin" / "g++", f'exec {compiler} "$@"')
+    monkeypatch.setenv("PATH", f"{small / 'bin'}:{os.environ['PATH']}")
+    build.implement()
+    assert build._library().exists()
+
+
+_FAILING = {
+    "exits": ("echo no such option >&2; exit 1", "no such option"),
+    "is killed": ("kill -9 $$", "fails"),
+    "hangs": ("sleep 600 & sleep 600", "takes more than 1 seconds"),
+    "writes nothing": ("exit 0", "cannot be loaded"),
+    "writes rubbish": ('for last; do :; done; echo rubbish > "$last"', "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("failing", _FAILING)
+def test_auto_goes_on_where_the_compiler_fails(
+    failing: str, small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
+) -> None:
+    text, said = _FAILING[failing]
+    monkeypatch.setattr(build, "_SECONDS", 1)
+    monkeypatch.setenv("CXX", str(script(small / "failing", f"echo x >> {small / 'log'}\n{text}")))
+    _check_goes_on(packed_file, said)
+    calls = (small / "log").read_text()
+    _check_goes_on(packed_file, said)
+    assert (small / "log").read_text() == calls, "the compiler was tried again"
+    assert not list(small.rglob("*.so"))
+
+
+def test_auto_goes_on_with_a_library_for_another_openmp(
+    small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
+) -> None:
+    (small / "csrc" / "one.cpp").write_text("void __kmpc_fork_call();\nvoid one() { __kmpc_fork_call(); }\n")
+    _check_goes_on(packed_file, "set CXX to g\\+\\+")
+    assert not list(small.rglob("*.so"))
+
+
+@pytest.mark.parametrize("place", ["file", "device", "homeless"])
+def test_auto_goes_on_where_nothing_can_be_kept(
+    place: str, small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
+) -> None:
+    (small / "file").touch()
+    if place == "homeless":
+
+        def home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(build.Path, "home", home)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(small / "file" if place == "file" else "/dev/null"))
+    _check_goes_on(packed_file, "XDG_CACHE_HOME")
+
+
+def _check_goes_on(packed_file: Path, said: str) -> None:
+    """A model for "auto" is packed, with one warning and the reason; "int8" raises it."""
+    with pytest.warns(UserWarning, match=said) as caught:
+        model: Any = load_qsam2(packed_file, target="auto")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert {target for target, _ in model.qsam2_targets.values()} == {"packed"}
+    rows = [row for row in coverage_report(model).layers if row.target == "packed"]
+    assert rows
+    assert all(re.search(said, row.reason) for row in rows)
+    with pytest.raises(UnsupportedLayerError, match=said):
+        load_qsam2(packed_file, target="int8")
+    with pytest.raises(UnsupportedLayerError, match=said):
+        lower_float(load_embedded())
+
+
 @needs_kernels
 def test_each_instruction_set_has_its_own_library(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries = set()
     for supported in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr(build, "bf16_supported", lambda supported=supported: supported)
         libraries.add(build._library())
     assert len(libraries) == 2
 

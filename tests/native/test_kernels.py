@@ -5,8 +5,10 @@ Those for a GPU run on one where there is one, and in Triton's interpreter (see 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,3 +322,46 @@ def test_every_operator_is_described_for_the_compiler() -> None:
         "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),
     }.items():
         torch.library.opcheck(getattr(torch.ops.qsam2, name).default, arguments)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_attention_loses_the_windows_that_hold_nan(ops: Ops, stride: int) -> None:
+    """A query is pooled over squares, whose first or last token may be the one."""
+    pad = torch.zeros(24).bfloat16()
+    for y, x in ((0, 0), (1, 1), (3, 2)):
+        for which in range(3):  # of the query, key or value
+            qkv = torch.randn(1, 4, 8, 24, generator=seeded()).bfloat16()
+            qkv[0, y, x, 8 * which] = float("nan")
+            out = ops.window_attention(qkv, pad, 1, 4, stride).float()
+            side = 4 // stride
+            assert out[:, :, side:].isfinite().all()
+            lost = out[:, :, :side]
+            assert lost[0, y // stride, x // stride].isnan().all() if which == 0 else lost.isnan().any(-1).all()
+
+
+def test_activations_keep_what_is_not_finite(ops: Ops) -> None:
+    packed, table, _ = weight(ops, 16, 4, 4)
+    codes = torch.zeros(3, 4, dtype=torch.uint8)
+    ones, shift = torch.ones(16), torch.tensor([float("nan"), float("inf")]).repeat(8)
+    for activation in ("none", "relu", "gelu"):
+        out = ops.linear(codes, packed, 4, table, ones, shift, None, activation, torch.float32, 1.0, 0.0, 255)
+        assert out[:, ::2].isnan().all(), activation
+        assert (out[:, 1::2] == float("inf")).all(), activation
+
+
+def test_kernels_of_gpus_are_launched_on_their_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, whatever its arguments are on."""
+    from qsam2_ao.native import cuda
+
+    current = [torch.device("cuda:0")]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    x = SimpleNamespace(device=torch.device("cuda:1"))
+    assert cuda.on_its_device(lambda t, *rest: (current[-1], t, rest))(x, 2, 3) == (x.device, x, (2, 3))
+    assert current == [torch.device("cuda:0")]

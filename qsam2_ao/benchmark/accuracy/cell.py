@@ -53,6 +53,10 @@ class Budget:
     rates: tuple[Rates, ...] = (Rates(3e-4), Rates(1e-3), Rates(5e-4, 10, 1), Rates(5e-4, 10, 10))
 
 
+QUICK = Budget(steps=20, images=16, videos=32, frames=8, search_videos=4, rates=Budget().rates[2:3])
+"""A first impression in minutes."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Per test video: sums over its objects, in percent, and how many they are.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ...compat.quiet import quiet_sam2
+from ...compat.quiet import propagate_quietly
 from ...evaluation.state import as_video_predictor, predictor_state
 
 FRAMES = 32
@@ -77,13 +77,12 @@ def track_video(model: SAM2Base, image: np.ndarray) -> Run:
     state = predictor_state(predictor, frames)
 
     def run() -> None:
-        with quiet_sam2():
-            predictor.reset_state(state)
-            state["cached_features"].clear()
-            middle = [[image.shape[1] / 2, image.shape[0] / 2]]
-            predictor.add_new_points_or_box(state, 0, obj_id=1, points=middle, labels=[1])
-            for _ in predictor.propagate_in_video(state):
-                pass
+        predictor.reset_state(state)
+        state["cached_features"].clear()
+        middle = [[image.shape[1] / 2, image.shape[0] / 2]]
+        predictor.add_new_points_or_box(state, 0, obj_id=1, points=middle, labels=[1])
+        for _ in propagate_quietly(predictor, state):
+            pass
 
     return run
 

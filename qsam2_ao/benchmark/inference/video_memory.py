@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...checkpoint import load_qsam2
-from ...compat.quiet import quiet_sam2
+from ...compat.quiet import propagate_quietly
 from ...evaluation.state import as_video_predictor, predictor_state
 from .case import Case
 
@@ -31,10 +31,10 @@ def video_memory(case: Case) -> list[dict[str, Any]]:
     state = predictor_state(predictor, [np.roll(image, t, axis=1) for t in range(FRAMES)])
     records: list[dict[str, Any]] = []
     start: tuple[int, int] | None = None
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), quiet_sam2():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         middle = [[image.shape[1] / 2, image.shape[0] / 2]]
         predictor.add_new_points_or_box(state, 0, obj_id=1, points=middle, labels=[1])
-        for frame, *_ in predictor.propagate_in_video(state):
+        for frame, *_ in propagate_quietly(predictor, state):
             if (frame + 1) % STEP:
                 continue
             now = _allocated(), _tensor_bytes(state["output_dict_per_obj"], set())

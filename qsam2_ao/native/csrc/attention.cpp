@@ -203,7 +203,7 @@ class Block {
     for (int64_t c = 0; c < sizes.d; c += kLanes) {
       const __mmask16 lanes = first_lanes(sizes.d - c);
       Operand* q = queries_ + r * sizes.depth + c;
-      store(q, _mm512_max_ps(load(q, lanes), load(from + c, lanes)), lanes);
+      store(q, larger(load(q, lanes), load(from + c, lanes)), lanes);
     }
   }
 

@@ -86,7 +86,7 @@ inline void add_dots(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1,
 template <Activation act>
 __m512 activate(__m512 y) {
   if (act == Activation::kGelu) return gelu_ps(y);
-  if (act == Activation::kRelu) return _mm512_max_ps(y, _mm512_setzero_ps());
+  if (act == Activation::kRelu) return _mm512_max_ps(_mm512_setzero_ps(), y);  // the second if it is NaN
   return y;
 }
 

@@ -60,6 +60,11 @@ inline __m512i broadcast_32(const void* p) {
   return _mm512_set1_epi32(bits);
 }
 
+// NaN where either is.
+inline __m512 larger(__m512 x, __m512 y) {
+  return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
 // 2^x to a relative error of 4e-7 (a polynomial of degree 5 on [-0.5, 0.5]); 0 far below zero.
 inline __m512 exp2_ps(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -87,7 +92,8 @@ inline __m512 rough_exp2_ps(__m512 x) {
 // x * Phi(x), the exact GELU, with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 inline __m512 gelu_ps(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118f));
+  // At most 30, where erf is 1, so that infinity stays what it is; NaN is kept.
+  const __m512 z = _mm512_min_ps(_mm512_set1_ps(30.0f), _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118f)));
   const __m512 u = _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one);
   const __m512 guess = _mm512_rcp14_ps(u);
   const __m512 t = _mm512_mul_ps(guess, _mm512_fnmadd_ps(u, guess, _mm512_set1_ps(2.0f)));  // 1 / u, one Newton step

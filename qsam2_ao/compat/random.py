@@ -1,0 +1,63 @@
+"""torch's random operators on a generator of one's own: the global one is every thread's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class OwnGenerator(TorchDispatchMode):
+    """What this thread draws inside the ``with`` block comes from a generator of its own, not the process's.
+
+    The numbers are those of the global generator of the CPU in the same state.
+
+    Args:
+        seed: Of the generator; None starts it where the global one is.
+
+    Example:
+        >>> with OwnGenerator(0):
+        ...     a = torch.nn.Linear(2, 2)
+        >>> with OwnGenerator(0):
+        ...     b = torch.nn.Linear(2, 2)
+        >>> torch.equal(a.weight, b.weight)
+        True
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__()
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.set_state(torch.get_rng_state())
+        else:
+            self._generator.manual_seed(seed)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator, a random one with the generator."""
+        kwargs = kwargs or {}
+        drawing = _drawing(func)
+        return func(*args, **kwargs) if drawing is None else drawing(*args, **{**kwargs, "generator": self._generator})
+
+
+@functools.cache
+def _drawing(func: Any) -> Any:
+    """The overload of an operator that takes a generator; None where nothing is drawn."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "generator" in names:
+        return func
+    # aten.randn.generator for aten.randn.default, and so on: the same arguments but for that one.
+    for name in func.overloadpacket.overloads():
+        overload = getattr(func.overloadpacket, name)
+        others = [argument.name for argument in overload._schema.arguments]
+        if "generator" in others and sorted(others) == sorted([*names, "generator"]):
+            return overload
+    return None

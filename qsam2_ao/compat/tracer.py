@@ -1,0 +1,77 @@
+"""torch.fx's tracer without what it patches for the whole process while it traces.
+
+It replaces ``__call__`` and ``__getattr__`` of ``nn.Module``, and functions in the globals of modules, for every
+thread; of two that trace at once, the last restores what the first had put there. Here only the traced modules are
+changed, and only for the thread that traces.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.fx._symbolic_trace import _create_wrapped_func
+
+from .rebind import rebound
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that becomes one node of a graph where it is called with proxies, as ``torch.fx.wrap`` makes it.
+
+    Example:
+        >>> hiera_pos_embed = recorded(leaves.hiera_pos_embed)  # doctest: +SKIP
+    """
+    return _create_wrapped_func(function)
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module that may just be traced."""
+    return getattr(type(module), "_own_class", type(module))
+
+
+class ThreadTracer(fx.Tracer):
+    """An FX tracer that other threads do not notice. Functions to be recorded must be :func:`recorded`."""
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace a module."""
+        trace = rebound(
+            fx.Tracer.trace,
+            _new_patcher=lambda: _Instances(root),
+            _patch_wrapped_functions=lambda patcher: {},
+            _autowrap_check=lambda patcher, frame, functions: None,
+        )
+        return trace(self, root, concrete_args)
+
+
+class _Instances:
+    """Methods of ``nn.Module`` replaced in one module and those below it, for one thread."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._thread = threading.get_ident()
+        self._classes = [(module, type(module)) for module in root.modules()]
+        self._traced = {own: type(own.__name__, (own,), _attributes(own)) for _, own in self._classes}
+
+    def __enter__(self) -> _Instances:
+        for module, own in self._classes:
+            module.__class__ = self._traced[own]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module, own in self._classes:
+            module.__class__ = own
+
+    def patch_method(self, cls: type, name: str, method: Callable[..., Any], deduplicate: bool = True) -> None:
+        """As torch.fx's patcher has it."""
+        for own, traced in self._traced.items():
+
+            def patched(module: Any, *args: Any, own: type = own, **kwargs: Any) -> Any:
+                chosen = method if threading.get_ident() == self._thread else getattr(own, name)
+                return chosen(module, *args, **kwargs)
+
+            setattr(traced, name, patched)
+
+
+def _attributes(own: type) -> dict[str, Any]:
+    return {"__module__": own.__module__, "__qualname__": own.__qualname__, "_own_class": own}
