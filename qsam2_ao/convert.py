@@ -19,9 +19,9 @@ from .fake_quant import (
     quantized_layers,
     without_input_quantizers,
 )
-from .graph import Part, find_parts
+from .graph import Part, as_part, find_parts, graph_of
 from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part
+from .lowering.deploy import deploy_part, mark_deployed
 from .lowering.plan import LayerPlan
 from .prepare import prepare_qsam2
 from .qconfig import QConfigLike
@@ -66,15 +66,16 @@ def convert_qsam2(
     plans: list[LayerPlan] = []
     with torch.no_grad():
         for part in find_parts(converted):
-            prepared = converted.get_submodule(part.path)
-            if not isinstance(prepared, fx.GraphModule) or not any(True for _ in quantized_layers(prepared)):
+            module = converted.get_submodule(part.path)
+            if not any(True for _ in quantized_layers(module)):
                 continue
+            prepared = graph_of(module)
             part_plans, weights, quantizers = _read_part(prepared, part)
             graph = without_input_quantizers(prepared)
             deploy_part(graph, part_plans, weights, quantizers)
-            converted.set_submodule(part.path, graph)
+            converted.set_submodule(part.path, as_part(graph))
             plans += part_plans
-    converted.qsam2_plan = tuple(plans)
+    mark_deployed(converted, plans)
     return converted
 
 

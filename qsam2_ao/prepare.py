@@ -20,7 +20,7 @@ from .calibration.images import images_at_once
 from .calibration.start import start_quantizer
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
-from .graph import Part, find_parts, trace_part
+from .graph import Part, as_part, find_parts, trace_part
 from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
@@ -64,8 +64,9 @@ def prepare_qsam2(
         progress: Show progress bars.
 
     Returns:
-        A model of the same class whose quantized regions are graphs. It trains in any loop, and its layers keep their
-        names. The report of the calibration is in ``qsam2_info["vrc"]``.
+        A model of the same class whose quantized regions are graphs. It trains in any loop, and everything in it keeps
+        its name: a float state dict loads with only the quantizers' keys missing. The report of the calibration is in
+        ``qsam2_info["vrc"]``.
 
     Raises:
         QConfigError: An unknown preset, region or setting.
@@ -100,7 +101,7 @@ def prepare_qsam2(
         module = prepared.get_submodule(part.path)
         if _has_quantized(module, part, mapping):
             graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
-            prepared.set_submodule(part.path, graph)
+            prepared.set_submodule(part.path, as_part(graph))
             layers.update({part.layer_name(name): layer for name, layer in quantized_layers(graph)})
     if not layers:
         raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")

@@ -16,7 +16,7 @@ from data_parallel import run_ranks
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2_runs import assert_identical, images, run_image, run_video
-from torch import fx
+from torch import fx, nn
 from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +27,8 @@ from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, Q
 from qsam2_ao.fake_quant import fake_quantizers, quantized_layers
 from qsam2_ao.graph import REGIONS, find_parts
 from qsam2_ao.models.embedded import build_embedded, load_embedded
+
+LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def photos(count: int = 2, seed: int = 0) -> list[np.ndarray]:
@@ -51,13 +53,13 @@ def test_the_class_stays_and_the_input_is_untouched(model: SAM2Base, prepared: S
     assert [name for name, _ in model.named_modules()] == [name for name, _ in fresh.named_modules()]
 
 
-def test_every_region_is_a_fake_quantized_graph(prepared: SAM2Base) -> None:
+def test_every_region_is_fake_quantized_graphs_and_lone_layers(model: SAM2Base, prepared: SAM2Base) -> None:
     parts = find_parts(prepared)
     assert {part.region for part in parts} == set(REGIONS)
     for part in parts:
-        graph = prepared.get_submodule(part.path)
-        assert isinstance(graph, fx.GraphModule)
-        assert list(quantized_layers(graph)), part
+        module, lone = prepared.get_submodule(part.path), isinstance(model.get_submodule(part.path), LAYERS)
+        assert isinstance(module, LAYERS if lone else fx.GraphModule), part
+        assert list(quantized_layers(module)), part
 
 
 def test_every_quantizer_is_started_and_knows_its_name(prepared: SAM2Base) -> None:
