@@ -28,6 +28,7 @@ from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
 def prepare_qsam2(
     model: SAM2Base,
     qconfig: QConfigLike,
@@ -49,7 +50,7 @@ def prepare_qsam2(
 
     Args:
         model: A float model of the ``SAM2Base`` family (``SAM2VideoPredictor``, ``SAM2Train``, ...), on any device.
-            It is not changed.
+            It is not changed. Weights in another dtype than float32, such as bfloat16, are cast first.
         qconfig: A preset's name ("w8a8", "w4a8", "w4a16", "w3a8", "w3a16", "w2a8", "w2a16", "w2a4"), a torch.ao
             ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of
             those.
@@ -64,9 +65,9 @@ def prepare_qsam2(
         progress: Show progress bars.
 
     Returns:
-        A model of the same class whose quantized regions are graphs. It trains in any loop, and everything in it keeps
-        its name: a float state dict loads with only the quantizers' keys missing. The report of the calibration is in
-        ``qsam2_info["vrc"]``.
+        A model of the same class in float32 whose quantized regions are graphs. It trains in any loop, also when made
+        inside ``torch.inference_mode()``, and everything in it keeps its name: a float state dict loads with only the
+        quantizers' keys missing. The report of the calibration is in ``qsam2_info["vrc"]``.
 
     Raises:
         QConfigError: An unknown preset, region or setting.
@@ -93,6 +94,8 @@ def prepare_qsam2(
     }
     if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).float()
     prepared = copy.deepcopy(model)
     prepared.qsam2_config = _config(model)
     layers: dict[str, Any] = {}
@@ -145,6 +148,7 @@ def _start(name: str, layer: Any, gram: Tensor | None, rounding: str) -> None:
         layer.weight.copy_(weight)
 
 
+@torch.inference_mode(False)
 def calibrate_activations(
     prepared: SAM2Base,
     calibration_data: Any,

@@ -186,6 +186,50 @@ def test_copies_pickles_and_strict_state(model: SAM2Base, prepared: SAM2Base) ->
     assert_identical(run_video(pickle.loads(pickle.dumps(prepared)), batch), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@torch.no_grad()
+def test_weights_in_another_dtype_are_cast_to_float32(model: SAM2Base, dtype: torch.dtype) -> None:
+    other = copy.deepcopy(model)
+    (other.image_encoder if dtype == torch.float16 else other).to(dtype)  # one of them mixed
+    before = {name: value.dtype for name, value in other.state_dict().items()}
+    options: dict[str, Any] = {"calibration_data": photos(1), "progress": False, "vrc": 0.1, "rounding": "gptq"}
+    options["vrc_regions"] = ("memory_encoder",)
+    ours = prepare_qsam2(other, {"memory_encoder": "w4a8"}, **options).state_dict()
+    theirs = prepare_qsam2(copy.deepcopy(other).float(), {"memory_encoder": "w4a8"}, **options).state_dict()
+    assert all(torch.equal(ours[name], value) and ours[name].dtype == value.dtype for name, value in theirs.items())
+    assert not {value.dtype for value in ours.values()} & {torch.bfloat16, torch.float16, torch.float64}
+    assert {name: value.dtype for name, value in other.state_dict().items()} == before
+
+
+def test_a_checkpoint_in_bfloat16_loads_into_float32(model: SAM2Base, prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared)
+    state = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    ours.load_state_dict(state, strict=False)
+    assert {value.dtype for value in ours.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    convert_qsam2(ours)
+
+
+def test_inside_inference_mode_it_makes_a_model_that_trains(model: SAM2Base) -> None:
+    recipe, options = {"memory_encoder": "w4a8", "obj_ptr_proj": "w4a8"}, {"vrc": None, "progress": False}
+    expected = prepare_qsam2(model, recipe, calibration_data=photos(1), **options).state_dict()
+    with torch.inference_mode():
+        own = build_embedded(SAM2VideoPredictor)  # of inference tensors itself
+        ours = prepare_qsam2(own, recipe, calibration_data=photos(1), **options)
+        later = prepare_qsam2(own, recipe, **options)
+        calibrate_activations(later, photos(1), progress=False)
+        converted = convert_qsam2(ours)
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    for each in (ours, later):
+        assert not any(value.is_inference() for value in each.state_dict().values())
+        optimizer = torch.optim.SGD(each.train().parameters(), lr=1e-2)
+        for _ in range(2):
+            sum(t.square().mean() for t in run_video(each, images(1, 96)) if t.requires_grad).backward()
+            optimizer.step()
+    image = images(1, 96).requires_grad_()
+    converted.image_encoder(image)["vision_features"].sum().backward()
+    assert image.grad is not None
+
+
 def test_weights_that_are_not_finite_are_refused(model: SAM2Base) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
