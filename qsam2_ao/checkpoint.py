@@ -62,6 +62,7 @@ class Header:
     version: int
 
 
+@torch.inference_mode(False)
 def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     """Write a deployed model to one safetensors file, the same bytes for the same model.
 

@@ -108,6 +108,16 @@ def test_another_process_writes_the_same_bytes(saved: Path, tmp_path: Path, seed
     assert path.read_bytes() == saved.read_bytes()
 
 
+def test_inside_inference_mode_it_loads_and_saves(quantized: SAM2Base, saved: Path, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        loaded = load_qsam2(saved)
+        for model in (quantized, loaded, loaded.to("cpu")):
+            save_qsam2(model, tmp_path / "again.safetensors")
+            assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+    assert not any(value.is_inference() for value in loaded.state_dict().values())
+    loaded.image_encoder(images(1, 96).requires_grad_())["vision_features"].sum().backward()
+
+
 @torch.no_grad()
 def test_a_file_of_version_1_loads(quantized: SAM2Base, saved: Path, tmp_path: Path) -> None:
     """There, a part that is one lone layer was a graph with the layer inside."""
