@@ -209,6 +209,17 @@ def test_a_checkpoint_in_bfloat16_loads_into_float32(model: SAM2Base, prepared: 
     convert_qsam2(ours)
 
 
+def test_a_checkpoint_in_bfloat16_that_takes_over_leaves_ranges_in_float32(prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared)
+    state = {name: v.bfloat16() if v.is_floating_point() else v for name, v in prepared.state_dict().items()}
+    ours.load_state_dict(state, assign=True)
+    assert ours.memory_encoder.out_proj.weight.dtype == torch.bfloat16
+    for name, quantizer in fake_quantizers(ours):
+        ranges = {v.dtype for v in quantizer.state_dict().values() if v.is_floating_point()}
+        assert ranges == {torch.float32}, name
+    assert convert_qsam2(ours).memory_encoder.out_proj.weight.dtype == torch.bfloat16
+
+
 def test_inside_inference_mode_it_makes_a_model_that_trains(model: SAM2Base) -> None:
     recipe, options = {"memory_encoder": "w4a8", "obj_ptr_proj": "w4a8"}, {"vrc": None, "progress": False}
     expected = prepare_qsam2(model, recipe, calibration_data=photos(1), **options).state_dict()
