@@ -4,6 +4,9 @@ The header holds the format's version, the model's configuration (classes of the
 plan (every quantized layer) and a description of how the file was made. A packed weight is stored as the tensors
 ``<layer>.weight.codes``, ``.scale`` and ``.zero_point``; everything else under its name in the state dict. Zero points
 that are all equal, as those of symmetric grids are, are stored once.
+
+Version 1 differs in one thing: the tensors of a part that is one lone layer, such as ``sam_mask_decoder.conv_s0``, are
+named ``<part>.layer.weight`` there, and after the layer itself since.
 """
 
 from __future__ import annotations
@@ -20,22 +23,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from .errors import CheckpointError, QSAM2Error
-from .files import atomic_write
-from .graph import trace_part
+from .files import save_tensors
+from .graph import SINGLE_LAYER, as_part, trace_part
 from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part
+from .lowering.deploy import deploy_part, mark_deployed
 from .lowering.plan import LayerPlan
 from .lowering.targets import lower_to
 from .models.config import build_from_config, model_config
 from .tensors.packed import PackedIntxTensor
 
 FORMAT = "qsam2"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _INNER = ("codes", "scale", "zero_point")
 
 
@@ -47,17 +49,22 @@ class Header:
         config: The model's configuration, as ``models.config.model_config`` gives it.
         plan: The quantized layers.
         quantizers: Path of each input quantizer -> (quant_min, quant_max).
+        dtypes: Path of each packed weight that appears in another dtype than float32 -> that dtype.
         info: How the file was made: recipe, calibration, package versions.
+        version: Of the file's format.
     """
 
     config: dict[str, Any]
     plan: tuple[LayerPlan, ...]
     quantizers: dict[str, tuple[int, int]]
+    dtypes: dict[str, str]
     info: dict[str, Any]
+    version: int
 
 
+@torch.inference_mode(False)
 def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
-    """Write a deployed model to one safetensors file.
+    """Write a deployed model to one safetensors file, the same bytes for the same model.
 
     Args:
         model: A model from ``convert_qsam2`` or ``load_qsam2`` with packed weights.
@@ -74,9 +81,12 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     if not plan:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     tensors: dict[str, Tensor] = {}
+    dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
         if isinstance(value, PackedIntxTensor):
             tensors.update({f"{name}.{inner}": tensor for inner, tensor in value.inner_tensors().items()})
+            if value.dtype != torch.float32:
+                dtypes[name] = value.spec()["dtype"]
             zero_point = value.zero_point.flatten()
             if bool((zero_point == zero_point[0]).all()):
                 tensors[f"{name}.zero_point"] = zero_point[:1]
@@ -98,15 +108,13 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         "config": json.dumps(model_config(model), sort_keys=True),
         "plan": json.dumps([layer.to_dict() for layer in plan]),
         "quantizers": json.dumps(quantizers, sort_keys=True),
+        "dtypes": json.dumps(dtypes, sort_keys=True),
         "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}, sort_keys=True),
     }
-    with atomic_write(path) as temporary:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+    save_tensors(tensors, path, metadata)
 
 
+@torch.inference_mode(False)
 def load_qsam2(
     path: str | os.PathLike[str],
     *,
@@ -136,27 +144,27 @@ def load_qsam2(
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
     header = read_header(path)
-    with _open(path, str(device)) as file, _no_collection():
+    with _open(path, str(device)) as opened, _no_collection():
+        file = _Tensors(opened, header)
         model = build_from_config(header.config, meta=True, model_class=model_class)
         parts: dict[str, list[LayerPlan]] = {}
         for layer in header.plan:
             parts.setdefault(layer.part, []).append(layer)
         graphs = {part: _trace(model, part, path) for part in parts}
-        for part, graph in graphs.items():
-            model.set_submodule(part, graph)
         _check_names(path, file, model, header)
         for part, layers in parts.items():
-            weights = {plan.layer: _packed(file, plan, path) for plan in layers}
+            weights = {plan.layer: _packed(file, plan, header, path) for plan in layers}
             quantizers = {
                 name: _activation_quantizer(file, f"{part}.{name}", header, path)
                 for name in dict.fromkeys(plan.activation for plan in layers)
                 if name is not None
             }
             deploy_part(graphs[part], layers, weights, quantizers)
-        stored = set(file.keys())
-        state = {name: file.get_tensor(name) if name in stored else own for name, own in model.state_dict().items()}
+            model.set_submodule(part, as_part(graphs[part]))
+        state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
         model.load_state_dict(state, strict=True, assign=True)
-        model.qsam2_config, model.qsam2_plan, model.qsam2_info = header.config, header.plan, header.info
+        mark_deployed(model, header.plan)
+        model.qsam2_config, model.qsam2_info = header.config, header.info
         model.to(device).eval()
         return lower_to(model, target)
 
@@ -193,10 +201,31 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             quantizers={
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
+            dtypes=dict(json.loads(metadata["dtypes"] if int(file_version) > 1 else "{}")),
             info=json.loads(metadata["info"]),
+            version=int(file_version),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
+
+
+class _Tensors:
+    """The tensors of an open file under the names that the model has for them."""
+
+    def __init__(self, file: Any, header: Header) -> None:
+        self._file = file
+        single = [plan for plan in header.plan if plan.layer == SINGLE_LAYER and header.version == 1]
+        renamed = {f"{plan.part}.{plan.layer}.": f"{plan.name}." for plan in single}
+        self.names: dict[str, str] = {}
+        for stored in file.keys():  # noqa: SIM118 - a file is no dict
+            old = next((prefix for prefix in renamed if stored.startswith(prefix)), "")
+            self.names[renamed.get(old, "") + stored.removeprefix(old)] = stored
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._file.get_tensor(self.names[name])
+
+    def get_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(self.names[name]).get_shape())
 
 
 @contextmanager
@@ -233,11 +262,11 @@ def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx
         raise CheckpointError(f"{path}: its plan names a part {part!r} that its model does not have") from error
 
 
-def _check_names(path: str | os.PathLike[str], file: Any, model: SAM2Base, header: Header) -> None:
+def _check_names(path: str | os.PathLike[str], file: _Tensors, model: SAM2Base, header: Header) -> None:
     """Refuse a file whose tensors are not exactly those of the model that its header describes."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for layer in header.plan:
-        name = f"{layer.part}.{layer.layer}.weight"
+        name = f"{layer.name}.weight"
         if expected.pop(name, None) != layer.shape:
             raise CheckpointError(f"{path}: its plan has a layer {layer.name!r} {layer.shape} that its model has not")
         packed = PackedIntxTensor.empty(
@@ -249,25 +278,25 @@ def _check_names(path: str | os.PathLike[str], file: Any, model: SAM2Base, heade
         raise CheckpointError(f"{path}: its plan and its list of input quantizers disagree on {odd[0]!r}")
     for quantizer in header.quantizers:
         expected.update({f"{quantizer}.scale": (1,), f"{quantizer}.zero_point": (1,)})
-    found = set(file.keys())
+    found = file.names.keys()
     if missing := sorted(expected.keys() - found):
         raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra := sorted(found - expected.keys()):
         raise CheckpointError(f"{path}: unknown tensor {extra[0]!r} ({len(extra)} in all); it is of another model")
     for name, shape in expected.items():
-        actual = tuple(file.get_slice(name).get_shape())
+        actual = file.get_shape(name)
         if actual != shape and not (actual == (1,) and name.endswith(".weight.zero_point")):
             raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
 
 
-def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> PackedIntxTensor:
-    name = f"{layer.part}.{layer.layer}.weight"
+def _packed(file: _Tensors, layer: LayerPlan, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:
+    name = f"{layer.name}.weight"
     spec = {
         "shape": list(layer.shape),
         "bits": layer.bits,
         "granularity": layer.granularity,
         "group_size": layer.group_size,
-        "dtype": "float32",
+        "dtype": header.dtypes.get(name, "float32"),
     }
     inner = {inner: file.get_tensor(f"{name}.{inner}") for inner in _INNER}
     inner["zero_point"] = inner["zero_point"].expand(inner["scale"].shape).contiguous()
@@ -277,7 +306,9 @@ def _packed(file: Any, layer: LayerPlan, path: str | os.PathLike[str]) -> Packed
         raise CheckpointError(f"{path}: {layer.name}: {error}") from error
 
 
-def _activation_quantizer(file: Any, name: str, header: Header, path: str | os.PathLike[str]) -> ActivationQuantizer:
+def _activation_quantizer(
+    file: _Tensors, name: str, header: Header, path: str | os.PathLike[str]
+) -> ActivationQuantizer:
     scale, zero_point = (file.get_tensor(f"{name}.{inner}") for inner in ("scale", "zero_point"))
     try:
         return ActivationQuantizer(*header.quantizers[name], scale, zero_point)

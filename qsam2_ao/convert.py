@@ -19,9 +19,9 @@ from .fake_quant import (
     quantized_layers,
     without_input_quantizers,
 )
-from .graph import Part, find_parts
+from .graph import Part, as_part, find_parts, graph_of
 from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part
+from .lowering.deploy import deploy_part, mark_deployed
 from .lowering.plan import LayerPlan
 from .prepare import prepare_qsam2
 from .qconfig import QConfigLike
@@ -29,13 +29,15 @@ from .quantizers import LSCFakeQuantize, broadcast_qparam
 from .tensors.packed import PackedIntxTensor
 
 
+@torch.inference_mode(False)
 def convert_qsam2(
     model: SAM2Base, qconfig: QConfigLike | None = None, calibration_data: Any = None, **prepare_options: Any
 ) -> SAM2Base:
     """Turn a prepared model into a deployed one: packed weights, and inputs quantized with the learned ranges.
 
     The integer codes, scales and zero points are those that the fake-quantized model uses in eval; nothing is
-    estimated again, so both compute the same to the bit in float32.
+    estimated again, so both compute the same to the bit in float32. Of a model that was cast to bfloat16 or float16
+    they are the same, computed in float32 from its weights, and the result has its dtype.
 
     Args:
         model: A model from ``prepare_qsam2``, trained or not. With ``qconfig``: a float model, which is prepared
@@ -66,15 +68,16 @@ def convert_qsam2(
     plans: list[LayerPlan] = []
     with torch.no_grad():
         for part in find_parts(converted):
-            prepared = converted.get_submodule(part.path)
-            if not isinstance(prepared, fx.GraphModule) or not any(True for _ in quantized_layers(prepared)):
+            module = converted.get_submodule(part.path)
+            if not any(True for _ in quantized_layers(module)):
                 continue
+            prepared = graph_of(module)
             part_plans, weights, quantizers = _read_part(prepared, part)
             graph = without_input_quantizers(prepared)
             deploy_part(graph, part_plans, weights, quantizers)
-            converted.set_submodule(part.path, graph)
+            converted.set_submodule(part.path, as_part(graph))
             plans += part_plans
-    converted.qsam2_plan = tuple(plans)
+    mark_deployed(converted, plans)
     return converted
 
 
@@ -137,10 +140,10 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
     where, group_size = plan.name, plan.group_size
     if not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(f"{where}: the weight has NaN or infinite values; the training may have diverged")
-    quantizer.enable_fake_quant()
+    quantizer.float().enable_fake_quant()
     if isinstance(quantizer, FakeQuantize) and _observed(quantizer):
         quantizer.disable_observer()
-    fake_quantized = quantizer(weight)
+    fake_quantized = quantizer(weight.float())
     scale, zero_point = _qparams(quantizer)
     quant_min, _, _ = code_range(quantizer, where)
     if scale.dim() == 1 and scale.numel() > 1 and getattr(quantizer, "ch_axis", 0) != 0:
@@ -150,11 +153,11 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
         )
     # Read the codes back from what the quantizer makes of the weight, whatever its rule of rounding.
     scale_b, zero_b = (broadcast_qparam(t, weight.shape, group_size) for t in (scale, zero_point))
-    codes = torch.round(fake_quantized.float() / scale_b + zero_b)
+    codes = torch.round(fake_quantized / scale_b + zero_b)
     packed = PackedIntxTensor.from_codes(
-        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, plan.bits, group_size
+        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, plan.bits, group_size, weight.dtype
     )
-    error = (packed.dequantize() - fake_quantized).abs().max()
+    error = (packed.dequantize(torch.float32) - fake_quantized).abs().max()
     if not bool(error <= 1e-5 * fake_quantized.abs().max()):
         raise UnsupportedLayerError(
             f"{where}: packing would change the weight by {float(error):.3g}; its quantizer "

@@ -17,7 +17,7 @@ from torch.ao.quantization.quantize_fx import _prepare_fx, prepare_qat_fx
 from .backend_config import QAT_MODULES, qsam2_backend_config
 from .compat.rebind import rebound
 from .errors import QConfigError, UnsupportedLayerError
-from .graph import Part
+from .graph import SINGLE_LAYER, Part, PartGraph
 from .graph.tracer import LEAF_CLASSES
 from .qconfig import layer_qconfig
 from .quantizers import LSCFakeQuantize
@@ -85,7 +85,8 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
     for _, layer in quantized_layers(prepared):
         # Only torch.ao's conversion reads it, and its constructors cannot be pickled.
         del layer.qconfig
-    cleaned = fx.GraphModule(prepared, prepared.graph, class_name=type(graph).__name__)
+    cleaned = PartGraph(prepared, prepared.graph, type(graph).__name__)
+    cleaned.take_over(graph)
     _name_quantizers(cleaned, part)
     # torch.ao makes its quantizers on the CPU.
     return cleaned.to(next(graph.parameters()).device).train(training)
@@ -93,7 +94,7 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
 
 def without_input_quantizers(prepared: fx.GraphModule) -> fx.GraphModule:
     """A copy of a fake-quantized graph in which every input is float; it shares the layers and parameters."""
-    graph = fx.GraphModule(prepared, copy.deepcopy(prepared.graph), class_name=type(prepared).__name__)
+    graph = PartGraph(prepared, copy.deepcopy(prepared.graph))
     for node in list(graph.graph.nodes):
         if _is_quantizer(graph, node):
             node.replace_all_uses_with(node.args[0])
@@ -229,4 +230,4 @@ def _settings(quantizer: FakeQuantizeBase) -> tuple[Any, ...]:
 def _name_quantizers(graph: fx.GraphModule, part: Part) -> None:
     for name, quantizer in fake_quantizers(graph):
         if isinstance(quantizer, LSCFakeQuantize):
-            quantizer.name = f"{part.path}.{name}"
+            quantizer.name = f"{part.path}.{name.removeprefix(f'{SINGLE_LAYER}.')}"

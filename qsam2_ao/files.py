@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import QSAM2Error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -45,6 +49,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes are a function of its content: safetensors writes metadata in random order.
+
+    Args:
+        tensors: Name -> tensor, on any device.
+        path: The file to write. Its folder is created where it does not exist.
+        metadata: Texts for the header.
+
+    Raises:
+        QSAM2Error: The file cannot be written (permission, full disk), naming it.
+
+    Example:
+        >>> save_tensors({"weight": torch.zeros(2)}, "weights.safetensors", {"format": "mine"})
+    """
+    from safetensors.torch import save
+
+    content = memoryview(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    end = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(bytes(content[8:end]))
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors behind it are aligned
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        file.write(content[end:])
 
 
 def save_torch(content: Any, path: str | os.PathLike[str]) -> None:

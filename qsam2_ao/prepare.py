@@ -20,7 +20,7 @@ from .calibration.images import images_at_once
 from .calibration.start import start_quantizer
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
-from .graph import Part, find_parts, trace_part
+from .graph import Part, as_part, find_parts, trace_part
 from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
@@ -28,6 +28,7 @@ from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
 def prepare_qsam2(
     model: SAM2Base,
     qconfig: QConfigLike,
@@ -49,7 +50,7 @@ def prepare_qsam2(
 
     Args:
         model: A float model of the ``SAM2Base`` family (``SAM2VideoPredictor``, ``SAM2Train``, ...), on any device.
-            It is not changed.
+            It is not changed. Weights in another dtype than float32, such as bfloat16, are cast first.
         qconfig: A preset's name ("w8a8", "w4a8", "w4a16", "w3a8", "w3a16", "w2a8", "w2a16", "w2a4"), a torch.ao
             ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of
             those.
@@ -64,8 +65,9 @@ def prepare_qsam2(
         progress: Show progress bars.
 
     Returns:
-        A model of the same class whose quantized regions are graphs. It trains in any loop, and its layers keep their
-        names. The report of the calibration is in ``qsam2_info["vrc"]``.
+        A model of the same class in float32 whose quantized regions are graphs. It trains in any loop, also when made
+        inside ``torch.inference_mode()``, and everything in it keeps its name: a float state dict loads with only the
+        quantizers' keys missing. The report of the calibration is in ``qsam2_info["vrc"]``.
 
     Raises:
         QConfigError: An unknown preset, region or setting.
@@ -92,6 +94,8 @@ def prepare_qsam2(
     }
     if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).float()
     prepared = copy.deepcopy(model)
     prepared.qsam2_config = _config(model)
     layers: dict[str, Any] = {}
@@ -100,7 +104,7 @@ def prepare_qsam2(
         module = prepared.get_submodule(part.path)
         if _has_quantized(module, part, mapping):
             graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
-            prepared.set_submodule(part.path, graph)
+            prepared.set_submodule(part.path, as_part(graph))
             layers.update({part.layer_name(name): layer for name, layer in quantized_layers(graph)})
     if not layers:
         raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")
@@ -144,6 +148,7 @@ def _start(name: str, layer: Any, gram: Tensor | None, rounding: str) -> None:
         layer.weight.copy_(weight)
 
 
+@torch.inference_mode(False)
 def calibrate_activations(
     prepared: SAM2Base,
     calibration_data: Any,

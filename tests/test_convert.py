@@ -71,8 +71,7 @@ def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w2a4", calibration_data=photos(), vrc=None, progress=False)
     converted = convert_qsam2(prepared)
     plans = {plan.name: plan for plan in converted.qsam2_plan}
-    names = {name.removesuffix(".layer") for name, _ in quantized_layers(prepared)}
-    assert plans.keys() == names
+    assert plans.keys() == {name for name, _ in quantized_layers(prepared)}
     first = plans["image_encoder.trunk.patch_embed.proj"]
     assert (first.kind, first.bits, first.activation_bits) == ("conv2d", 8, 8)
     inner = plans["memory_attention.layers.0.linear1"]
@@ -106,6 +105,45 @@ def test_every_granularity_converts_to_the_bit(model: SAM2Base, granularity: str
     assert {plan.granularity for plan in converted.qsam2_plan} == {granularity}
     batch = images(1, 96)
     assert_identical(run_video(converted, batch), run_video(prepared.eval(), batch))
+
+
+@pytest.fixture(scope="module")
+def encoder_only(model: SAM2Base) -> SAM2Base:
+    return prepare_qsam2(model, {"image_encoder": "w4a8"}, calibration_data=photos()[:1], vrc=None, progress=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_cast_to_another_dtype_keeps_its_codes(encoder_only: SAM2Base, dtype: torch.dtype) -> None:
+    prepared = copy.deepcopy(encoder_only).to(dtype).eval()
+    converted = convert_qsam2(prepared)
+    as_float32 = convert_qsam2(copy.deepcopy(prepared).float())  # of the rounded weights
+    for plan in converted.qsam2_plan:
+        ours, theirs = (m.get_submodule(plan.name).weight for m in (converted, as_float32))
+        assert ours.dtype == dtype
+        assert torch.equal(ours.unpack(), theirs.unpack()), plan.name
+        assert torch.equal(ours.scale, theirs.scale), plan.name
+    x = images(1, 96).to(dtype)
+    for name in ("backbone_fpn", "vision_pos_enc"):
+        assert_identical(converted.image_encoder(x)[name], prepared.image_encoder(x)[name])
+
+
+def test_a_part_cast_to_another_dtype_keeps_its_own(model: SAM2Base) -> None:
+    prepared = prepare_qsam2(model, "w4a16", vrc=None)
+    prepared.memory_attention.bfloat16()
+    converted = convert_qsam2(prepared)
+    assert {p.dtype for p in converted.memory_attention.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in converted.image_encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_aos_quantizers_convert_in_another_dtype(model: SAM2Base, dtype: torch.dtype) -> None:
+    qconfig = {"memory_encoder": get_default_qat_qconfig("fbgemm")}
+    prepared = prepare_qsam2(model, qconfig, calibration_data=photos(), vrc=None, progress=False).to(dtype)
+    converted, as_float32 = convert_qsam2(prepared), convert_qsam2(copy.deepcopy(prepared).float())
+    for plan in converted.qsam2_plan:
+        ours, theirs = (m.get_submodule(plan.name).weight for m in (converted, as_float32))
+        assert torch.equal(ours.unpack(), theirs.unpack()), plan.name
 
 
 def test_torch_aos_weights_keep_their_codes(model: SAM2Base) -> None:

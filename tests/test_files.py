@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from threads import during
 
 from qsam2_ao.errors import QSAM2Error
-from qsam2_ao.files import atomic_write, save_torch
+from qsam2_ao.files import atomic_write, save_tensors, save_torch
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):
@@ -104,3 +106,26 @@ def test_torch_files_read_back(tmp_path: Path):
     with pytest.raises(AttributeError):
         save_torch(lambda: None, tmp_path / "function.pt")
     assert not (tmp_path / "function.pt").exists()
+
+
+def test_tensors_are_written_in_one_order(tmp_path: Path):
+    tensors = {"b": torch.arange(3, dtype=torch.uint8), "a": torch.randn(2, 3).T, "empty": torch.zeros(0)}
+    metadata = {key: f"\u00fc {key}" for key in "hgfedcba"}
+    save_tensors(tensors, tmp_path / "one", metadata)
+    save_tensors(dict(reversed(tensors.items())), tmp_path / "two", dict(reversed(metadata.items())))
+    content = (tmp_path / "one").read_bytes()
+    assert (tmp_path / "two").read_bytes() == content
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert start % 8 == 0
+    assert list(json.loads(content[8:start])["__metadata__"]) == list("abcdefgh")
+    with safe_open(tmp_path / "one", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert set(file.keys()) == set(tensors)
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
+
+
+def test_tensors_that_cannot_be_written_leave_the_old_file(tmp_path: Path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(QSAM2Error, match="cannot write"):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "file" / "model.safetensors", {})
+    assert (tmp_path / "file").read_text() == "old"

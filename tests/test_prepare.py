@@ -31,6 +31,8 @@ from qsam2_ao.fake_quant import fake_quantizers, quantized_layers
 from qsam2_ao.graph import REGIONS, find_parts
 from qsam2_ao.models.embedded import build_embedded, load_embedded
 
+LAYERS = (nn.Linear, nn.Conv2d)
+
 
 def photos(count: int = 2, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
@@ -74,13 +76,13 @@ def test_threads_prepare_at_once_and_others_go_on(model: SAM2Base) -> None:
         assert_identical(list(prepared.state_dict().values()), list(alone.values()))
 
 
-def test_every_region_is_a_fake_quantized_graph(prepared: SAM2Base) -> None:
+def test_every_region_is_fake_quantized_graphs_and_lone_layers(model: SAM2Base, prepared: SAM2Base) -> None:
     parts = find_parts(prepared)
     assert {part.region for part in parts} == set(REGIONS)
     for part in parts:
-        graph = prepared.get_submodule(part.path)
-        assert isinstance(graph, fx.GraphModule)
-        assert list(quantized_layers(graph)), part
+        module, lone = prepared.get_submodule(part.path), isinstance(model.get_submodule(part.path), LAYERS)
+        assert isinstance(module, LAYERS if lone else fx.GraphModule), part
+        assert list(quantized_layers(module)), part
 
 
 def test_every_quantizer_is_started_and_knows_its_name(prepared: SAM2Base) -> None:
@@ -205,6 +207,61 @@ def test_copies_pickles_and_strict_state(model: SAM2Base, prepared: SAM2Base) ->
     fresh.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
     assert_identical(run_video(fresh.eval(), batch), expected)
     assert_identical(run_video(pickle.loads(pickle.dumps(prepared)), batch), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@torch.no_grad()
+def test_weights_in_another_dtype_are_cast_to_float32(model: SAM2Base, dtype: torch.dtype) -> None:
+    other = copy.deepcopy(model)
+    (other.image_encoder if dtype == torch.float16 else other).to(dtype)  # one of them mixed
+    before = {name: value.dtype for name, value in other.state_dict().items()}
+    options: dict[str, Any] = {"calibration_data": photos(1), "progress": False, "vrc": 0.1, "rounding": "gptq"}
+    options["vrc_regions"] = ("memory_encoder",)
+    ours = prepare_qsam2(other, {"memory_encoder": "w4a8"}, **options).state_dict()
+    theirs = prepare_qsam2(copy.deepcopy(other).float(), {"memory_encoder": "w4a8"}, **options).state_dict()
+    assert all(torch.equal(ours[name], value) and ours[name].dtype == value.dtype for name, value in theirs.items())
+    assert not {value.dtype for value in ours.values()} & {torch.bfloat16, torch.float16, torch.float64}
+    assert {name: value.dtype for name, value in other.state_dict().items()} == before
+
+
+def test_a_checkpoint_in_bfloat16_loads_into_float32(model: SAM2Base, prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared)
+    state = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    ours.load_state_dict(state, strict=False)
+    assert {value.dtype for value in ours.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    convert_qsam2(ours)
+
+
+def test_a_checkpoint_in_bfloat16_that_takes_over_leaves_ranges_in_float32(prepared: SAM2Base) -> None:
+    ours = copy.deepcopy(prepared)
+    state = {name: v.bfloat16() if v.is_floating_point() else v for name, v in prepared.state_dict().items()}
+    ours.load_state_dict(state, assign=True)
+    assert ours.memory_encoder.out_proj.weight.dtype == torch.bfloat16
+    for name, quantizer in fake_quantizers(ours):
+        ranges = {v.dtype for v in quantizer.state_dict().values() if v.is_floating_point()}
+        assert ranges == {torch.float32}, name
+    assert convert_qsam2(ours).memory_encoder.out_proj.weight.dtype == torch.bfloat16
+
+
+def test_inside_inference_mode_it_makes_a_model_that_trains(model: SAM2Base) -> None:
+    recipe, options = {"memory_encoder": "w4a8", "obj_ptr_proj": "w4a8"}, {"vrc": None, "progress": False}
+    expected = prepare_qsam2(model, recipe, calibration_data=photos(1), **options).state_dict()
+    with torch.inference_mode():
+        own = build_embedded(SAM2VideoPredictor)  # of inference tensors itself
+        ours = prepare_qsam2(own, recipe, calibration_data=photos(1), **options)
+        later = prepare_qsam2(own, recipe, **options)
+        calibrate_activations(later, photos(1), progress=False)
+        converted = convert_qsam2(ours)
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    for each in (ours, later):
+        assert not any(value.is_inference() for value in each.state_dict().values())
+        optimizer = torch.optim.SGD(each.train().parameters(), lr=1e-2)
+        for _ in range(2):
+            sum(t.square().mean() for t in run_video(each, images(1, 96)) if t.requires_grad).backward()
+            optimizer.step()
+    image = images(1, 96).requires_grad_()
+    converted.image_encoder(image)["vision_features"].sum().backward()
+    assert image.grad is not None
 
 
 def test_weights_that_are_not_finite_are_refused(model: SAM2Base) -> None:

@@ -12,6 +12,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedLayerError
+from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
 from ..lowering.activation import ActivationQuantizer
 from ..lowering.int8 import Grid, weight_centre
@@ -111,6 +112,8 @@ def for_export(model: SAM2Base) -> SAM2Base:
         UnsupportedLayerError: The model is lowered, or a layer's grid has no int8 form, naming the layer.
     """
     model = copy.deepcopy(model).eval()
+    for part in dict.fromkeys(plan.part for plan in getattr(model, "qsam2_plan", ())):
+        model.set_submodule(part, graph_of(model.get_submodule(part)))
     for plan in getattr(model, "qsam2_plan", ()):
         path = f"{plan.part}.{plan.layer}"
         layer: Any = model.get_submodule(path)
@@ -127,8 +130,8 @@ def for_export(model: SAM2Base) -> SAM2Base:
         if isinstance(module, ActivationQuantizer):
             model.set_submodule(name, QuantizeDequantize(module))
     use_real_rope(model)
-    for part in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
-        _keep_positions(part, model)
+    for graph in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
+        _keep_positions(graph, model)
     return model
 
 

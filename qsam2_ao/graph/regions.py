@@ -13,7 +13,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..errors import GraphTraceError, QConfigError
-from .tracer import SINGLE_LAYER, trace_part
+from .single import SINGLE_LAYER, as_part
+from .tracer import trace_part
 
 # Region -> submodules of the model; "*" stands for every child, and what a model lacks is left out.
 _REGION_PARTS: dict[str, tuple[str, ...]] = {
@@ -100,12 +101,14 @@ def find_parts(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
 def trace_regions(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
     """Replace the parts of ``model`` by graphs, in place; parameters are shared with the modules replaced.
 
+    Parts that are one lone layer have nothing to trace and stay as they are.
+
     Args:
         model: The model to change; copy it first to keep the original.
         regions: Names out of ``REGIONS``.
 
     Returns:
-        The parts that are graphs now.
+        The parts; :func:`~qsam2_ao.graph.graph_of` gives the graph of each.
 
     Raises:
         GraphTraceError: A part cannot be traced; the model is left as it was.
@@ -117,5 +120,5 @@ def trace_regions(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Par
     parts = find_parts(model, regions)
     graphs = [trace_part(model.get_submodule(part.path), part.path) for part in parts]
     for part, graph in zip(parts, graphs, strict=True):
-        model.set_submodule(part.path, graph)
+        model.set_submodule(part.path, as_part(graph))
     return parts

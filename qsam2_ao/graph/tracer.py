@@ -22,6 +22,8 @@ from ..compat.tracer import ThreadTracer, own_class
 from ..errors import GraphTraceError
 from .forwards import FORWARDS
 from .leaves import AxialRoPE, ScaledDotProductAttention
+from .part_graph import PartGraph
+from .single import graph_of
 
 # One node each in a graph: they hold control flow on shapes or on `training`, or are better kept whole.
 LEAF_CLASSES: tuple[type[nn.Module], ...] = (
@@ -40,23 +42,6 @@ _TRACED_CLASSES: frozenset[type[nn.Module]] = frozenset(
         *(TwoWayTransformer, TwoWayAttentionBlock, Attention, RoPEAttention, MLP),
     }
 )
-
-
-SINGLE_LAYER = "layer"
-"""Name inside its graph of a part that is one lone layer."""
-
-
-class SingleLayer(nn.Module):
-    """A lone layer as a part: a graph needs a module around the layer that it calls."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.train(layer.training)
-
-    def forward(self, input: Any) -> Any:
-        """Call the layer."""
-        return self.layer(input)
 
 
 class SAM2Tracer(ThreadTracer):
@@ -104,16 +89,16 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
         >>> graph = trace_part(model.image_encoder, "image_encoder")
         >>> features = graph(images)["vision_features"]  # images: [B, 3, S, S] float
     """
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        module = SingleLayer(module)
     _check_classes(module, path)
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        return graph_of(module)
     tracer = SAM2Tracer()
     with _TRACING, _leaves_attached(module):
         try:
             graph = tracer.trace(module)
             for node in graph.nodes:
                 node.type = None  # annotations kept as text cannot be pickled
-            traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
+            traced = PartGraph(module, graph)
         except Exception as error:
             raise GraphTraceError(
                 f"{path} ({type(module).__name__}) cannot be traced: {type(error).__name__}: {error}"
@@ -123,8 +108,11 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
 
 def _check_classes(module: nn.Module, path: str) -> None:
     for name, child in module.named_modules():
-        known = type(child) in _TRACED_CLASSES or type(child) in LEAF_CLASSES or isinstance(child, SingleLayer)
-        if known or type(child).__module__.startswith("torch.nn."):
+        if (
+            type(child) in _TRACED_CLASSES
+            or type(child) in LEAF_CLASSES
+            or type(child).__module__.startswith("torch.nn.")
+        ):
             continue
         where = f"{path}.{name}" if name else path
         reason = (

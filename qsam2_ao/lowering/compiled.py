@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sam2.modeling.sam2_base import SAM2Base
-from torch import fx
+from torch import fx, nn
 
 from ..errors import UnsupportedLayerError
 from ..graph import find_parts
@@ -34,7 +34,7 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
     """
     parts = find_parts(model)
     for part in parts:
-        if not isinstance(model.get_submodule(part.path), fx.GraphModule):
+        if not isinstance(model.get_submodule(part.path), (fx.GraphModule, nn.Linear, nn.Conv2d)):
             raise UnsupportedLayerError(
                 f"{part.path} is no graph: compile_qsam2 takes models from convert_qsam2 and load_qsam2; SAM2 compiles "
                 "float models itself (vos_optimized=True)"

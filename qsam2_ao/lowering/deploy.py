@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
+from sam2.modeling.sam2_base import SAM2Base
 from torch import fx
 
+from ..errors import CheckpointError
 from ..tensors.packed import PackedIntxTensor
 from .activation import ActivationQuantizer
 from .packed import lower_packed
@@ -43,3 +47,25 @@ def deploy_part(
         node.update_arg(0, inserted[plan.activation])
     graph.graph.lint()
     graph.recompile()
+
+
+def mark_deployed(model: SAM2Base, plans: Iterable[LayerPlan]) -> None:
+    """Let a model with packed weights know what is quantized in it, and refuse float weights in ``load_state_dict``.
+
+    Args:
+        model: The model.
+        plans: All of its quantized layers.
+    """
+    model.qsam2_plan = tuple(plans)
+    # torch would copy what fits before it finds what does not. The public hook holds the model, which rehouse changes.
+    packed = [f"{plan.name}.weight" for plan in model.qsam2_plan]
+    model._register_load_state_dict_pre_hook(partial(_refuse_float_weights, packed))
+
+
+def _refuse_float_weights(packed: list[str], state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    for name in packed:
+        if not isinstance(state.get(prefix + name), PackedIntxTensor | None):
+            raise CheckpointError(
+                f"{name} is a float weight, and the model is converted: its weights are packed codes. Load the float "
+                "weights into the float or the prepared model, and convert that"
+            )

@@ -14,6 +14,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_utils import DropPath
 from torch import Tensor, fx, nn
 
+from ..graph import PartGraph
 from ..graph.leaves import ScaledDotProductAttention, hiera_pos_embed
 from ..tensors.packed import PackedIntxTensor
 from .activation import ActivationQuantizer
@@ -81,7 +82,7 @@ class _Lowering:
 
     def __init__(self, part: fx.GraphModule) -> None:
         # Its layers are shared; those that a pass changes are replaced.
-        self.part = fx.GraphModule(part, copy.deepcopy(part.graph), type(part).__name__)
+        self.part = PartGraph(part, copy.deepcopy(part.graph))
         self.graph = self.part.graph
         self.device = next(part.parameters()).device
         self.count = 0

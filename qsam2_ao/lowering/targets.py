@@ -12,7 +12,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..errors import QConfigError, UnsupportedLayerError
-from ..graph import trace_regions
+from ..graph import graph_of, trace_regions
 from ..native import load_kernels, unavailable_reason
 from ..tensors.packed import PackedIntxTensor
 from .int8_graph import lower_part
@@ -105,8 +105,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
     taken: dict[str, tuple[str, str | None]] = {}
     _check_packed(model, deployed.qsam2_plan)
     for plan in deployed.qsam2_plan:
-        path = f"{plan.part}.{plan.layer}"
-        module: Any = model.get_submodule(path)
+        module: Any = model.get_submodule(plan.name)
         packed = module.weight
         reason = (
             "Its input is quantized, and this target runs weight-only layers."
@@ -114,7 +113,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
             else chosen.support(module, packed, packed.device)
         )
         if reason is None and target != "packed":
-            model.set_submodule(path, chosen.lower(module, packed, packed.device))
+            model.set_submodule(plan.name, chosen.lower(module, packed, packed.device))
         taken[plan.name] = (target if reason is None else "packed", reason or missing)
     deployed.qsam2_targets = taken
     return model
@@ -137,7 +136,7 @@ def _lower_parts(model: nn.Module) -> nn.Module:
     for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
         plans = [plan for plan in deployed.qsam2_plan if plan.part == path]
         _check_packed(model, plans)
-        lowered, reasons = lower_part(model.get_submodule(path), _batch_dim(plans[0].region))  # type: ignore[arg-type]
+        lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(plans[0].region))
         model.set_submodule(path, lowered)
         for plan in plans:
             reason = reasons[plan.layer]
@@ -170,7 +169,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     if (missing := _missing_kernels(next(model.parameters()).device)) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
     for part in trace_regions(model):
-        lowered, _ = lower_part(model.get_submodule(part.path), _batch_dim(part.region))  # type: ignore[arg-type]
+        lowered, _ = lower_part(graph_of(model.get_submodule(part.path)), _batch_dim(part.region))
         model.set_submodule(part.path, lowered)
     lower_upscaling(model)
     return model
@@ -183,7 +182,7 @@ def _batch_dim(region: str) -> int:
 
 def _check_packed(model: nn.Module, plans: list[Any]) -> None:
     for plan in plans:
-        weight = getattr(model.get_submodule(f"{plan.part}.{plan.layer}"), "weight", None)
+        weight = getattr(model.get_submodule(plan.name), "weight", None)
         if not isinstance(weight, PackedIntxTensor):
             raise UnsupportedLayerError(
                 f"the weight of {plan.name} is a {type(weight).__name__}, not packed codes: load the model "

@@ -213,6 +213,12 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             dims = 2 if self.granularity == "group" else 1
             if incoming is not None and incoming.dim() == dims and current.numel() == 0:
                 current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
+        # With assign=True what is loaded takes our place, and ranges are float32 in a model of any dtype.
+        ours = {prefix + key for key in self.state_dict()}
+        state_dict = {
+            key: value.float() if key in ours and value.is_floating_point() else value
+            for key, value in state_dict.items()
+        }
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._forget_step()
         self._remember_alpha()

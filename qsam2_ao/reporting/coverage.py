@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from rich.table import Table
 from sam2.modeling.sam2_base import SAM2Base
-from torch import nn
+from torch import fx, nn
 
 from ..convert import describe_layer
-from ..graph import Part, find_parts
+from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..lowering.plan import LayerPlan
 from .speed import LayerTime
 
@@ -124,7 +124,7 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
         >>> [layer.name for layer in coverage_report(quantized).layers if layer.target == "float"]
     """
     parts = find_parts(model)
-    deployed = {f"{plan.part}.{plan.layer}": plan for plan in getattr(model, "qsam2_plan", ())}
+    deployed = {_path(model, plan): plan for plan in getattr(model, "qsam2_plan", ())}
     targets = getattr(model, "qsam2_targets", {})
     rows = []
     for path, module in model.named_modules():
@@ -136,6 +136,11 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
         else:
             rows += _float_rows(path, module, part, quantized=bool(deployed) or hasattr(model, "qsam2_info"))
     return CoverageReport(tuple(replace(row, time=(times or {}).get(row.name)) for row in rows))
+
+
+def _path(model: SAM2Base, plan: LayerPlan) -> str:
+    """Where a deployed layer is: where the model had it, but for the graph that a lone layer was lowered to."""
+    return f"{plan.part}.{plan.layer}" if isinstance(model.get_submodule(plan.part), fx.GraphModule) else plan.name
 
 
 def _part_of(path: str, parts: list[Part]) -> Part | None:
@@ -151,7 +156,8 @@ def _float_bits(tensor: torch.Tensor) -> int:
 
 
 def _prepared_row(model: SAM2Base, part: Part, path: str, module: Any) -> LayerCoverage:
-    plan = describe_layer(model.get_submodule(part.path), part, path.removeprefix(part.path + "."))
+    layer = SINGLE_LAYER if path == part.path else path.removeprefix(part.path + ".")
+    plan = describe_layer(graph_of(model.get_submodule(part.path)), part, layer)
     return _row(plan, module, "fake-quantized", "")
 
 

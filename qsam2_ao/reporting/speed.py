@@ -99,7 +99,7 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
         for module, kept in seen.items():
             path = names[module]
             # Layers of the bands that the first blocks run in are below them.
-            if path.startswith(f"{plan.part}.") and path.endswith(f".{plan.layer}"):
+            if path == plan.name or (path.startswith(f"{plan.part}.") and path.endswith(f".{plan.layer}")):
                 found.setdefault(plan.name, (module, *kept))
     return found
 

@@ -310,6 +310,13 @@ def _refuse_grad(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kw
     return args[0]
 
 
+@_implements_torch_function(torch.Tensor.detach)
+def _detach(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    # Inference mode has no version counter for the result, and autograd asks the wrapper for one.
+    with torch.inference_mode(False), torch._C.DisableTorchFunctionSubclass():
+        return func(*args)
+
+
 @_implements(_aten.clone.default)
 @_implements_torch_function(torch.Tensor.contiguous)
 def _clone(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:

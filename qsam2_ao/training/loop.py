@@ -26,7 +26,7 @@ from ..files import save_torch
 from .divergence import check_ranges, name_culprit
 
 State = dict[str, Tensor]
-_FORMAT = "qsam2_ao.training/1"
+_FORMAT, _FORMAT_1 = "qsam2_ao.training/2", "qsam2_ao.training/1"
 
 
 @dataclass
@@ -195,7 +195,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "model", "optimizer", "average" (or None), "step", "losses" and "settings".
 
     Raises:
-        CheckpointError: The file is absent, damaged or not a checkpoint of a training.
+        CheckpointError: The file is absent, damaged, of an older format or not a checkpoint of a training.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -206,6 +206,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is damaged or not a training checkpoint ({type(error).__name__}: {error}); "
             "delete it to start again"
         ) from error
+    if isinstance(content, dict) and content.get("format") == _FORMAT_1:
+        raise CheckpointError(
+            f"{path} is of an older version of this package, whose prepared models had their parameters, and so the "
+            "optimizer its state, in another order; finish that training with it, or delete the file to start again"
+        )
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this training loop; choose another file")
     return content

@@ -42,7 +42,7 @@ def deployed() -> nn.Module:
     model.part.conv = lower_packed(nn.Conv2d(8, 16, 3), packed(16, 8, 3, 3))
     model.part.integer = lower_packed(nn.Linear(96, 48), packed(48, 96))
     model.qsam2_plan = [  # type: ignore[assignment]
-        SimpleNamespace(part="part", layer=layer, name=layer, activation="q" if layer == "integer" else None)
+        SimpleNamespace(part="part", layer=layer, name=f"part.{layer}", activation="q" if layer == "integer" else None)
         for layer in ("fits", "odd", "conv", "integer")
     ]
     return model
@@ -55,15 +55,15 @@ def test_lowering_a_model_says_which_layers_stayed_packed_and_why() -> None:
     for layer in ("odd", "conv", "integer"):
         assert isinstance(model.get_submodule(f"part.{layer}").weight, PackedIntxTensor)
     taken = model.qsam2_targets
-    assert taken["fits"] == ("int4", None)
-    assert {layer: target for layer, (target, _) in taken.items() if layer != "fits"} == {
-        "odd": "packed",
-        "conv": "packed",
-        "integer": "packed",
+    assert taken["part.fits"] == ("int4", None)
+    assert {layer: target for layer, (target, _) in taken.items() if layer != "part.fits"} == {
+        "part.odd": "packed",
+        "part.conv": "packed",
+        "part.integer": "packed",
     }
-    assert "divisible by 16, not 40" in taken["odd"][1]
-    assert "nn.Linear only" in taken["conv"][1]
-    assert "input is quantized" in taken["integer"][1]
+    assert "divisible by 16, not 40" in taken["part.odd"][1]
+    assert "nn.Linear only" in taken["part.conv"][1]
+    assert "input is quantized" in taken["part.integer"][1]
 
 
 def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> None:
@@ -73,5 +73,5 @@ def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> 
     assert model.part.fits is before
     assert set(model.qsam2_targets.values()) == {("packed", None)}
     lower_to(model, "int4")
-    with pytest.raises(UnsupportedLayerError, match="the weight of fits is a Int4OpaqueTensor, not packed codes"):
+    with pytest.raises(UnsupportedLayerError, match=r"weight of part\.fits is a Int4OpaqueTensor, not packed codes"):
         lower_to(model, "packed")

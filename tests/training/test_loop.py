@@ -259,6 +259,9 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         run(Noisy(), stream(2), steps=2, checkpoint=path)
     torch.save({"model": {}}, path)
+    torch.save({"format": "qsam2_ao.training/1", "model": {}}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match="older version"):
+        read_checkpoint(tmp_path / "old.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         run(Noisy(), stream(2), steps=2, checkpoint=path)
 
