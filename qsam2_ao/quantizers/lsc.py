@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +10,20 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantizeBase as AOFakeQuantizeBase
 from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
 from .compiled import observe_outside, training_range
+from .constructor import QuantizerConstructor, check_spec, is_per_tensor
 from .flags import CachedFlags, FiniteCheck, non_finite
 from .function import LSCFunction, Settings, SharedInput
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
 from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, number_statistics, on_host
 from .mse import search_alpha
 from .pool import Pool
+from .pt2e import insert_quantize_dequantize
 from .sampling import CalibrationSample, even_sample
 from .shared import SharedOutput, recomputing
 from .statistics import (
@@ -79,9 +82,15 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         stats_momentum: Of the running activation statistics.
         name: Of the layer, for error messages.
         factory_kwargs: ``device`` of the parameters, as torch.ao passes it.
+        dtype: Of the codes in a converted PT2E graph, int8 or uint8; None for int8 (weights) or uint8. It comes from
+            torchao's ``QuantizationSpec``, like the following ones, which are checked against the other arguments.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        qscheme: A per-tensor scheme is a weight's default granularity "tensor".
+        is_dynamic: Not supported.
 
     Raises:
-        QConfigError: Unknown bits, grid, granularity or momentum.
+        QConfigError: Unknown bits, grid, granularity or momentum, or a ``QuantizationSpec`` that contradicts them.
 
     Example:
         >>> qconfig = torch.ao.quantization.QConfig(
@@ -112,9 +121,14 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         stats_momentum: float = 0.95,
         name: str = "",
         factory_kwargs: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        is_dynamic: bool = False,
     ) -> None:
         super().__init__()
-        granularity = granularity or ("channel" if is_weight else "tensor")
+        granularity = granularity or ("channel" if is_weight and not is_per_tensor(qscheme) else "tensor")
         check_granularity(granularity, group_size)
         if not is_weight and (granularity != "tensor" or grid is not None):
             raise QConfigError(
@@ -125,6 +139,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if not 0 <= value < 1:
                 raise QConfigError(f"{key} must be in [0, 1), got {value!r}")
         self._grid: Grid = weight_grid(grid, bits) if is_weight else activation_grid(bits)
+        check_spec(self._grid, granularity, dtype, quant_min, quant_max, qscheme, is_dynamic)
+        self.code_dtype = dtype or (torch.int8 if is_weight else torch.uint8)
         self.bits = bits
         self.is_weight = is_weight
         self.granularity = granularity
@@ -157,6 +173,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self._reset_transients()
         self._forget_step()
         self._remember_alpha()
+
+    @classmethod
+    def with_args(cls, **kwargs: Any) -> QuantizerConstructor:
+        """A constructor with these arguments, for torch.ao's ``QConfig`` or torchao's ``QuantizationSpec``."""
+        return QuantizerConstructor(functools.partial(cls, **kwargs))
 
     # --- state -------------------------------------------------------------------------------------------
 
@@ -593,6 +614,15 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         if isinstance(clip, NumberRange):
             return clip.scale_per_alpha * share * self._alpha_number()
         return clip.scale_per_alpha * share * log_alpha.detach().exp()
+
+    def convert(self, model: fx.GraphModule, observer_node: fx.Node) -> None:
+        """Replace a call of this quantizer in a graph by quantize and dequantize operations; torchao calls it.
+
+        Args:
+            model: The graph that torchao's ``convert_pt2e`` converts.
+            observer_node: The call.
+        """
+        insert_quantize_dequantize(self, model, observer_node)
 
     def extra_repr(self) -> str:
         """Settings in one line."""
