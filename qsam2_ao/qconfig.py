@@ -218,6 +218,20 @@ def layer_qconfig(mapping: QConfigMapping, name: str, layer: nn.Module) -> QConf
     Returns:
         Its QConfig; None when it stays float.
     """
+    return qconfig_for(mapping, name, type(layer))
+
+
+def qconfig_for(mapping: QConfigMapping, name: str, kind: type[nn.Module]) -> QConfig | None:
+    """:func:`layer_qconfig` by the type of a layer.
+
+    Args:
+        mapping: The mapping.
+        name: The layer's path.
+        kind: The layer's class.
+
+    Returns:
+        Its QConfig; None when it stays float.
+    """
     parent = name
     while parent:
         if parent in mapping.module_name_qconfigs:
@@ -226,4 +240,4 @@ def layer_qconfig(mapping: QConfigMapping, name: str, layer: nn.Module) -> QConf
     for pattern, qconfig in mapping.module_name_regex_qconfigs.items():
         if re.fullmatch(pattern, name):
             return qconfig
-    return mapping.object_type_qconfigs.get(type(layer), mapping.global_qconfig)
+    return mapping.object_type_qconfigs.get(kind, mapping.global_qconfig)

@@ -46,6 +46,19 @@ class Part:
         return self.path if layer == SINGLE_LAYER else f"{self.path}.{layer}"
 
 
+def region_of(path: str) -> str | None:
+    """The region that a layer of SAM2 is in, by its path in the model; None for one in no region.
+
+    Example:
+        >>> region_of("sam_mask_decoder.transformer.layers.0.mlp.layers.1")
+        'mask_decoder'
+    """
+    for region, patterns in _REGION_PARTS.items():
+        if any(f"{path}.".startswith(pattern.removesuffix("*").removesuffix(".") + ".") for pattern in patterns):
+            return region
+    return None
+
+
 def find_parts(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
     """The parts of ``model`` in the given regions, in the order of ``REGIONS``.
 

@@ -8,12 +8,13 @@ from .affine import (
     quantize_affine,
 )
 from .lsc import LSCFakeQuantize
-from .ranges import RangedFakeQuantize, range_parameters
+from .ranges import RangedFakeQuantize, calibrating, range_parameters
 
 __all__ = [
     "LSCFakeQuantize",
     "RangedFakeQuantize",
     "broadcast_qparam",
+    "calibrating",
     "dequantize_affine",
     "expand_groups",
     "fake_quantize_affine",

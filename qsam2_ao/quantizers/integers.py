@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import QConfigError
 from .grids import Grid
 
+_SIGNED = (torch.int8, torch.qint8)
+
 
 class IntegerCodes(NamedTuple):
     """A grid in integers: a value is ``(code - zero_point) * scale``."""
@@ -20,6 +22,23 @@ class IntegerCodes(NamedTuple):
     quant_min: int
     quant_max: int
     dtype: torch.dtype
+
+
+def integer_range(grid: Grid, dtype: torch.dtype) -> tuple[int, int]:
+    """Smallest and largest integer code of a grid.
+
+    Args:
+        grid: The grid.
+        dtype: torch.int8 or torch.uint8, or torch.ao's names of them; it need not have that many codes.
+
+    Example:
+        >>> integer_range(weight_grid("midrise", 2), torch.int8)
+        (-3, 3)
+    """
+    signed = dtype in _SIGNED
+    steps = grid.steps * _steps_per_level(grid)
+    low = 0 if not signed else -steps // 2 if grid.zero_centred else -(2 ** (grid.bits - 1))
+    return low, low + steps
 
 
 def integer_codes(grid: Grid, scale: Tensor, zero_point: Tensor, dtype: torch.dtype, who: str) -> IntegerCodes:
@@ -51,15 +70,18 @@ def integer_codes(grid: Grid, scale: Tensor, zero_point: Tensor, dtype: torch.dt
             f"{who}: the zero points of grid='mean' lie between its codes, which torch's quantized operations cannot "
             "hold; choose grid='midrise', 'symmetric' or 'asymmetric', or convert with this package's packed weights"
         )
-    signed = dtype in (torch.int8, torch.qint8)
-    steps = 2 if grid.name == "midrise" else 1
-    low = 0 if not signed else -grid.steps * steps // 2 if grid.zero_centred else -(2 ** (grid.bits - 1))
-    high = low + grid.steps * steps
-    dtype = torch.int8 if signed else torch.uint8
+    low, high = integer_range(grid, dtype)
+    dtype = torch.int8 if dtype in _SIGNED else torch.uint8
     if high > torch.iinfo(dtype).max:
         raise QConfigError(
             f"{who}: the {grid.bits}-bit grid {grid.name!r} takes codes from {low} to {high}, too many for {dtype}; "
             "choose grid='symmetric' or 'asymmetric', or at most 7 bits"
         )
-    zeros = torch.round((zero_point - grid.quant_min) * steps + low).to(torch.int32)
-    return IntegerCodes(scale / steps, zeros, low, high, dtype)
+    per_level = _steps_per_level(grid)
+    zeros = torch.round((zero_point - grid.quant_min) * per_level + low).to(torch.int32)
+    return IntegerCodes(scale / per_level, zeros, low, high, dtype)
+
+
+def _steps_per_level(grid: Grid) -> int:
+    """Integer codes from one level to the next."""
+    return 2 if grid.name == "midrise" else 1

@@ -94,21 +94,30 @@ def _on_grid(quantizer: LSCFakeQuantize, graph: fx.GraphModule, source: fx.Node)
         raise NonFiniteError(f"{quantizer.who}: the weight has NaN or infinite values; the training may have diverged")
     with torch.no_grad():
         scale, zero_point = quantizer.qparams_for(weight)
-    wide = (broadcast_qparam(qparam, weight.shape, quantizer.group_size) for qparam in (scale, zero_point))
-    rounded = fake_quantize_affine(weight, *wide, quantizer.quant_min, quantizer.quant_max).to(weight.dtype)
-    if source.target is not torch.ops.aten.mul.Tensor:
-        with graph.graph.inserting_before(source):
-            return _constant(graph, f"{source.name}_on_grid", rounded, source), scale, zero_point
-    # A convolution's weight times the factor of the batch normalization behind it, into which torchao folds that
-    # factor after this: the weight itself is changed so that the product is on the grid.
-    inner, factor = source.args
-    assert isinstance(inner, fx.Node) and isinstance(factor, fx.Node)
-    before, factors = constant_value(graph, inner), constant_value(graph, factor)
-    assert before is not None and factors is not None
+    wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, quantizer.group_size) for t in (scale, zero_point))
+    codes = (quantizer._grid.quant_min, quantizer._grid.quant_max)
+    rounded = fake_quantize_affine(weight, wide_scale, wide_zero, *codes).to(weight.dtype)
+    if source.target is torch.ops.aten.mul.Tensor and len(source.all_input_nodes) == 2:
+        _scale_to(graph, source, rounded)
+        return source, scale, zero_point
     with graph.graph.inserting_before(source):
-        value = torch.where(factors != 0, rounded / factors, before)
-        source.replace_input_with(inner, _constant(graph, f"{inner.name}_on_grid", value, inner))
-    return source, scale, zero_point
+        return _constant(graph, f"{source.name}_on_grid", rounded, source), scale, zero_point
+
+
+def _scale_to(graph: fx.GraphModule, product: fx.Node, value: Tensor) -> None:
+    """Change the first factor of a product of constants so that the product has a value.
+
+    A convolution's weight times the factor of the batch normalization behind it is such a product: torchao looks for
+    it after the quantizers are replaced, and folds the factor into the weight.
+    """
+    first, second = product.all_input_nodes
+    before, factor = constant_value(graph, first), constant_value(graph, second)
+    assert before is not None
+    assert factor is not None
+    with graph.graph.inserting_before(product):
+        name = f"{first.name}_on_grid"
+        changed = _constant(graph, name, torch.where(factor != 0, value / factor, before), first)
+    product.replace_input_with(first, changed)
 
 
 def _constant(graph: fx.GraphModule, name: str, value: Tensor, like: fx.Node | None = None) -> fx.Node:

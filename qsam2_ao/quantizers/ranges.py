@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -28,6 +29,30 @@ class RangedFakeQuantize(Protocol):
 
     def calibrating(self) -> AbstractContextManager[None]:
         """Collect what an activation's range starts from, passing the input through, in any mode."""
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Start the input ranges of all quantizers of a model from what they see in the block, in any mode.
+
+    Inputs are not quantized meanwhile, weights are. A quantizer that sees nothing is left as it was.
+
+    Args:
+        model: A prepared model, whatever it was prepared by.
+
+    Raises:
+        NonFiniteError: An input held NaN or infinity, naming its quantizer.
+
+    Example:
+        >>> with calibrating(prepared), torch.no_grad():
+        ...     for batch in batches:
+        ...         prepared(batch)
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, RangedFakeQuantize) and not getattr(module, "is_weight", False):
+                stack.enter_context(module.calibrating())
+        yield
 
 
 def range_parameters(model: nn.Module) -> list[nn.Parameter]:
