@@ -25,7 +25,7 @@ from .lowering.deploy import deploy_part
 from .lowering.plan import LayerPlan
 from .prepare import prepare_qsam2
 from .qconfig import QConfigLike
-from .quantizers import broadcast_qparam
+from .quantizers import LSCFakeQuantize, broadcast_qparam
 from .tensors.packed import PackedIntxTensor
 
 
@@ -167,6 +167,8 @@ def _qparams(quantizer: FakeQuantizeBase) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the last forward; torch.ao's quantizers would estimate new ones on request."""
     if isinstance(quantizer, FakeQuantize):
         scale, zero_point = quantizer.scale, quantizer.zero_point
+    elif isinstance(quantizer, LSCFakeQuantize):
+        scale, zero_point = quantizer.qparams()
     else:
         scale, zero_point = cast(Any, quantizer).calculate_qparams()
     return torch.atleast_1d(scale.detach().float()), torch.atleast_1d(zero_point.detach().float())

@@ -130,8 +130,11 @@ def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
     Raises:
         QConfigError: Its codes do not fit in 8 bits.
     """
-    observer: Any = getattr(quantizer, "activation_post_process", quantizer)
-    quant_min, quant_max = int(observer.quant_min), int(observer.quant_max)
+    if isinstance(quantizer, LSCFakeQuantize):
+        quant_min, quant_max = quantizer.codes
+    else:
+        observer: Any = getattr(quantizer, "activation_post_process", quantizer)
+        quant_min, quant_max = int(observer.quant_min), int(observer.quant_max)
     bits = max(2, (quant_max - quant_min).bit_length())
     if bits > 8:
         raise QConfigError(f"{where}: {bits}-bit codes ({quant_min}..{quant_max}) do not fit in 8 bits")

@@ -61,7 +61,7 @@ def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> No
     for plan in converted.qsam2_plan:
         learned = prepared.get_submodule(plan.part).get_submodule(plan.activation)
         deployed = converted.get_submodule(plan.part).get_submodule(plan.activation)
-        scale, zero_point = learned.calculate_qparams()
+        scale, zero_point = learned.qparams()
         assert torch.equal(deployed.scale, scale)
         assert torch.equal(deployed.zero_point, zero_point)
         assert float(zero_point) == int(zero_point)

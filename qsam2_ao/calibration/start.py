@@ -66,14 +66,13 @@ def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tenso
     for multiple in _MULTIPLES:
         candidate_alpha = started * multiple
         _set_alpha(quantizer, candidate_alpha)
-        scale, zero_point = (broadcast_qparam(t, flat, quantizer.group_size) for t in quantizer.calculate_qparams())
+        scale, zero_point = (broadcast_qparam(t, flat, quantizer.group_size) for t in quantizer.qparams())
         candidate = gptq_round(
             weight,
             gram,
             scale,
             zero_point,
-            quantizer.quant_min,
-            quantizer.quant_max,
+            *quantizer.codes,
             name=name,
             compensation=compensation,
         ).reshape(flat)

@@ -21,6 +21,7 @@ from .flags import CachedFlags, FiniteCheck, non_finite
 from .function import LSCFunction, Settings, SharedInput
 from .grids import ClipRange, Grid, RangeStats, activation_grid, weight_grid
 from .host import LARGEST_LOG_ALPHA, NumberRange, clip_numbers, number_statistics, on_host
+from .integers import integer_codes, integer_range
 from .mse import search_alpha
 from .pool import Pool
 from .pt2e import insert_quantize_dequantize
@@ -51,7 +52,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     ``alpha_bar``, the running average of alpha, whose gradient goes straight to alpha.
 
     Weights: the statistics are those of the tensor passed in, in training and in eval, and the buffers cache
-    the last ones, so that :meth:`calculate_qparams` after a forward gives what that forward used. Their shape
+    the last ones, so that :meth:`qparams` after a forward gives what that forward used. Their shape
     follows the weight: call :meth:`initialize` before making an optimizer. A state dict sizes a module that
     has no shape yet.
 
@@ -146,14 +147,14 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.granularity = granularity
         self.group_size = group_size
         self.grid = self._grid.name
-        self.quant_min = self._grid.quant_min
-        self.quant_max = self._grid.quant_max
-        self._settings = Settings(self.quant_min, self.quant_max, granularity, group_size, one_sided=not is_weight)
+        codes = (self._grid.quant_min, self._grid.quant_max)
+        self._settings = Settings(*codes, granularity, group_size, one_sided=not is_weight)
         self.momentum = momentum
         self.stats_momentum = stats_momentum
         self.name = name
-        # What torch.ao's FX mode looks at.
+        # What torch.ao looks at: the integer codes that its dtype holds the grid in.
         self.dtype = torch.qint8 if is_weight else torch.quint8
+        self.quant_min, self.quant_max = integer_range(self._grid, self.dtype)
         self.is_dynamic = False
         self.ch_axis = -1 if granularity == "tensor" else 0
         symmetric = self._grid.zero_centred
@@ -331,7 +332,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         Args:
             weight: The weight in place of the one that the range was started from, of its shape.
         """
-        scale, _ = self.calculate_qparams()
+        scale, _ = self.qparams()
         stats = self._weight_statistics(weight)
         self._store(stats)
         alpha = torch.where(stats.std > 0, scale * self._grid.steps / (2 * stats.std), self.alpha_bar)
@@ -515,15 +516,18 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         scale, zero_point = torch.tensor([[clip.scale], [clip.zero_point]], dtype=torch.float32)
         return scale, zero_point
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """Smallest and largest code of the grid that :meth:`qparams` is about."""
+        return self._grid.quant_min, self._grid.quant_max
+
     @torch.no_grad()
-    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the last forward, from the stored statistics and alpha_bar.
 
-        Args:
-            **kwargs: None are used; torch.ao's signature.
-
         Returns:
-            Scale and zero point, float32, shape [1], [out] or [out, n_groups].
+            Scale and zero point, float32, shape [1], [out] or [out, n_groups]. The zero point of a weight may lie
+            between two codes.
 
         Raises:
             CalibrationError: The range was never started.
@@ -534,6 +538,23 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         scale, zero_point = self._tensors(self._range())
         if not bool(torch.isfinite(scale).all() & torch.isfinite(zero_point).all()):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
+        return scale, zero_point
+
+    def calculate_qparams(self, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """:meth:`qparams` as torch.ao needs them: for the integer codes ``quant_min`` to ``quant_max`` of ``dtype``.
+
+        Args:
+            **kwargs: None are used; torch.ao's signature.
+
+        Returns:
+            Scale, float32, and zero point, int32, in the shape of :meth:`qparams`.
+
+        Raises:
+            QConfigError: The grid has no such codes.
+            CalibrationError: The range was never started.
+            NonFiniteError: The stored state is not finite.
+        """
+        scale, zero_point, *_ = integer_codes(self._grid, *self.qparams(), self.dtype, self.who)
         return scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
@@ -610,7 +631,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         log_alpha = self.log_alpha
         sharing = elements / log_alpha.numel()
-        share = float(learning) / math.sqrt(sharing * self.quant_max)
+        share = float(learning) / math.sqrt(sharing * self._settings.quant_max)
         if isinstance(clip, NumberRange):
             return clip.scale_per_alpha * share * self._alpha_number()
         return clip.scale_per_alpha * share * log_alpha.detach().exp()

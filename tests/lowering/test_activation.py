@@ -39,7 +39,7 @@ def test_equals_the_trained_quantizer_in_eval_to_the_bit(bits: int, dtype: torch
     for _ in range(3):
         trained(torch.randn(64, 32, generator=generator) * 3 + 1)
     trained.eval()
-    deployed = ActivationQuantizer(trained.quant_min, trained.quant_max, *trained.calculate_qparams())
+    deployed = ActivationQuantizer(*trained.codes, *trained.qparams())
     assert deployed.bits == bits
     x = (torch.randn(200, 32, generator=generator) * 5).to(dtype)
     with torch.no_grad():

@@ -35,10 +35,10 @@ def weight_quantizer(weight, bits=4, **settings):
 
 
 def deployed(quantizer, x):
-    scale, zero_point = quantizer.calculate_qparams()
+    scale, zero_point = quantizer.qparams()
     scale = broadcast_qparam(scale, tuple(x.shape), quantizer.group_size)
     zero_point = broadcast_qparam(zero_point, tuple(x.shape), quantizer.group_size)
-    codes = quantize_affine(x, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
+    codes = quantize_affine(x, scale, zero_point, *quantizer.codes)
     return dequantize_affine(codes, scale, zero_point).to(x.dtype)
 
 
@@ -76,13 +76,11 @@ def test_quantized_weights_lie_on_the_grid(bits, grid, granularity, out, inputs,
     quantizer = weight_quantizer(weight, bits, grid=grid, granularity=granularity[0], group_size=granularity[1])
     quantized = quantizer.eval()(weight)
     assert torch.equal(quantized, deployed(quantizer, weight))
-    scale, zero_point = (
-        broadcast_qparam(t, tuple(weight.shape), granularity[1]) for t in quantizer.calculate_qparams()
-    )
-    codes = quantize_affine(quantized, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
+    scale, zero_point = (broadcast_qparam(t, tuple(weight.shape), granularity[1]) for t in quantizer.qparams())
+    codes = quantize_affine(quantized, scale, zero_point, *quantizer.codes)
     # Quantizing again gives the same codes, and inside the range the error is at most half a step.
-    assert torch.equal(codes, quantize_affine(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max))
-    inside = (codes > quantizer.quant_min) & (codes < quantizer.quant_max)
+    assert torch.equal(codes, quantize_affine(weight, scale, zero_point, *quantizer.codes))
+    inside = (codes > quantizer.codes[0]) & (codes < quantizer.codes[1])
     assert bool(((quantized - weight).abs() <= scale * 0.5001 + 1e-6 * spread)[inside].all())
     # Monotone: a larger weight of the same scale never becomes smaller.
     if granularity[0] == "tensor":
@@ -93,7 +91,7 @@ def test_quantized_weights_lie_on_the_grid(bits, grid, granularity, out, inputs,
 def test_two_bits_have_four_symmetric_levels():
     weight = torch.randn(1, 1000)
     quantizer = weight_quantizer(weight, 2)
-    scale, zero_point = quantizer.calculate_qparams()
+    scale, zero_point = quantizer.qparams()
     assert zero_point.item() == 1.5
     levels = (quantizer(weight) / scale).unique()
     assert levels.tolist() == pytest.approx([-1.5, -0.5, 0.5, 1.5])
@@ -127,7 +125,7 @@ def test_granularities_have_the_contracted_shapes():
         ({"granularity": "channel"}, (6,)),
         ({"granularity": "group", "group_size": 8}, (6, 3)),
     ]:
-        scale, zero_point = weight_quantizer(weight, **settings_).calculate_qparams()
+        scale, zero_point = weight_quantizer(weight, **settings_).qparams()
         assert scale.shape == zero_point.shape == shape
         assert scale.dtype == zero_point.dtype == torch.float32
 
@@ -276,7 +274,7 @@ def test_disable_fake_quant_still_observes_in_training_and_is_the_identity_in_ev
 def test_frozen_weight_range_ignores_the_live_weight():
     weight = torch.randn(4, 20)
     quantizer = weight_quantizer(weight)
-    scale, _ = quantizer.calculate_qparams()
+    scale, _ = quantizer.qparams()
     quantizer.disable_observer()
     assert torch.equal(quantizer.qparams_for(weight * 7)[0], scale)
 
@@ -290,7 +288,7 @@ def test_eval_before_any_data_names_the_layer():
     with pytest.raises(CalibrationError, match=r"trunk\.blocks\.0\.attn\.qkv.*calibrat"):
         quantizer(torch.randn(3))
     with pytest.raises(CalibrationError, match=r"trunk\.blocks\.0\.attn\.qkv"):
-        quantizer.calculate_qparams()
+        quantizer.qparams()
 
 
 def test_calibrating_passes_through_and_uses_all_batches():
@@ -389,7 +387,7 @@ def test_non_finite_weight_names_the_layer():
     with pytest.raises(NonFiniteError, match=r"attn\.proj"):
         quantizer(torch.full((3, 4), float("nan")))
     with pytest.raises(NonFiniteError, match=r"attn\.proj.*diverged"):
-        quantizer.calculate_qparams()
+        quantizer.qparams()
 
 
 @pytest.mark.parametrize(
@@ -547,13 +545,13 @@ def test_state_stays_float32_when_the_model_is_cast():
     layer = Layer()
     x = torch.randn(10, 16)
     layer(x)
-    before = [t.clone() for t in layer.input_fake_quant.calculate_qparams()]
+    before = [t.clone() for t in layer.input_fake_quant.qparams()]
     layer.bfloat16()
     assert layer.linear.weight.dtype == torch.bfloat16
     assert layer(x.bfloat16()).dtype == torch.bfloat16
     layer.eval()
     layer.input_fake_quant.disable_observer()
-    assert {t.dtype for t in layer.weight_fake_quant.calculate_qparams()} == {torch.float32}
+    assert {t.dtype for t in layer.weight_fake_quant.qparams()} == {torch.float32}
     assert before[0].dtype == layer.input_fake_quant.log_alpha.dtype == torch.float32
 
 

@@ -84,18 +84,17 @@ def test_equals_the_trained_weight_quantizer_in_eval_to_the_bit(bits: int, grid:
     weight = x_of(6, 4, 3, 3)
     trained(weight)
     trained.eval()
-    scale, zero_point = trained.calculate_qparams()
+    scale, zero_point = trained.qparams()
     with torch.no_grad():
         fake_quantized = trained(weight)
     codes = quantize_affine(
         weight,
         broadcast_qparam(scale, weight.shape, group),
         broadcast_qparam(zero_point, weight.shape, group),
-        trained.quant_min,
-        trained.quant_max,
+        *trained.codes,
     )
     packed = PackedIntxTensor.from_codes(
-        (codes - trained.quant_min).to(torch.uint8), scale, zero_point - trained.quant_min, bits, group
+        (codes - trained.codes[0]).to(torch.uint8), scale, zero_point - trained.codes[0], bits, group
     )
     assert torch.equal(packed.dequantize(), fake_quantized)
 

@@ -133,7 +133,7 @@ class _RangeRecord:
             for name, quantizer in (kind[0], kind[len(kind) // 2], kind[-1]) if kind else ():
                 short = name.removesuffix(".weight_fake_quant")
                 self.alphas.setdefault(short, []).append(float(quantizer.alpha_bar.mean()))
-                self.scales.setdefault(short, []).append(float(quantizer.calculate_qparams()[0].mean()))
+                self.scales.setdefault(short, []).append(float(quantizer.qparams()[0].mean()))
 
     def clips(self) -> dict[str, list[float]]:
         return {name: [value / values[0] for value in values] for name, values in self.scales.items()}

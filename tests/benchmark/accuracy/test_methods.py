@@ -5,6 +5,7 @@ import pytest
 from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
 from qsam2_ao.benchmark.accuracy.plan import TRAINED, UNTRAINED, full_plan, quick_plan, select
 from qsam2_ao.errors import QConfigError
+from qsam2_ao.fake_quant import code_range
 
 
 def test_settings_by_name():
@@ -22,7 +23,7 @@ def test_every_method_has_the_same_bits_everywhere(name):
         recipe = METHODS[name].recipe(setting)
         for mapping in recipe.values():
             weight = mapping.global_qconfig.weight()
-            assert weight.quant_max - weight.quant_min in (2**setting.weight_bits - 1, 2**setting.weight_bits - 2)
+            assert code_range(weight, name)[2] == setting.weight_bits
             edges = {qconfig.weight().quant_max for qconfig in mapping.module_name_regex_qconfigs.values()}
             assert edges <= {127, 255}
 
