@@ -24,7 +24,7 @@ from .models.embedded import build_embedded, load_embedded
 from .models.official import build_official
 from .prepare import calibrate_activations, prepare_qsam2
 from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
-from .quantizers import LSCFakeQuantize
+from .quantizers import LSCFakeQuantize, snap_weights
 from .reporting.coverage import CoverageReport, coverage_report
 from .reporting.speed import layer_times
 from .tensors import PackedIntxTensor
@@ -55,6 +55,7 @@ __all__ = [
     "preset_qconfig",
     "rehouse",
     "save_qsam2",
+    "snap_weights",
     "solve_vrc",
     "trace_regions",
 ]

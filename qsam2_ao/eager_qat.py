@@ -260,7 +260,7 @@ def _convert(module: Any) -> nn.Module:
     del module.weight_fake_quantizer, module.activation_fake_quantizer
     module.__class__ = float_class
     if input_quantizer is not None:
-        scale, zero_point = input_quantizer.calculate_qparams()
+        scale, zero_point = input_quantizer.qparams()
         grid = input_quantizer._grid
         module.__class__ = _QUANTIZED_INPUT[float_class]
         module.input_quantizer = ActivationQuantizer(grid.quant_min, grid.quant_max, scale, zero_point)

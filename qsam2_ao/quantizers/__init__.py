@@ -9,6 +9,7 @@ from .affine import (
 )
 from .lsc import LSCFakeQuantize
 from .ranges import RangedFakeQuantize, calibrating, range_parameters
+from .snapping import snap_weights
 
 __all__ = [
     "LSCFakeQuantize",
@@ -20,4 +21,5 @@ __all__ = [
     "fake_quantize_affine",
     "quantize_affine",
     "range_parameters",
+    "snap_weights",
 ]

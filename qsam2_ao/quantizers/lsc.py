@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,6 +16,7 @@ from torch.ao.quantization import FakeQuantizeBase as AOFakeQuantizeBase
 from torchao.quantization.pt2e import FakeQuantizeBase as PT2EFakeQuantizeBase
 
 from ..errors import CalibrationError, NonFiniteError, QConfigError
+from .affine import broadcast_qparam, fake_quantize_affine
 from .compiled import observe_outside, training_range
 from .constructor import QuantizerConstructor, check_spec, is_per_tensor
 from .flags import CachedFlags, FiniteCheck, non_finite
@@ -27,6 +29,7 @@ from .pool import Pool
 from .pt2e import insert_quantize_dequantize
 from .sampling import CalibrationSample, even_sample
 from .shared import SharedOutput, recomputing
+from .snapping import snap_weights
 from .statistics import (
     check_granularity,
     merge_across_ranks,
@@ -35,6 +38,7 @@ from .statistics import (
     world_size,
 )
 from .step import REGISTER, Step
+from .torch_ao import refuse_wrong_conversion
 
 _STATISTICS = ("mean", "std", "low", "high")
 _RUNNING = (*_STATISTICS, "alpha_bar")
@@ -109,6 +113,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     initialized: Tensor
     step: Step | None
     _alpha_then: Tensor
+    snapped: bool = False
+    """Whether :meth:`snap` was called last, and no training since."""
 
     def __init__(
         self,
@@ -210,6 +216,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self._remember_alpha()
         for key in _FLAGS:
             self._flag(key)
+        self.snapped = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSCFakeQuantize:
         # Ranges stay float32 when the model is cast to a shorter type.
@@ -231,6 +238,12 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Let the ranges follow the data and alpha, or freeze them."""
         super().enable_observer(enabled)
         self._flag("observer_enabled")
+        self.snapped = self.snapped and not enabled
+
+    def train(self, mode: bool = True) -> LSCFakeQuantize:
+        """Set the mode; a weight that trains leaves its grid."""
+        self.snapped = self.snapped and not mode
+        return super().train(mode)
 
     def _flag(self, key: str) -> bool:
         return self._flags.read(key, cast(Tensor, self._buffers[key]))
@@ -550,12 +563,35 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             Scale, float32, and zero point, int32, in the shape of :meth:`qparams`.
 
         Raises:
-            QConfigError: The grid has no such codes.
+            QConfigError: The grid has no such codes, or torch.ao's conversion asks and would make other values of them.
             CalibrationError: The range was never started.
             NonFiniteError: The stored state is not finite.
         """
         scale, zero_point, *_ = integer_codes(self._grid, *self.qparams(), self.dtype, self.who)
+        refuse_wrong_conversion(self, sys._getframe(1).f_globals.get("__name__", ""))
         return scale, zero_point
+
+    @torch.no_grad()
+    def snap(self, weight: Tensor) -> Tensor:
+        """Put a weight on the grid as in eval, and freeze the range at it, for a conversion that rounds it anew.
+
+        Args:
+            weight: [out, ...].
+
+        Returns:
+            The weight on the grid, in its dtype.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the weight.
+        """
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(f"{self.who}: the weight has NaN or infinite values; the training may have diverged")
+        scale, zero_point = (
+            broadcast_qparam(t, weight.shape, self.group_size) for t in self.eval().qparams_for(weight)
+        )
+        self.disable_observer()
+        self.snapped = True
+        return fake_quantize_affine(weight, scale, zero_point, *self.codes).to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize ``x``.
@@ -640,9 +676,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """Replace a call of this quantizer in a graph by quantize and dequantize operations; torchao calls it.
 
         Args:
-            model: The graph that torchao's ``convert_pt2e`` converts.
+            model: The graph that torchao's ``convert_pt2e``, or torch.ao's decomposed reference, converts.
             observer_node: The call.
         """
+        snap_weights(model)  # torch.ao's decomposed reference has weights in layers, and rounds them after this
         insert_quantize_dequantize(self, model, observer_node)
 
     def extra_repr(self) -> str:

@@ -64,7 +64,7 @@ def insert_quantize_dequantize(quantizer: LSCFakeQuantize, graph: fx.GraphModule
     if quantizer.is_weight:
         source, scale, zero_point = _on_grid(quantizer, graph, source)
     else:
-        scale, zero_point = quantizer.calculate_qparams()
+        scale, zero_point = quantizer.qparams()
     codes = integer_codes(quantizer._grid, scale, zero_point, quantizer.code_dtype, quantizer.who)
     with graph.graph.inserting_before(node):
         settings: tuple[Any, ...] = (codes.quant_min, codes.quant_max, codes.dtype)
