@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torchao.quantization.pt2e.graph_utils import collect_producer_nodes
+
+from ..quantizers.pt2e import is_constant
 
 _aten = torch.ops.aten
 # Operation -> the module that stands for it in a QConfigMapping's rules for types.
@@ -80,7 +81,7 @@ def exported_layers(graph: fx.GraphModule, path: str = "") -> list[ExportedLayer
     for node in graph.graph.nodes:
         for index in (1,) if node.target in _QUANTIZED else _FLOAT.get(node.target, ()):
             weight = node.args[index]
-            if isinstance(weight, fx.Node) and collect_producer_nodes(weight) is not None:
+            if isinstance(weight, fx.Node) and is_constant(weight):
                 name = ".".join(part for part in (path, _name(node, weight)) if part)
                 layers.append(ExportedLayer(name, node, _QUANTIZED.get(node.target)))
                 break

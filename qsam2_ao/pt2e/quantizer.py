@@ -84,7 +84,7 @@ class QSAM2Quantizer(Quantizer):
             if qconfig is None:
                 self.left_in_float[layer.name] = reason
                 continue
-            specs: dict[fx.Node, Any] = {}
+            specs: dict[fx.Node, Any] = {layer.input: None}  # torchao counts on the input coming first
             for source, constructor in ((layer.input, qconfig.activation), (layer.weight, qconfig.weight)):
                 spec = _spec(constructor, source is layer.weight, layer.name)
                 if spec is None:

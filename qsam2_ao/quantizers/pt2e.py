@@ -29,12 +29,26 @@ def constant_value(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     Returns:
         Its value without gradients, or None where it depends on an input of the graph.
     """
-    producers = collect_producer_nodes(node)
-    if producers is None:
+    if not is_constant(node):
         return None
+    producers = collect_producer_nodes(node)
+    assert producers is not None
     with torch.no_grad():
         value: Tensor = graph_module_from_producer_nodes(graph, producers)()
     return value.detach()
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether a node depends on no input of the graph."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "placeholder":
+            return False
+        new = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(new)
+        waiting += new
+    return True
 
 
 def insert_quantize_dequantize(quantizer: LSCFakeQuantize, graph: fx.GraphModule, node: fx.Node) -> None:
