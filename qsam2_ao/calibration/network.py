@@ -85,7 +85,8 @@ def calibrate_network(
         raise CalibrationError("the network has no linear layer or 1x1 convolution to calibrate")
     factory = LSCFakeQuantize.with_args(bits=bits, is_weight=True)
     report = VRCReport([], images=count)
-    for chunk in _chunks(layers, max_gram_bytes):
+    chunks = list(_chunks(layers, max_gram_bytes))
+    for chunk in chunks:
         observers = {
             name: VRCObserver(
                 "nchw" if layers[name].weight.dim() == 4 else "last",
@@ -107,7 +108,7 @@ def calibrate_network(
                 damping=damping,
                 tolerance=tolerance,
             )
-        report.passes += 1
+    report.passes = len(chunks)
     return calibrated, report
 
 
