@@ -38,7 +38,7 @@ from .statistics import (
     world_size,
 )
 from .step import REGISTER, Step
-from .torch_ao import refuse_wrong_conversion
+from .torch_ao import check_conversion, is_depthwise
 
 _STATISTICS = ("mean", "std", "low", "high")
 _RUNNING = (*_STATISTICS, "alpha_bar")
@@ -115,6 +115,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     _alpha_then: Tensor
     snapped: bool = False
     """Whether :meth:`snap` was called last, and no training since."""
+    _depthwise: bool = False
 
     def __init__(
         self,
@@ -568,7 +569,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             NonFiniteError: The stored state is not finite.
         """
         scale, zero_point, *_ = integer_codes(self._grid, *self.qparams(), self.dtype, self.who)
-        refuse_wrong_conversion(self, sys._getframe(1).f_globals.get("__name__", ""))
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("torch.ao."):
+            check_conversion(self, caller, self._depthwise)
         return scale, zero_point
 
     @torch.no_grad()
@@ -620,6 +623,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             if earlier is not None:
                 return earlier
             share = self._shared.wanted()
+        self._depthwise = self.is_weight and is_depthwise(x)
         clip = self._current_range(x)
         if not quantizing:
             return x

@@ -29,6 +29,7 @@ def snap_weights(model: nn.Module) -> None:
         >>> snap_weights(prepared.eval())
         >>> quantized = convert_fx(prepared)
     """
+    layer: Any
     for layer in model.modules():
         quantizer: Any = getattr(layer, "weight_fake_quant", None)
         if not getattr(quantizer, "snapped", True):  # LSC's alone say whether they are
