@@ -17,8 +17,10 @@ from .compat import arrange_repairs as _arrange_repairs
 if TYPE_CHECKING:
     from .calibration import VRCObserver, VRCReport, calibrate_qsam2, solve_vrc
     from .calibration.equalize import equalize_qsam2
+    from .calibration.network import calibrate_network
     from .checkpoint import load_qsam2, save_qsam2
     from .convert import convert_qsam2
+    from .eager_qat import LSCActivationConfig, LSCQATConfig, LSCWeightConfig
     from .errors import QSAM2Error
     from .graph import REGIONS, trace_regions
     from .lowering.compiled import compile_qsam2
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from .models.embedded import build_embedded, load_embedded
     from .models.official import build_official
     from .prepare import calibrate_activations, prepare_qsam2
+    from .pt2e import QSAM2Quantizer
     from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
-    from .quantizers import LSCFakeQuantize, snap_weights
+    from .quantizers import LSCFakeQuantize, calibrating, snap_weights
     from .reporting.coverage import CoverageReport, coverage_report
     from .reporting.speed import layer_times
     from .tensors import PackedIntxTensor
@@ -37,15 +40,21 @@ __all__ = [
     "PRESETS",
     "REGIONS",
     "CoverageReport",
+    "LSCActivationConfig",
     "LSCFakeQuantize",
+    "LSCQATConfig",
+    "LSCWeightConfig",
     "PackedIntxTensor",
     "QSAM2Error",
+    "QSAM2Quantizer",
     "VRCObserver",
     "VRCReport",
     "build_embedded",
     "build_official",
     "calibrate_activations",
+    "calibrate_network",
     "calibrate_qsam2",
+    "calibrating",
     "compile_qsam2",
     "convert_qsam2",
     "coverage_report",
@@ -66,17 +75,23 @@ __all__ = [
 
 _HOMES = {
     "CoverageReport": "reporting.coverage",
+    "LSCActivationConfig": "eager_qat",
     "LSCFakeQuantize": "quantizers",
+    "LSCQATConfig": "eager_qat",
+    "LSCWeightConfig": "eager_qat",
     "PRESETS": "qconfig",
     "PackedIntxTensor": "tensors",
     "QSAM2Error": "errors",
+    "QSAM2Quantizer": "pt2e",
     "REGIONS": "graph",
     "VRCObserver": "calibration",
     "VRCReport": "calibration",
     "build_embedded": "models.embedded",
     "build_official": "models.official",
     "calibrate_activations": "prepare",
+    "calibrate_network": "calibration.network",
     "calibrate_qsam2": "calibration",
+    "calibrating": "quantizers",
     "compile_qsam2": "lowering.compiled",
     "convert_qsam2": "convert",
     "coverage_report": "reporting.coverage",

@@ -154,9 +154,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.granularity = granularity
         self.group_size = group_size
         self.grid = self._grid.name
-        self._settings = Settings(
-            self._grid.quant_min, self._grid.quant_max, granularity, group_size, one_sided=not is_weight
-        )
+        codes = (self._grid.quant_min, self._grid.quant_max)
+        self._settings = Settings(*codes, granularity, group_size, one_sided=not is_weight)
         self.momentum = momentum
         self.stats_momentum = stats_momentum
         self.name = name

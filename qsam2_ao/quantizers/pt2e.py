@@ -109,8 +109,7 @@ def _on_grid(quantizer: LSCFakeQuantize, graph: fx.GraphModule, source: fx.Node)
     with torch.no_grad():
         scale, zero_point = quantizer.qparams_for(weight)
     wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, quantizer.group_size) for t in (scale, zero_point))
-    codes = (quantizer._grid.quant_min, quantizer._grid.quant_max)
-    rounded = fake_quantize_affine(weight, wide_scale, wide_zero, *codes).to(weight.dtype)
+    rounded = fake_quantize_affine(weight, wide_scale, wide_zero, *quantizer.codes).to(weight.dtype)
     if source.target is torch.ops.aten.mul.Tensor and len(source.all_input_nodes) == 2:
         _scale_to(graph, source, rounded)
         return source, scale, zero_point

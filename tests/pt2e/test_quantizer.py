@@ -201,7 +201,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(rule, message):
 
 def test_evaluation_moves_no_range():
     x = images()
-    prepared = prepare_qat_pt2e(exported(network("conv_net"), x), QSAM2Quantizer("w4a8"))
+    prepared = prepare_qat_pt2e(exported(network("plain_conv_net"), x), QSAM2Quantizer("w4a8"))
     train(prepared, [x])
     eval_exported(prepared)
     with torch.no_grad():
