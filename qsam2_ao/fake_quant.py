@@ -187,7 +187,7 @@ def _checked_qconfig(qconfig: QConfig, where: str) -> QConfig:
         return QConfig(activation=PlaceholderObserver, weight=qconfig.weight)
     dtype = getattr(activation, "dtype", None)
     raise QConfigError(
-        f"{where}: its QConfig makes a {type(activation).__name__}{f' of {dtype}' if dtype else ''} for the input; "
+        f"{where}: its QConfig makes a {type(activation).__name__} for the input{f' ({dtype})' if dtype else ''}; "
         "training needs a fake-quantizer there, or a PlaceholderObserver (of float32) to keep the input as it is"
     )
 

@@ -82,9 +82,9 @@ def prepare_qsam2(
     """
     recipe = resolve_qconfig(qconfig)
     parts = find_parts(model, recipe)
-    check_rules(recipe, model)
     if hasattr(model, "qsam2_info"):
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
+    check_rules(recipe, model)
     _check_finite(model)
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     info: dict[str, Any] = {

@@ -93,12 +93,12 @@ def _check_name(name: str, found: dict[str, nn.Module], model: nn.Module, where:
     if name not in modules:
         closest = difflib.get_close_matches(name, modules, n=1)
         raise QConfigError(
-            f"set_module_name: the model has no module {name!r}"
-            + (f"; did you mean {closest[0]!r}?" if closest else "; see model.named_modules() for its names")
+            f"set_module_name: {name!r} names no layer of the model"
+            + (f"; did you mean {closest[0]!r}?" if closest else ", see model.named_modules()")
         )
     if not is_float:
         raise QConfigError(
-            f"set_module_name: {name} has no {_QUANTIZED} {where}, where its rule is; this package quantizes those "
+            f"set_module_name: {name!r} has no {_QUANTIZED} {where}, where its rule is; this package quantizes those "
             "alone, so give another name, or move the rule to the mapping of its region"
         )
 
