@@ -95,6 +95,33 @@ def test_same_seed_same_bits_and_global_generator_untouched():
     assert not torch.equal(first.linear.weight, other.linear.weight)
 
 
+class Gather(nn.Module):
+    """Rows taken several times, as the features of a frame are for each of its objects."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(576, 16, 32, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, batch):
+        return self.rows[:, torch.arange(4).repeat(3)] * batch
+
+
+def test_a_larger_model_repeats_on_several_threads(monkeypatch):
+    monkeypatch.setattr("qsam2_ao.threads.SMALL_PARAMETERS", 0)
+    weight = torch.randn(12, 32, 576, generator=torch.Generator().manual_seed(1)).permute(2, 0, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        models = [Gather() for _ in range(5)]
+        for model in models:
+            train(model, lambda first: [weight] * 4, lambda y, b: y.square().mean(), steps=4, progress=False)
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    for model in models[1:]:
+        assert_equal_states(models[0].state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("stop_at", [1, 7, 19])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
     whole = Noisy()
