@@ -87,9 +87,9 @@ def test_it_is_left_alone_where_it_is_not_needed() -> None:
 def test_a_gather_per_object_adds_up_in_one_order() -> None:
     """As SAM2Train takes the features of each object's frame."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(16, 32, 24, 24, generator=generator, requires_grad=True)
-    ids = torch.arange(4).repeat(3)
-    weight = torch.randn(12, 32, 576, generator=generator).permute(2, 0, 1)
+    features = torch.randn(2, 32, 24, 24, generator=generator, requires_grad=True)
+    ids = torch.arange(2).repeat(32)
+    weight = torch.randn(64, 32, 576, generator=generator).permute(2, 0, 1)
 
     def gradient(x: Tensor, dtype: torch.dtype) -> Tensor:
         with deterministic_on_cpu(nn.ParameterList([x])):
@@ -97,5 +97,5 @@ def test_a_gather_per_object_adds_up_in_one_order() -> None:
             return torch.autograd.grad((rows[:, ids] * weight.to(dtype)).sum(), x)[0]
 
     first = gradient(features, torch.float32)
-    assert all(torch.equal(gradient(features, torch.float32), first) for _ in range(20))
+    assert all(torch.equal(gradient(features, torch.float32), first) for _ in range(8))
     torch.testing.assert_close(first, gradient(features.detach().double().requires_grad_(), torch.float64).float())
