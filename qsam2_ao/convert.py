@@ -15,6 +15,7 @@ from .fake_quant import (
     code_range,
     fake_quantizers,
     input_quantizer,
+    is_per_tensor,
     layer_nodes,
     quantized_layers,
     without_input_quantizers,
@@ -106,16 +107,12 @@ def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPla
         kind="conv2d" if isinstance(module, nn.Conv2d) else "linear",
         shape=tuple(module.weight.shape),
         bits=code_range(quantizer, where)[2],
-        granularity="group" if group_size else "tensor" if _per_tensor(quantizer) else "channel",
+        granularity="group" if group_size else "tensor" if is_per_tensor(quantizer) else "channel",
         group_size=group_size,
         grid=getattr(quantizer, "grid", type(quantizer).__name__),
         activation=found[0] if found else None,
         activation_bits=code_range(found[1], where)[2] if found else None,
     )
-
-
-def _per_tensor(quantizer: FakeQuantizeBase) -> bool:
-    return quantizer.qscheme in (torch.per_tensor_affine, torch.per_tensor_symmetric)
 
 
 def _read_part(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase, NoopObserver, PlaceholderObserver, QConfig, QConfigMapping
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -53,7 +54,8 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
         read the same tensor with the same settings share one. In the mode (train or eval) of ``graph``.
 
     Raises:
-        QConfigError: A layer's QConfig is not one for training, or has more than 8 bits, naming the layer.
+        QConfigError: A layer's QConfig is not one for training, quantizes inputs dynamically or per channel, or has
+            more than 8 bits, naming the layer.
         UnsupportedLayerError: A layer that the graph calls more than once.
     """
     training = graph.training
@@ -73,8 +75,8 @@ def fake_quantize_part(graph: fx.GraphModule, part: Part, mapping: QConfigMappin
                 f"{part.layer_name(name)} is called {calls[name]} times in its graph; a quantized layer has one input. "
                 "Set its QConfig to None to keep it in float."
             )
-        _check_qconfig(qconfig, part.layer_name(name))
-        local.set_module_name(name, qconfig)
+        qconfigs[name] = _checked_qconfig(qconfig, part.layer_name(name))
+        local.set_module_name(name, qconfigs[name])
     leaves = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAF_CLASSES))
     prepared = _prepare_traced(
         graph.train(), local, (), prepare_custom_config=leaves, backend_config=qsam2_backend_config()
@@ -132,6 +134,11 @@ def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantizeBase]]:
             yield name, module
 
 
+def is_per_tensor(quantizer: FakeQuantizeBase) -> bool:
+    """Whether a fake-quantizer, ours or torch.ao's, has one scale for the whole tensor."""
+    return quantizer.qscheme in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+
+
 def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
     """Smallest code, largest code and bits of a fake-quantizer, ours or torch.ao's.
 
@@ -156,22 +163,63 @@ def code_range(quantizer: FakeQuantizeBase, where: str) -> tuple[int, int, int]:
     return quant_min, quant_max, bits
 
 
-def _check_qconfig(qconfig: QConfig, where: str) -> None:
-    """Refuse what torch.ao would leave in float without a word, or what no backend could hold."""
-    weight, activation = qconfig.weight(), qconfig.activation()
+def _checked_qconfig(qconfig: QConfig, where: str) -> QConfig:
+    """Refuse what torch.ao would leave in float without a word, or what no backend could hold.
+
+    Returns:
+        The QConfig, with torch.ao's one way to say that the input stays in float.
+    """
+    weight, activation = _made(qconfig, "weight", where), _made(qconfig, "activation", where)
     if not isinstance(weight, FakeQuantizeBase):
         raise QConfigError(
             f"{where}: its QConfig makes a {type(weight).__name__} for the weight; training needs a fake-quantizer "
-            "(LSCFakeQuantize, or torch.ao's FakeQuantize)"
+            "there: choose lsc_qconfig(4, 8), or a QConfig of torch.ao for quantization-aware training, as "
+            "get_default_qat_qconfig()"
         )
     code_range(weight, where)
+    if not is_per_tensor(weight) and weight.ch_axis != 0:
+        raise QConfigError(
+            f"{where}: its QConfig gives the weight one scale per index of dimension {weight.ch_axis}; packed weights "
+            "have one per output channel (ch_axis=0)"
+        )
+    for which, quantizer, is_weight in (("weight", weight, True), ("input", activation, False)):
+        if getattr(quantizer, "is_weight", is_weight) != is_weight:
+            raise QConfigError(f"{where}: the quantizer of the {which} must be made with is_weight={is_weight}")
+    if getattr(activation, "is_dynamic", False):
+        raise QConfigError(
+            f"{where}: its QConfig quantizes the input dynamically (a new range for every batch), and this package "
+            "deploys the ranges that training learned; choose lsc_qconfig(8, 8) or default_qat_qconfig for such "
+            "ranges, or default_weight_only_qconfig to keep inputs in float"
+        )
     if isinstance(activation, FakeQuantizeBase):
         code_range(activation, where)
-    elif not isinstance(activation, (PlaceholderObserver, NoopObserver, nn.Identity)):
+        if not is_per_tensor(activation):
+            raise QConfigError(
+                f"{where}: its QConfig quantizes the input per channel; inputs have one scale: choose a fake-quantizer "
+                "per tensor, as default_fake_quant"
+            )
+        return qconfig
+    if isinstance(activation, nn.Identity) or (
+        isinstance(activation, (PlaceholderObserver, NoopObserver)) and activation.dtype == torch.float
+    ):
+        return QConfig(activation=PlaceholderObserver, weight=qconfig.weight)
+    dtype = getattr(activation, "dtype", None)
+    raise QConfigError(
+        f"{where}: its QConfig makes a {type(activation).__name__} for the input{f' ({dtype})' if dtype else ''}; "
+        "training needs a fake-quantizer there, or a PlaceholderObserver (of float32) to keep the input as it is"
+    )
+
+
+def _made(qconfig: QConfig, which: str, where: str) -> Any:
+    """What a QConfig makes for "weight" or "activation"."""
+    constructor = getattr(qconfig, which)
+    try:
+        return constructor()
+    except Exception as error:
         raise QConfigError(
-            f"{where}: its QConfig makes a {type(activation).__name__} for the input; training needs a fake-quantizer, "
-            "or a PlaceholderObserver to keep the input in float"
-        )
+            f"{where}: its QConfig's {which} ({constructor!r}) makes no fake-quantizer: {error}; choose "
+            "lsc_qconfig(4, 8) for example"
+        ) from error
 
 
 def _settle_input_quantizers(prepared: fx.GraphModule, qconfigs: dict[str, QConfig]) -> None:

@@ -23,6 +23,7 @@ from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, as_part, find_parts, trace_part
 from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
+from .qconfig_rules import check_rules
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def prepare_qsam2(
         quantizers' keys missing. The report of the calibration is in ``qsam2_info["vrc"]``.
 
     Raises:
-        QConfigError: An unknown preset, region or setting.
+        QConfigError: An unknown preset, region or setting, a rule of a mapping that selects no layer, or a QConfig that
+            cannot be trained, naming the layer.
         GraphTraceError: A part cannot be traced, or ``model`` is no SAM2 or is prepared already.
         CalibrationError: Empty or unusable calibration data.
         NonFiniteError: NaN or infinity in the model's weights, naming the tensor.
@@ -84,6 +86,7 @@ def prepare_qsam2(
     parts = find_parts(model, recipe)
     if hasattr(model, "qsam2_info"):
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
+    check_rules(recipe, model)
     _check_finite(model)
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     info: dict[str, Any] = {

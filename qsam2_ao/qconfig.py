@@ -1,7 +1,8 @@
 """What to quantize and how: presets, and the translation of every accepted qconfig into one form.
 
 A qconfig is a preset's name, a torch.ao ``QConfig``, a ``QConfigMapping`` (its module names are paths in the SAM2
-model), or a mapping from region name to any of these (or None, to keep that region in float).
+model, its regular expressions match their beginnings), or a mapping from region name to any of these (or None, to
+keep that region in float).
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ QConfigLike: TypeAlias = "str | QConfig | QConfigMapping | Mapping[str, str | QC
 #   qsam2 quantize embedded --preset w2a8 --images 16 --first-last-bits {8,2} -o FILE; qsam2 evaluate FILE --videos 64
 #   w2a8, 8 bits: J&F 78.0, box mIoU 70.4;  all 2 bits: J&F 75.4, box mIoU 69.3
 #   w4a8, 8 bits: J&F 82.4, box mIoU 80.6;  all 4 bits: J&F 83.0, box mIoU 80.7 (no difference beyond noise)
-# Layers that read pixels or mask values, and layers whose outputs are masks and scores.
+# Layers that read pixels or mask values, and layers whose outputs are masks and scores. To torch.ao a pattern is a
+# prefix, hence the "$".
 FIRST_AND_LAST_LAYERS: tuple[str, ...] = (
-    r"image_encoder\.trunk\.patch_embed\.proj",
-    r"memory_encoder\.mask_downsampler\.encoder\.0",
-    r"sam_mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2",
-    r"sam_mask_decoder\.iou_prediction_head\.layers\.2",
-    r"sam_mask_decoder\.pred_obj_score_head(\.layers\.2)?",
+    r"image_encoder\.trunk\.patch_embed\.proj$",
+    r"memory_encoder\.mask_downsampler\.encoder\.0$",
+    r"sam_mask_decoder\.output_hypernetworks_mlps\.\d+\.layers\.2$",
+    r"sam_mask_decoder\.iou_prediction_head\.layers\.2$",
+    r"sam_mask_decoder\.pred_obj_score_head(\.layers\.2)?$",
 )
 
 
@@ -193,6 +195,8 @@ def resolve_qconfig(qconfig: QConfigLike) -> dict[str, QConfigMapping]:
             f"a qconfig is a preset's name, a QConfig, a QConfigMapping or a mapping from region to one of those, "
             f"not {type(qconfig).__name__}"
         )
+    if qconfig and qconfig.keys() <= QConfigMapping().to_dict().keys():
+        raise QConfigError("this is a qconfig_dict of torch.ao; pass QConfigMapping.from_dict(...) of it")
     recipe = {}
     for region, value in qconfig.items():
         if region not in REGIONS:
@@ -238,6 +242,6 @@ def qconfig_for(mapping: QConfigMapping, name: str, kind: type[nn.Module]) -> QC
             return mapping.module_name_qconfigs[parent]
         parent = parent.rpartition(".")[0]
     for pattern, qconfig in mapping.module_name_regex_qconfigs.items():
-        if re.fullmatch(pattern, name):
+        if re.match(pattern, name):
             return qconfig
     return mapping.object_type_qconfigs.get(kind, mapping.global_qconfig)

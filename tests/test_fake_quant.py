@@ -8,12 +8,22 @@ from torch.ao.quantization import (
     FakeQuantizeBase,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    NoopObserver,
     PlaceholderObserver,
     QConfig,
     QConfigMapping,
+    default_dynamic_quant_observer,
+    default_per_channel_weight_fake_quant,
     default_weight_fake_quant,
+    get_default_qat_qconfig,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig,
+    get_default_qconfig_mapping,
 )
+from torch.ao.quantization import qconfig as torch_ao
+from torch.ao.quantization import qconfig_mapping as torch_ao_mapping
 
+from qsam2_ao import convert_qsam2, prepare_qsam2
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
 from qsam2_ao.fake_quant import (
     code_range,
@@ -26,9 +36,13 @@ from qsam2_ao.fake_quant import (
 )
 from qsam2_ao.graph import Part, trace_part
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.qconfig import lsc_qconfig
+from qsam2_ao.qconfig import QConfigLike, lsc_qconfig
+from qsam2_ao.quantizers import LSCFakeQuantize
 
 WIDE = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=65535, dtype=torch.qint32)
+HALF = PlaceholderObserver.with_args(dtype=torch.float16)
+INPUT_CHANNELS = default_per_channel_weight_fake_quant.with_args(ch_axis=1)
+LSC, LSC_WEIGHT = LSCFakeQuantize.with_args(bits=8), LSCFakeQuantize.with_args(bits=4, is_weight=True)
 ENCODER = Part("image_encoder", "image_encoder")
 
 
@@ -120,6 +134,21 @@ def test_nothing_to_quantize_returns_the_graph() -> None:
         (QConfig(activation=MinMaxObserver, weight=default_weight_fake_quant), "MinMaxObserver for the input"),
         (QConfig(activation=PlaceholderObserver, weight=WIDE), "16-bit codes"),
         (QConfig(activation=WIDE, weight=default_weight_fake_quant), "16-bit codes"),
+        (QConfig(activation=PlaceholderObserver, weight=None), r"weight \(None\) makes no fake-quantizer"),
+        (QConfig(activation=lambda: 1 / 0, weight=default_weight_fake_quant), "activation .*division by zero"),
+        (
+            QConfig(activation=HALF, weight=default_weight_fake_quant),
+            r"PlaceholderObserver for the input \(torch.float16\)",
+        ),
+        (
+            QConfig(activation=NoopObserver, weight=default_weight_fake_quant),
+            r"NoopObserver for the input \(torch.float16\)",
+        ),
+        (QConfig(activation=default_dynamic_quant_observer, weight=default_weight_fake_quant), "dynamically"),
+        (QConfig(activation=default_per_channel_weight_fake_quant, weight=default_weight_fake_quant), "per channel"),
+        (QConfig(activation=nn.Identity, weight=INPUT_CHANNELS), "index of dimension 1"),
+        (QConfig(activation=LSC, weight=LSC), "quantizer of the weight must be made with is_weight=True"),
+        (QConfig(activation=LSC_WEIGHT, weight=LSC_WEIGHT), "quantizer of the input must be made with is_weight=False"),
     ],
 )
 def test_a_qconfig_that_torch_ao_would_ignore_is_an_error(qconfig: QConfig, message: str) -> None:
@@ -127,6 +156,87 @@ def test_a_qconfig_that_torch_ao_would_ignore_is_an_error(qconfig: QConfig, mess
         fake_quantize_part(
             fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), QConfigMapping().set_global(qconfig)
         )
+
+
+BACKENDS = ("x86", "fbgemm", "qnnpack", "onednn")
+OBSERVES = "Observer for the weight; training needs a fake-quantizer there: choose lsc_qconfig"
+# What torch.ao calls each of its QConfigs -> what the error says, or None where it trains and converts.
+OF_TORCH_AO: dict[str, str | None] = {
+    "default_qat_qconfig": None,
+    "default_qat_qconfig_v2": None,
+    "default_weight_only_qconfig": None,
+    "default_symmetric_qnnpack_qat_qconfig": None,
+    "default_per_channel_symmetric_qnnpack_qat_qconfig": None,
+    "default_embedding_qat_qconfig": None,
+    "default_embedding_qat_qconfig_4bit": None,
+    "default_dynamic_qat_qconfig": "input dynamically.*choose lsc_qconfig.* or default_qat_qconfig",
+    "default_activation_only_qconfig": "Identity for the weight; training needs a fake-quantizer there: choose",
+    "_default_quint8_placeholder_qconfig": r"weight \(None\) makes no fake-quantizer.*choose lsc_qconfig",
+    **dict.fromkeys(
+        (
+            "default_qconfig",
+            "default_debug_qconfig",
+            "default_per_channel_qconfig",
+            "default_dynamic_qconfig",
+            "float16_dynamic_qconfig",
+            "float16_static_qconfig",
+            "per_channel_dynamic_qconfig",
+            "float_qparams_weight_only_qconfig",
+            "float_qparams_weight_only_qconfig_4bit",
+            "default_quint8_weight_qconfig",
+            "default_reuse_input_qconfig",
+            "default_symmetric_qnnpack_qconfig",
+            "default_per_channel_symmetric_qnnpack_qconfig",
+            "_default_fp32_placeholder_qconfig",
+        ),
+        OBSERVES,
+    ),
+}
+MADE: dict[str, tuple[QConfigLike, str | None]] = {
+    **{f"qat {b} {v}": (get_default_qat_qconfig(b, v), None) for b in BACKENDS for v in (0, 1)},
+    **{f"qat mapping {b} {v}": (get_default_qat_qconfig_mapping(b, v), None) for b in BACKENDS for v in (0, 1)},
+    **{f"ptq {b}": (get_default_qconfig(b), OBSERVES) for b in BACKENDS},
+    **{f"ptq mapping {b}": (get_default_qconfig_mapping(b), OBSERVES) for b in BACKENDS},
+    "qat mapping qnnpack symmetric": (torch_ao_mapping._get_symmetric_qnnpack_qat_qconfig_mapping(), None),
+    "ptq mapping qnnpack symmetric": (torch_ao_mapping._get_symmetric_qnnpack_qconfig_mapping(), OBSERVES),
+    "from_dict": (QConfigMapping.from_dict({"": torch_ao.default_weight_only_qconfig}), None),
+    "object type": (QConfigMapping().set_object_type(nn.Linear, torch_ao.default_qat_qconfig), None),
+    "dynamic in a mapping": (
+        QConfigMapping().set_module_name("obj_ptr_proj", torch_ao.default_dynamic_qat_qconfig),
+        OF_TORCH_AO["default_dynamic_qat_qconfig"],
+    ),
+}
+
+
+def test_the_table_has_all_of_torch_aos_qconfigs() -> None:
+    assert OF_TORCH_AO.keys() == {name for name, value in vars(torch_ao).items() if isinstance(value, QConfig)}
+
+
+@pytest.mark.filterwarnings("ignore:.*reduce_range will be deprecated.*")
+@pytest.mark.parametrize("name", [*OF_TORCH_AO, *MADE])
+def test_torch_aos_qconfigs_train_and_convert_or_are_refused_by_name(name: str) -> None:
+    qconfig, error = MADE[name] if name in MADE else (getattr(torch_ao, name), OF_TORCH_AO[name])
+    model = build_embedded()
+    if error is not None:
+        with pytest.raises(QConfigError, match=rf"^obj_ptr_proj\.layers\.0: .*{error}"):
+            prepare_qsam2(model, {"obj_ptr_proj": qconfig}, vrc=None, progress=False)
+        return
+    prepared = prepare_qsam2(model, {"obj_ptr_proj": qconfig}, vrc=None, progress=False)
+    x = torch.randn(6, model.hidden_dim)
+    for path in ("obj_ptr_proj", "obj_ptr_tpos_proj"):  # the second reads something narrower
+        part = prepared.get_submodule(path).train()
+        y = part(x[:, : model.get_submodule(path).in_features] if path.endswith("tpos_proj") else x)
+        y.square().sum().backward()
+        assert all(layer.weight.grad.isfinite().all() for _, layer in quantized_layers(part))
+    with torch.no_grad():
+        wanted = prepared.eval().obj_ptr_proj(x)
+        ours, unquantized = convert_qsam2(prepared).obj_ptr_proj(x), model.obj_ptr_proj(x)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    assert not torch.equal(wanted, unquantized)  # it is quantized
+    torch.testing.assert_close(wanted, unquantized, rtol=0, atol=0.1 * float(wanted.abs().max()))
+    inputs = [child for child, _ in prepared.obj_ptr_proj.named_children() if child.startswith("input_quantizer")]
+    weight_only = "weight_only" in name or "embedding" in name or name == "from_dict"
+    assert len(inputs) == (0 if weight_only else 3)
 
 
 def test_switched_off_it_computes_what_the_float_graph_does(prepared: fx.GraphModule) -> None:

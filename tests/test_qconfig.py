@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.ao.quantization import QConfigMapping
+from torch.ao.quantization.fx.qconfig_mapping_utils import _maybe_adjust_qconfig_for_module_type_or_name
 
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.graph import REGIONS
 from qsam2_ao.qconfig import PRESETS, layer_qconfig, lsc_qconfig, preset_qconfig, resolve_qconfig
+
+QCONFIGS = (None, *(lsc_qconfig(bits, None) for bits in (2, 3, 4)))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -65,6 +72,30 @@ def test_precedence_is_torch_aos() -> None:
     assert layer_qconfig(mapping, "z.qkv", linear) is by_regex
     assert layer_qconfig(mapping, "z.proj", conv) is by_type
     assert layer_qconfig(mapping, "z.proj", linear) is everywhere
+
+
+NAMES = ("", "a", "a.b", "a.b.c", "a.bc", "a.b.c.qkv", "z.qkv", "z")
+KINDS: tuple[Any, ...] = (nn.Linear, nn.Conv2d, "qkv")
+PATTERNS = ("a", "a.b", r"a\.b\.", ".*qkv", "qkv", "a.b$", "z|q")
+
+
+@given(st.data())
+def test_precedence_is_that_of_torch_aos_own_code(data: st.DataObject) -> None:
+    def rules(keys: tuple[Any, ...]) -> dict[Any, Any]:
+        return data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from(QCONFIGS)))
+
+    mapping = QConfigMapping().set_global(data.draw(st.sampled_from(QCONFIGS)))
+    for set_rule, keys in (
+        (mapping.set_module_name, NAMES),
+        (mapping.set_module_name_regex, PATTERNS),
+        (mapping.set_object_type, KINDS),
+    ):
+        for key, qconfig in rules(keys).items():
+            set_rule(key, qconfig)
+    for name in NAMES[1:]:
+        for layer in (nn.Linear(1, 1), nn.Conv2d(1, 1, 1)):
+            wanted = _maybe_adjust_qconfig_for_module_type_or_name(mapping, type(layer), name, mapping.global_qconfig)
+            assert layer_qconfig(mapping, name, layer) is wanted
 
 
 def test_every_form_is_accepted() -> None:

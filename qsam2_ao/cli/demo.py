@@ -50,6 +50,7 @@ def demo(
     from ..qconfig import PRESETS
     from ..reporting.size import file_size
     from ..reporting.tables import ModelRow, comparison_table
+    from ..threads import one_thread_if_small
     from .pipeline import Recipe, procedural_images, quantize_file
 
     if unknown := [name for name in preset if name not in PRESETS]:
@@ -67,23 +68,24 @@ def demo(
     model = load_model(EMBEDDED, device=device)
     tests = [generate_sequence("test", i, num_frames=FRAMES) for i in range(min(PICTURES, videos))]
 
-    note("float: evaluating")
-    scores, masks = _evaluate(work, "float", model, videos, tests)
-    rows = [ModelRow("float", "16 / 32", file_size(EMBEDDED_WEIGHTS), **scores)]
-    columns = {"float": masks}
-    for name in preset:
-        recipe = Recipe(name, images, steps, lr, seed)
-        packed = work.folder / f"{name}.safetensors"
-        if not packed.exists():
-            calibration = procedural_images(images, model.image_size)
-            quantize_file(model, recipe, packed, work, calibration_data=calibration)
-        with atomic_write(output / packed.name) as temporary:
-            shutil.copyfile(packed, temporary)
-        note(f"{name}: loading {output / packed.name} and evaluating")
-        loaded = load_model(str(output / packed.name), device=device)
-        scores, columns[name] = _evaluate(work, name, loaded, videos, tests)
-        bits = f"{PRESETS[name].weight_bits} / {PRESETS[name].activation_bits or 32}"
-        rows.append(ModelRow(name, bits, file_size(packed), **scores))
+    with one_thread_if_small(model):
+        note("float: evaluating")
+        scores, masks = _evaluate(work, "float", model, videos, tests)
+        rows = [ModelRow("float", "16 / 32", file_size(EMBEDDED_WEIGHTS), **scores)]
+        columns = {"float": masks}
+        for name in preset:
+            recipe = Recipe(name, images, steps, lr, seed)
+            packed = work.folder / f"{name}.safetensors"
+            if not packed.exists():
+                calibration = procedural_images(images, model.image_size)
+                quantize_file(model, recipe, packed, work, calibration_data=calibration)
+            with atomic_write(output / packed.name) as temporary:
+                shutil.copyfile(packed, temporary)
+            note(f"{name}: loading {output / packed.name} and evaluating")
+            loaded = load_model(str(output / packed.name), device=device)
+            scores, columns[name] = _evaluate(work, name, loaded, videos, tests)
+            bits = f"{PRESETS[name].weight_bits} / {PRESETS[name].activation_bits or 32}"
+            rows.append(ModelRow(name, bits, file_size(packed), **scores))
     pictures = [
         str(_picture(sequence, {name: masks[i] for name, masks in columns.items()}, output))
         for i, sequence in enumerate(tests)

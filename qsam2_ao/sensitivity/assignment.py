@@ -26,7 +26,7 @@ VERSION = 1
 
 def is_first_or_last(name: str) -> bool:
     """Whether a layer is one of ``FIRST_AND_LAST_LAYERS``."""
-    return any(re.fullmatch(pattern, name) for pattern in FIRST_AND_LAST_LAYERS)
+    return any(re.match(pattern, name) for pattern in FIRST_AND_LAST_LAYERS)
 
 
 @dataclass(frozen=True)

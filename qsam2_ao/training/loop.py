@@ -1,7 +1,8 @@
 """The training loop: one for the float model and for models with fake-quantizers.
 
 Nothing in it knows what the model is made of. A step's randomness is a function of (seed, step), an
-interruption is honoured between two steps, and a resumed run ends with the very bits of an uninterrupted one.
+interruption is honoured between two steps, and a resumed run ends with the very bits of an uninterrupted one: on the
+CPU also beside other programs, and for a model too small for two threads whatever the number of threads is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, NonFiniteError
 from ..files import save_torch
+from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
 
 State = dict[str, Tensor]
@@ -143,7 +145,12 @@ def train(
     bar = tqdm(total=steps, initial=result.step, desc=description, disable=not (progress and main), dynamic_ncols=True)
     stream = iter(batches(result.step) if result.step < steps else ())
     try:
-        with bar, _interrupts_between_steps() as interruptible:
+        with (
+            bar,
+            one_thread_if_small(model),
+            deterministic_on_cpu(model),
+            _interrupts_between_steps() as interruptible,
+        ):
             while result.step < steps:
                 with interruptible():
                     batch = next(stream, None)

@@ -95,6 +95,36 @@ def test_same_seed_same_bits_and_global_generator_untouched():
     assert not torch.equal(first.linear.weight, other.linear.weight)
 
 
+class Gather(nn.Module):
+    """Rows taken several times, as the features of a frame are for each of its objects."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(576, 2, 32, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, batch):
+        assert torch.are_deterministic_algorithms_enabled()  # some runs would agree without
+        return self.rows[:, torch.arange(2).repeat(32)] * batch
+
+
+def test_a_larger_model_repeats_on_several_threads(monkeypatch):
+    monkeypatch.setattr("qsam2_ao.threads.SMALL_PARAMETERS", 0)
+    weight = torch.randn(64, 32, 576, generator=torch.Generator().manual_seed(1)).permute(2, 0, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        models = [Gather() for _ in range(6)]
+        for model in models:
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e4)  # an AdamW's first steps hide last bits
+            options = {"optimizer": optimizer, "clip": None, "progress": False}
+            train(model, lambda first: [weight] * 2, lambda y, b: y.square().mean(), steps=2, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    for model in models[1:]:
+        assert_equal_states(models[0].state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("stop_at", [1, 7, 19])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
     whole = Noisy()

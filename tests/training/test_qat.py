@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from training.model.sam2 import SAM2Train
 from qsam2_ao import prepare_qsam2
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
-from qsam2_ao.training.distillation import DistillationWeights
+from qsam2_ao.training.distillation import RECOMMENDED, DistillationWeights
 from qsam2_ao.training.losses import TRAIN_OVERRIDES
 from qsam2_ao.training.qat import Rates, as_trainable, qat_optimizer, train_qat
 
@@ -56,6 +58,35 @@ def test_same_seed_same_weights(prepared):
         train_qat(model, steps=2, batches=SMALL.stream(2), progress=False)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_same_bits_on_any_number_of_threads_and_beside_other_programs(prepared):
+    def trained(threads):
+        model, before = prepared(), torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            train_qat(
+                model,
+                steps=2,
+                batches=SMALL.stream(2),
+                distill_from=build_embedded(SAM2VideoPredictor),
+                distill=RECOMMENDED,
+                progress=False,
+            )
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        return model.state_dict()
+
+    first = trained(1)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        second = trained(2)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 def test_distillation_pulls_towards_the_float_model():

@@ -1,0 +1,85 @@
+"""On how many threads torch works, and that its results don't depend on which of them is faster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+#: A model with fewer parameters that reads images of at most this side has no work for two threads.
+SMALL_PARAMETERS, SMALL_SIDE = 8_000_000, 256
+
+
+@contextmanager
+def one_thread_if_small(model: nn.Module) -> Iterator[None]:
+    """Run torch's operations on one thread inside the block if the model is too small for more.
+
+    Such a model gains a fourth from a second thread where the machine is idle and loses tenfold where it is busy: each
+    of its thousands of parallel regions waits for a thread that the system has put aside. And on one thread the
+    results are the same bits whatever the number of threads was. It is the calling thread's setting that changes, and
+    the initial one of threads that start meanwhile.
+
+    Args:
+        model: Any model; a SAM2's ``image_size`` counts too.
+
+    Example:
+        >>> with one_thread_if_small(model):
+        ...     prepared = prepare_qsam2(model, "w4a8", calibration_data=images)
+    """
+    before = torch.get_num_threads()
+    side = getattr(getattr(model, "module", model), "image_size", 0)  # DistributedDataParallel keeps it inside
+    small = side <= SMALL_SIDE and sum(parameter.numel() for parameter in model.parameters()) < SMALL_PARAMETERS
+    if before == 1 or not small:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Deterministic:
+    """torch's process-wide switch, on while any thread needs it."""
+
+    lock = threading.Lock()
+    users = 0
+
+
+@contextmanager
+def deterministic_on_cpu(model: nn.Module) -> Iterator[None]:
+    """Let operations on several CPU threads add up in a fixed order inside the block.
+
+    Without, the backward of ``x[:, ids]``, which SAM2's training takes for each object, adds rows in the order in
+    which threads arrive. The switch is torch's for the whole process: it stays on until the last block ends. Nothing
+    is switched where the model is on a GPU, where the user has switched it on already, or where one thread works.
+
+    Args:
+        model: Its parameters' devices decide.
+
+    Example:
+        >>> with deterministic_on_cpu(model):
+        ...     loss.backward()
+    """
+    state = _Deterministic
+    with state.lock:
+        needed = (
+            all(parameter.device.type == "cpu" for parameter in model.parameters())
+            and torch.get_num_threads() > 1
+            and (state.users > 0 or not torch.are_deterministic_algorithms_enabled())
+        )
+        if needed:
+            state.users += 1
+            if state.users == 1:
+                torch.set_deterministic_debug_mode("warn")
+    try:
+        yield
+    finally:
+        if needed:
+            with state.lock:
+                state.users -= 1
+                if state.users == 0:
+                    torch.set_deterministic_debug_mode("default")
