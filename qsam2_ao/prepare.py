@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor, nn
+from torch import nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfigMapping
 
 from .backend_config import QAT_MODULES
 from .calibration import VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layer, is_calibratable, observed_layers
 from .calibration.images import images_at_once
-from .calibration.start import start_quantizer
+from .calibration.start import start_layer
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, as_part, find_parts, trace_part
@@ -45,7 +45,8 @@ def prepare_qsam2(
     """Calibrate a float model and put fake-quantizers into it.
 
     With calibration data the weights of the linear layers of ``vrc_regions`` are calibrated first (VRC, Q-SAM2
-    section 3), weights' ranges start with the least error of their layer's output, and every input's range starts
+    section 3), weights' ranges start with the least error of their layer's output, the biases of linear layers and 1x1
+    convolutions make up for what rounding does to the mean of that output, and every input's range starts
     from what it sees there. Without, weights stay as they are and
     the ranges of the inputs start from the first training batch.
 
@@ -126,29 +127,20 @@ def prepare_qsam2(
         }
         report = VRCReport([], images=len(images))
         floats = {name: model.get_submodule(name) for name in observed}
-        for name, gram, n in observed_layers(
-            model, floats, images, batch_size=batch_size, seed=seed, progress=progress
-        ):
+        for name, inputs in observed_layers(model, floats, images, batch_size=batch_size, seed=seed, progress=progress):
             layer = layers[name]
             if vrc is not None and _inside(name, vrc_paths):
                 factory = _weight_factory(recipe, parts, name, floats[name])
-                calibrate_layer(name, layer, gram, n, factory, report, damping=vrc)
-            _start(name, layer, gram, rounding)
+                calibrate_layer(name, layer, inputs, factory, report, damping=vrc)
+            start_layer(layer, layer.weight_fake_quant, inputs, rounding, name)
         info["vrc"] = report.to_dict() if report.layers else None
     for name, layer in layers.items():
         if name not in observed:
-            _start(name, layer, None, rounding)
+            start_layer(layer, layer.weight_fake_quant, None, rounding, name)
     if images is not None:
         calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
     prepared.qsam2_info = info
     return prepared
-
-
-def _start(name: str, layer: Any, gram: Tensor | None, rounding: str) -> None:
-    """Start a layer's weight quantizer and round its weight."""
-    weight = start_quantizer(layer.weight_fake_quant, layer.weight.detach(), gram, rounding, name)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
 
 
 @torch.inference_mode(False)

@@ -338,3 +338,25 @@ def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer():
     assert errors["gptq"] < 0.9 * errors["nearest"]
     layer = dict(quantized_layers(prepared))["image_encoder.trunk.blocks.3.mlp.layers.0"]
     torch.testing.assert_close(layer.weight_fake_quant(layer.weight), layer.weight)
+
+
+@torch.no_grad()
+def test_massive_activations_that_float_does_not_feel_are_not_felt_when_quantized():
+    model, data = load_embedded(), [generate_sequence("train", k, num_frames=1).frames[0] for k in range(2)]
+    frames = torch.cat(list(load_images(data).batches(model, 2)))
+    wanted = model.image_encoder(frames)["backbone_fpn"]
+
+    def errors(offset: float, **options: Any) -> list[float]:
+        moved = copy.deepcopy(model)
+        for block in moved.image_encoder.trunk.blocks:
+            channels = slice(0, 3)
+            block.norm2.bias[channels] += offset
+            block.mlp.layers[0].bias -= offset * block.mlp.layers[0].weight[:, channels].sum(1)
+        recipe = {"image_encoder": lsc_qconfig(4, None)}
+        quantized = prepare_qsam2(moved, recipe, calibration_data=data, progress=False, **options).eval()
+        found = quantized.image_encoder(frames)["backbone_fpn"]
+        return [float((x - y).square().sum() / y.square().sum()) for x, y in zip(found, wanted, strict=True)]
+
+    for options in ({"vrc": None}, {"vrc": "auto"}):
+        for massive, plain in zip(errors(300.0, **options), errors(0.0, **options), strict=True):
+            assert massive < 1.3 * plain

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import CalibrationError
 from ..quantizers import LSCFakeQuantize
 from .exercise import exercise, inference
-from .gram import VRCObserver
+from .gram import InputStatistics, VRCObserver
 from .images import load_images
 from .report import VRCReport
 from .start import start_quantizer
@@ -50,13 +50,14 @@ def calibrate_qsam2(
     """Replace the weights of linear layers and 1x1 convolutions by their variance-reduced ones.
 
     The method is VRC of Q-SAM2 (arXiv 2506.09782): the ridge regression of each layer's own output on its
-    calibration inputs. No labels are needed and the result is still a float model. All Gram matrices are
-    those of the uncalibrated model.
+    calibration inputs, here of what varies in both: the biases take what that does to the mean output. No labels are
+    needed and the result is still a float model. All statistics are those of the uncalibrated model.
 
     Args:
         model: A float ``SAM2Base`` or a subclass; it is not modified.
         calibration_data: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
-        damping: lambda / mean(diag G) for all layers, or "auto" to choose it per layer.
+        damping: lambda for all layers, relative to the inputs as in :func:`~qsam2_ao.calibration.vrc.solve_vrc`, or
+            "auto" to choose it per layer.
         bits: Bit width that "auto" minimises the quantization error at, for all layers or by layer name.
         granularity: Of the weight scales: "tensor", "channel" or "group".
         group_size: Inputs per group, for "group".
@@ -91,11 +92,11 @@ def calibrate_qsam2(
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     calibrated = copy.deepcopy(model)
     report = VRCReport([], images=len(images))
-    for name, gram, n in observed_layers(
+    for name, inputs in observed_layers(
         model, layers, images, batch_size=batch_size, seed=seed, max_gram_bytes=max_gram_bytes, progress=progress
     ):
         layer: Any = calibrated.get_submodule(name)
-        calibrate_layer(name, layer, gram, n, quantizers[name], report, damping=damping, tolerance=tolerance)
+        calibrate_layer(name, layer, inputs, quantizers[name], report, damping=damping, tolerance=tolerance)
     report.passes = len(list(_chunks(layers, max_gram_bytes)))
     return calibrated, report
 
@@ -103,28 +104,30 @@ def calibrate_qsam2(
 def calibrate_layer(
     name: str,
     layer: Any,
-    gram: Tensor,
-    n: int,
+    inputs: InputStatistics,
     quantizer: QuantizerFactory,
     report: VRCReport,
     *,
     damping: float | str,
     tolerance: float = 0.01,
 ) -> None:
-    """Replace one layer's weight by its variance-reduced one, in place.
+    """Replace one layer's weight by its variance-reduced one, in place; the bias takes (W - W_hat) mean.
+
+    Without a bias the mean of the output counts as what varies does: the Gram matrix is then not centred.
 
     Args:
         name: Of the layer, for the report and for errors.
         layer: A linear layer or 1x1 convolution.
-        gram: X^T X of its inputs, [d_in, d_in].
-        n: Rows of X.
+        inputs: What was observed of its inputs.
         quantizer: Makes the weight quantizer that the layer will get.
         report: Is added to.
         damping: As for :func:`calibrate_qsam2`, likewise ``tolerance``.
     """
+    gram = inputs.gram_for(layer)
     weight, entry = calibrate_weight(
-        layer.weight, gram, n, _quantize_with(quantizer), damping=damping, tolerance=tolerance, name=name
+        layer.weight, gram, inputs.n, _quantize_with(quantizer), damping=damping, tolerance=tolerance, name=name
     )
+    inputs.into_bias(layer, layer.weight.detach() - weight)
     with torch.no_grad():
         layer.weight.copy_(weight)
     report.layers.append(entry)
@@ -139,8 +142,8 @@ def observed_layers(
     seed: int = 0,
     max_gram_bytes: int = 1 << 30,
     progress: bool = True,
-) -> Iterator[tuple[str, Tensor, int]]:
-    """Layers with the Gram matrices of their inputs, in as many passes over the images as memory asks for.
+) -> Iterator[tuple[str, InputStatistics]]:
+    """Layers with the statistics of their inputs, in as many passes over the images as memory asks for.
 
     Args:
         model: The model; its mode is restored.
@@ -152,7 +155,7 @@ def observed_layers(
         progress: Show progress bars.
 
     Yields:
-        Name, Gram matrix (float64 [d_in, d_in]) and the number of input rows.
+        Name and statistics.
     """
     chunks = list(_chunks(layers, max_gram_bytes))
     for k, chunk in enumerate(chunks):
@@ -166,8 +169,7 @@ def observed_layers(
             progress=f"observing{part}" if progress else None,
         )
         for name in tqdm(chunk, desc=f"solving{part}", unit="layer", disable=not progress):
-            observer = observers.pop(name)
-            yield name, observer.checked_gram(), observer.n
+            yield name, observers.pop(name).statistics()
 
 
 def observe_inputs(
@@ -179,7 +181,7 @@ def observe_inputs(
     seed: int = 0,
     progress: str | None = None,
 ) -> dict[str, VRCObserver]:
-    """Gram matrices of the inputs of ``layers`` while ``model`` runs on ``images``.
+    """What the inputs of ``layers`` are while ``model`` runs on ``images``.
 
     Args:
         model: The model; its mode is restored.

@@ -2,7 +2,7 @@
 
 A LayerNorm's gain and the columns that read it can hide a factor each from the other. A large column with small
 inputs costs every other weight of its rows their resolution. Rescaling (see :mod:`.scaling`) changes nothing in
-float, and with s_j = sqrt(rms(x_j) / rms(w_j)) both sides are as even as they can be made together.
+float, and with s_j = sqrt(std(x_j) / rms(w_j)) both sides are as even as they can be made together.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def equalize_qsam2(
 
     For a linear layer with per-row weight scales and a per-tensor input scale, the rounding error of the output
     grows with (sum_j w_j^2 s_j^2) (sum_j x_j^2 / s_j^2), for weights and inputs alike; by Cauchy and Schwarz
-    s_j^2 = rms(x_j) / rms(w_j) makes it smallest. It is SmoothQuant's scale (arXiv 2211.10438) with strength 1/2
-    and root mean squares in place of maxima, applied wherever
+    s_j^2 = rms(x_j) / rms(w_j) makes it smallest. What rounding does to the mean of the output, biases make up for, so
+    x_j is about its mean: a channel that is large all the time and hardly varies is not worth the resolution of its
+    columns' neighbours. It is SmoothQuant's scale (arXiv 2211.10438) with strength 1/2
+    and deviations in place of maxima, applied wherever
     :func:`~qsam2_ao.calibration.scaling.scale_groups` allows.
 
     Args:
@@ -72,7 +74,7 @@ def equalize_qsam2(
     # A layer's rows may be rescaled as a producer and its columns as a consumer; each group's scale is made of the
     # weights as the groups before it left them, which changes the rows' sizes and not the columns' shares.
     for group in groups:
-        energy = observers[group.consumers[0]].checked_gram().diagonal()
+        energy = observers[group.consumers[0]].statistics().centred.diagonal()
         rescale(equalized, group, balanced_scale(equalized, group, energy))
     return equalized
 
@@ -83,7 +85,7 @@ def balanced_scale(model: nn.Module, group: ScaleGroup, energy: Tensor) -> Tenso
     Args:
         model: The model.
         group: The group.
-        energy: Sum of squares of each channel over the calibration data, [channels].
+        energy: Sum of squares of each channel about its mean over the calibration data, [channels].
 
     Returns:
         Positive factors, float64, [channels].

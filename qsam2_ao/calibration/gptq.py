@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..quantizers.affine import dequantize_affine, quantize_affine
+from ..quantizers.output_error import held_down, typical_energy
 
 _BLOCK = 64
 
@@ -31,12 +32,12 @@ def gptq_round(
 
     Args:
         weight: [out, in], or [out, in, 1, 1] of a 1x1 convolution.
-        gram: X^T X of the layer's inputs, [in, in].
+        gram: X^T X of the layer's inputs, centred where a bias makes up for the mean, [in, in].
         scale: Step of the grid, positive, broadcastable to [out, in].
         zero_point: Code that stands for zero, broadcastable to [out, in].
         quant_min: Smallest code.
         quant_max: Largest code.
-        damping: Added to the diagonal, relative to its mean.
+        damping: Added to the diagonal, relative to its mean with massive inputs held down.
         name: Of the layer, for errors.
         compensation: What :func:`compensation_of` gave for this Gram matrix and damping, to round several times.
 
@@ -78,9 +79,12 @@ def gptq_round(
 def compensation_of(gram: Tensor, damping: float, name: str = "") -> tuple[Tensor, Tensor]:
     """How columns make up for each other's rounding errors, which takes longer to find than to use.
 
+    Massive inputs are held down (:func:`~qsam2_ao.quantizers.output_error.held_down`): the chance correlations of a few
+    massive tokens with every other input are nothing to make up by.
+
     Args:
         gram: X^T X of the layer's inputs, [in, in], finite.
-        damping: Added to the diagonal, relative to its mean.
+        damping: Added to the diagonal, relative to its mean with massive inputs held down.
         name: Of the layer, for errors.
 
     Returns:
@@ -89,10 +93,10 @@ def compensation_of(gram: Tensor, damping: float, name: str = "") -> tuple[Tenso
     Raises:
         CalibrationError: ``gram`` cannot be factorized.
     """
-    hessian = gram.double().clone()
-    mean = hessian.diagonal().mean()
+    hessian = held_down(gram.double()).clone()
+    typical = typical_energy(hessian)
     silent = hessian.diagonal() <= 0
-    hessian.diagonal().add_(torch.where(silent, mean.clamp_min(1), damping * mean))
+    hessian.diagonal().add_(torch.where(silent, typical or 1.0, damping * typical))
     # Inputs of much energy first: their rounding errors find the most columns left to make up for them.
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     factor, failed = torch.linalg.cholesky_ex(hessian[order][:, order])

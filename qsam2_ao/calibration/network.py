@@ -101,8 +101,7 @@ def calibrate_network(
             calibrate_layer(
                 name,
                 layers[name],
-                observer.checked_gram(),
-                observer.n,
+                observer.statistics(),
                 factory if quantizers is None else quantizers[name],
                 report,
                 damping=damping,

@@ -13,12 +13,16 @@ from rich.table import Table
 class LayerReport:
     """Figures of one calibrated layer; all relative to the calibration data.
 
+    G is the centred Gram matrix of the inputs, X^T X - n mean mean^T, so that errors are shares of what varies in the
+    output: what quantization and calibration do to its mean, the bias takes back. Without a bias, G is X^T X.
+
     Attributes:
         layer: Module path in the model.
         shape: Shape of the weight.
         n: Input rows seen.
         d_in: Width of an input row.
-        damping: lambda / mean(diag G) that was solved with; 0 with ``auto`` means that the weight was kept.
+        damping: lambda / mean(diag G) that was solved with, no input counted for more than 100 times the median one; 0
+            with ``auto`` means that the weight was kept.
         lam: lambda.
         auto: Whether damping was searched.
         cond: Condition number of G; infinite where n < d_in.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..quantizers.output_error import measures_of, typical_energy, worst_ratio
 from .report import LayerReport
 
 AUTO_DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -16,21 +17,31 @@ HUGE_CONDITION = 1e12
 _EXACT_CONDITION = 1024
 # What lambdas are compared on: so many weights of a layer, and so many of its output channels at least.
 _COMPARED_WEIGHTS, _FEWEST_CHANNELS = 1 << 18, 64
-# The Gram matrix is made of float32 products: eigenvalues below this share of the largest are rounding noise.
+# "auto" changes a weight only where that lowers the error by a tenth, and counts the change of the float output twice
+# beside it: on other data it is larger than on those that it is fitted to, and in one direction in every layer, where
+# rounding errors average out. (The image features of validation frames are then no worse than without VRC.)
+_WORTHWHILE, _CHANGE_COUNTS = 0.9, 2.0
+# The Gram matrix is made of float32 products: with every input in units of its own deviation, eigenvalues below this
+# share of the largest are rounding noise.
 _NOISE = torch.finfo(torch.float32).eps
 
 
 def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -> Tensor:
     """W_hat = W G (G + lambda I)^-1, the ridge regression of the layer's own output on its input.
 
+    With the centred Gram matrix of a layer with a bias, what varies of the output is regressed on what varies of the
+    input, and the bias has to take (W - W_hat) mean; see :class:`~qsam2_ao.calibration.gram.InputStatistics`.
+
     Solved in float64 by Cholesky as W - lambda W (G + lambda I)^-1. Every eigen-direction of G with
     eigenvalue g shrinks by g / (g + lambda). With ``damping`` 0 the limit is taken, the minimum-norm solution
-    W X^+ X, by an eigendecomposition: directions that the data never visited vanish, everything else stays.
+    W X^+ X: directions that the data never visited vanish, everything else stays. Which those are is judged with every
+    input in units of its own deviation, so that a massive one does not hide the others.
 
     Args:
         weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
-        gram: X^T X of the layer's inputs, [d_in, d_in].
-        damping: lambda / mean(diag G), zero or positive.
+        gram: X^T X of the layer's inputs, centred or not, [d_in, d_in].
+        damping: lambda over the mean of G's diagonal, in which no input counts for more than 100 times the median one;
+            zero or positive.
         name: Of the layer, for error messages.
 
     Returns:
@@ -46,7 +57,7 @@ def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -
     if damping < 0:
         raise CalibrationError(f"layer {name!r}: damping must be zero or positive, got {damping}")
     gram = gram.double()
-    lam = damping * float(gram.diagonal().mean())
+    lam = damping * typical_energy(gram)
     if lam > 0:
         damped = gram.clone()
         damped.diagonal().add_(lam)
@@ -54,21 +65,32 @@ def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -
         if not failed:
             return (flat - lam * torch.cholesky_solve(flat.T, factor).T).reshape(weight.shape).to(weight.dtype)
     # lambda = 0, or so small that rounding noise makes the matrix indefinite.
+    directions, energies = _visited(gram, name)
+    keep = energies / (energies + lam)
+    return ((flat @ directions) * keep @ directions.T).reshape(weight.shape).to(weight.dtype)
+
+
+def _visited(gram: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of G without rounding noise: [d_in, r] and [r], all positive."""
+    deviation = gram.diagonal().clamp_min(0).sqrt()
+    units = torch.where(deviation > 0, 1 / deviation, 0.0)
     try:
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = torch.linalg.eigh(gram * units * units[:, None])
     except torch.linalg.LinAlgError as error:
         raise CalibrationError(
             f"layer {name!r}: cannot decompose its Gram matrix ({error}); use more calibration images"
         ) from error
-    largest = float(values[-1])
-    if float(values[0]) < -1e-3 * abs(largest):
+    smallest, largest = float(values[0]), float(values[-1])
+    if smallest < -1e-3 * abs(largest) or float(gram.diagonal().min()) < -1e-3 * float(gram.diagonal().max()):
         raise CalibrationError(
-            f"layer {name!r}: its Gram matrix has a negative eigenvalue ({float(values[0]):.3g}, largest "
-            f"{largest:.3g}), so the Cholesky solve fails; calibrate again in float32"
+            f"layer {name!r}: its Gram matrix has a negative eigenvalue (relative to its inputs' deviations "
+            f"{smallest:.3g}, largest {largest:.3g}), so the Cholesky solve fails; calibrate again in float32"
         )
-    values = torch.where(values > _NOISE * largest, values, 0.0)
-    keep = values / (values + lam) if lam > 0 else (values > 0).double()
-    return ((flat @ vectors) * keep @ vectors.T).reshape(weight.shape).to(weight.dtype)
+    visited = values > _NOISE * largest
+    directions, sizes, _ = torch.linalg.svd(
+        deviation[:, None] * vectors[:, visited] * values[visited].sqrt(), full_matrices=False
+    )
+    return directions, sizes.square()
 
 
 def output_energy(difference: Tensor, gram: Tensor) -> float:
@@ -122,16 +144,18 @@ def calibrate_weight(
     """Calibrate one layer's weight and report what that did.
 
     With ``damping="auto"``, the lambda of a small grid that minimises the error of the quantized layer's
-    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T). Keeping W is on the grid, so that the error never grows. In a layer
-    of more than 2^18 weights that error, also the reported one, is of evenly spread output channels with so many
-    weights, at least 64.
+    output, tr((Q(W_hat) - W) G (Q(W_hat) - W)^T), with what it changes of the float output counted twice beside it.
+    W is kept where that gains less than a tenth, so that the error never grows. Where inputs are massive, it is to
+    shrink both as it is and with them held down (:func:`~qsam2_ao.quantizers.output_error.held_down`); likewise the
+    change is to be small. In a layer of more than 2^18 weights that error, also the reported one, is of evenly spread
+    output channels with so many weights, at least 64.
 
     Args:
         weight: [d_out, d_in], or [d_out, d_in, 1, 1] of a 1x1 convolution.
-        gram: X^T X of the layer's inputs, [d_in, d_in].
+        gram: X^T X of the layer's inputs, centred where a bias takes (W - W_hat) mean, [d_in, d_in].
         n: Rows of X.
         quantize: Q, the quantized form of a weight at the bits, granularity and grid that the layer will get.
-        damping: lambda / mean(diag G), or "auto".
+        damping: As for :func:`solve_vrc`, or "auto".
         tolerance: Largest relative change of the output's energy; a fixed damping beyond it is refused and W
             kept, "auto" leaves such a lambda out.
         name: Of the layer, for the report and for errors.
@@ -152,32 +176,40 @@ def calibrate_weight(
     warnings = _data_warnings(n, d_in, cond)
     compared = _compared(weight, d_in)
 
-    energies = {"all": output_energy(weight, gram), "compared": output_energy(weight[compared], gram)}
+    grams = measures_of(gram)
 
-    def change_of(solved: Tensor, channels: str = "all") -> float:
-        original = weight if channels == "all" else weight[compared]
-        energy = energies[channels]
-        return output_energy(solved.double() - original.double(), gram) / energy if energy > 0 else 0.0
+    def energies(difference: Tensor) -> Tensor:
+        return torch.tensor([output_energy(difference, measure) for measure in grams], dtype=torch.float64)
 
-    def quantized_error(candidate: Tensor) -> float:
-        return change_of(quantize(candidate), "compared")
+    energy, compared_energy = energies(weight), energies(weight[compared])
 
-    before = quantized_error(weight[compared])
-    solved, chosen, change, after = weight, 0.0, 0.0, before
+    def changes(solved: Tensor) -> Tensor:
+        return energies(solved.double() - weight.double()) / energy
+
+    def quantized_errors(candidate: Tensor) -> Tensor:
+        return energies(quantize(candidate).double() - weight[compared].double())
+
+    before = quantized_errors(weight[compared])
+    solved, chosen, change, after = weight, 0.0, torch.zeros_like(energy), before
     refused = None
-    if energies["all"] == 0:
-        refused = "its inputs or its weight are all zero"
+    if not bool(energy.all()):
+        refused = "its inputs do not vary or its weight is all zero"
     elif damping == "auto":
-        errors: dict[float, float] = {}
+        errors: dict[float, Tensor] = {}
+        ratios: dict[float, float] = {}
         for candidate_damping in AUTO_DAMPINGS:
             candidate = solve_vrc(weight[compared], gram, candidate_damping, name=name)
-            if change_of(candidate, "compared") > tolerance:
+            candidate_change = energies(candidate.double() - weight[compared].double())
+            if bool((candidate_change > tolerance * compared_energy).any()):
                 break  # the change grows with lambda
-            errors[candidate_damping] = quantized_error(candidate)
-        for candidate_damping in sorted(errors, key=lambda key: errors[key]):
+            errors[candidate_damping] = quantized_errors(candidate)
+            weighed = errors[candidate_damping] + _CHANGE_COUNTS * candidate_change
+            ratios[candidate_damping] = float(worst_ratio(weighed, before))
+        worthwhile = [key for key, ratio in ratios.items() if ratio < _WORTHWHILE]
+        for candidate_damping in sorted(worthwhile, key=ratios.__getitem__):
             candidate = solve_vrc(weight, gram, candidate_damping, name=name)
-            candidate_change = change_of(candidate)
-            if errors[candidate_damping] < before and candidate_change <= tolerance:
+            candidate_change = changes(candidate)
+            if float(candidate_change.max()) <= tolerance:
                 solved, chosen, change, after = (
                     candidate,
                     candidate_damping,
@@ -188,20 +220,20 @@ def calibrate_weight(
     else:
         chosen = float(damping)
         solved = solve_vrc(weight, gram, chosen, name=name)
-        change = change_of(solved)
-        after = quantized_error(solved[compared])
-        if change > tolerance:
-            refused = f"output change {change:.3g} is over the tolerance {tolerance:.3g}"
+        change = changes(solved)
+        after = quantized_errors(solved[compared])
+        if float(change.max()) > tolerance:
+            refused = f"output change {float(change.max()):.3g} is over the tolerance {tolerance:.3g}"
     report = LayerReport(
         layer=name,
         shape=tuple(weight.shape),
         n=n,
         d_in=d_in,
         damping=chosen,
-        lam=chosen * float(gram.diagonal().mean()),
+        lam=chosen * typical_energy(gram),
         auto=damping == "auto",
         cond=cond,
-        output_change=change,
+        output_change=float(change[0]),
         norm_ratio=_ratio(float(solved.double().norm()), float(weight.double().norm())),
         std_before=_std(weight),
         std_after=_std(solved),
@@ -209,8 +241,8 @@ def calibrate_weight(
         kurtosis_after=_kurtosis(solved),
         max_before=float(weight.abs().max()),
         max_after=float(solved.abs().max()),
-        quantized_error_before=before,
-        quantized_error_after=after,
+        quantized_error_before=_ratio(float(before[0]), float(compared_energy[0]), 0.0),
+        quantized_error_after=_ratio(float(after[0]), float(compared_energy[0]), 0.0),
         refused=refused,
         warnings=warnings,
     )
@@ -248,8 +280,8 @@ def _data_warnings(n: int, d_in: int, cond: float) -> list[str]:
     return []
 
 
-def _ratio(a: float, b: float) -> float:
-    return a / b if b > 0 else 1.0
+def _ratio(a: float, b: float, otherwise: float = 1.0) -> float:
+    return a / b if b > 0 else otherwise
 
 
 def _std(weight: Tensor) -> float:

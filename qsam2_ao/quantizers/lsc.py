@@ -32,6 +32,7 @@ from .shared import SharedOutput, recomputing
 from .snapping import snap_weights
 from .statistics import (
     check_granularity,
+    hold,
     merge_across_ranks,
     tensor_statistics,
     weight_statistics,
@@ -110,6 +111,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     std: Tensor
     low: Tensor
     high: Tensor
+    held: Tensor
     initialized: Tensor
     step: Step | None
     _alpha_then: Tensor
@@ -176,6 +178,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         self.register_buffer("alpha_bar", torch.ones(size, device=device))
         for key in _STATISTICS:
             self.register_buffer(key, torch.zeros(size, device=device))
+        if is_weight:
+            # Of a range that keep_scale holds: its centre minus the weight's mean, and its half width. Else empty.
+            self.register_buffer("held", torch.zeros(2, 0, device=device))
         self.register_buffer("initialized", torch.zeros(1, dtype=torch.uint8, device=device))
         self._flags = CachedFlags(fake_quant_enabled=True, observer_enabled=True, initialized=False)
         self._reset_transients()
@@ -212,6 +217,10 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
             dims = 2 if self.granularity == "group" else 1
             if incoming is not None and incoming.dim() == dims and current.numel() == 0:
                 current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
+        if self.is_weight and prefix + "log_alpha" in state_dict:
+            # Older state dicts, of ranges that were not held, have none.
+            held = cast(dict[str, Any], state_dict).setdefault(prefix + "held", torch.zeros(2, 0))
+            self.held = torch.empty(held.shape, device=self.held.device)
         # With assign=True what is loaded takes our place, and ranges are float32 in a model of any dtype.
         ours = {prefix + key for key in self.state_dict()}
         state_dict = {
@@ -302,6 +311,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         if x.numel() == 0:
             raise CalibrationError(f"{self.who}: cannot start from an empty tensor of shape {list(x.shape)}")
         if self.is_weight:
+            self.held = self.held.new_zeros(2, 0)
             self._start(self._weight_statistics(x), x, gram)
         else:
             stats = tensor_statistics(x)
@@ -345,17 +355,23 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
 
     @torch.no_grad()
     def keep_scale(self, weight: Tensor) -> None:
-        """Let the range follow another weight from here on, with the scale that it has now.
+        """Let the range follow another weight from here on, with the scale and zero point that it has now.
 
-        Where the new weight does not reach the ends of the range, it shrinks to what the weight holds.
+        A weight that was rounded in the range keeps its codes, also where it does not reach the ends of the range: that
+        far the range is then allowed beyond the weight's extremes, and its centre keeps its distance from the mean.
 
         Args:
             weight: The weight in place of the one that the range was started from, of its shape.
         """
-        scale, _ = self.qparams()
+        scale, zero_point = self.qparams()
+        half = scale * (self._grid.steps / 2)
+        middle = (self._grid.quant_min + self._grid.quant_max) / 2
+        centre = torch.zeros_like(scale) if self._grid.zero_centred else (middle - zero_point) * scale
+        self.held = self.held.new_zeros(2, 0)
+        self.held = torch.stack([centre - self._weight_statistics(weight).mean, half])
         stats = self._weight_statistics(weight)
         self._store(stats)
-        alpha = torch.where(stats.std > 0, scale * self._grid.steps / (2 * stats.std), self.alpha_bar)
+        alpha = torch.where(stats.std > 0, half / stats.std, self.alpha_bar)
         self.log_alpha.copy_(alpha.log())
         self.alpha_bar.copy_(alpha)
         self._forget_step()
@@ -385,7 +401,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     # --- ranges ------------------------------------------------------------------------------------------
 
     def _weight_statistics(self, weight: Tensor) -> RangeStats:
-        return weight_statistics(weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred)
+        stats = weight_statistics(weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred)
+        return stats if self.held.numel() == 0 else hold(stats, *self.held)
 
     def _store(self, stats: RangeStats) -> None:
         torch._foreach_copy_([getattr(self, key) for key in _STATISTICS], list(stats))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .affine import broadcast_qparam, fake_quantize_affine
 from .grids import Grid, RangeStats
+from .output_error import measures_of, worst_ratio
 from .statistics import sum_rows
 
 _COARSE = 24
@@ -51,7 +52,7 @@ def search_alpha(
 
     A geometric grid from 0.1 standard deviations to the observed extremes, refined twice around its minimum.
     With ``gram`` the range is then refined on the error of the layer's output, tr(E G E^T) of the weight
-    error E.
+    error E; where inputs are massive, it is to be less also with them held down.
 
     Args:
         x: Weight of shape [out, ...], or any sample of an activation with granularity "tensor".
@@ -59,8 +60,8 @@ def search_alpha(
         grid: Grid to quantize on.
         granularity: "tensor", "channel" or "group".
         group_size: Inputs per group, for "group".
-        gram: X^T X of the layer's inputs, [K, K] with K = ``x[0].numel()``. Per group its diagonal blocks
-            are used, as if the groups' errors were independent.
+        gram: X^T X of the layer's inputs, centred where a bias makes up for the mean, [K, K] with K =
+            ``x[0].numel()``. Per group its diagonal blocks are used, as if the groups' errors were independent.
 
     Returns:
         Alpha in the statistics' shape, float32, positive.
@@ -73,25 +74,30 @@ def search_alpha(
     best = torch.ones_like(largest)
     least = torch.full_like(largest, float("inf"))
 
-    def consider(alpha: Tensor, output_error: bool = False) -> None:
+    def consider(alpha: Tensor, error: Tensor) -> None:
         nonlocal best, least
-        error = _error(x, stats, alpha, grid, granularity, group_size, gram if output_error else None)
         better = error < least
         best, least = torch.where(better, alpha, best), torch.where(better, error, least)
 
+    def error(alpha: Tensor, measure: Tensor | None = None) -> Tensor:
+        return _error(x, stats, alpha, grid, granularity, group_size, measure)
+
     step = (_SMALLEST_ALPHA / largest).pow(1 / (_COARSE - 1))
     for k in range(_COARSE):
-        consider(largest * step**k)
+        consider(alpha := largest * step**k, error(alpha))
     for _ in range(_REFINEMENTS):
         centre, step = best, step.pow(2 / (_FINE + 2))
         for k in range(1, _FINE // 2 + 1):
-            consider(centre * step**k)
-            consider(torch.minimum(centre / step**k, largest))
+            consider(alpha := centre * step**k, error(alpha))
+            consider(alpha := torch.minimum(centre / step**k, largest), error(alpha))
     if gram is not None:
+        measures = measures_of(gram.to(x))
         centre = best
-        least = torch.full_like(largest, float("inf"))
-        for ratio in (1.0, 0.95, 1.05, 0.9, 1.1, 0.8, 1.2, 0.7, 1.4):
-            consider(torch.minimum(centre * ratio, largest), output_error=True)
+        references = torch.stack([error(centre, measure) for measure in measures])
+        least = torch.ones_like(largest)
+        for ratio in (0.95, 1.05, 0.9, 1.1, 0.8, 1.2, 0.7, 1.4):
+            alpha = torch.minimum(centre * ratio, largest)
+            consider(alpha, worst_ratio(torch.stack([error(alpha, measure) for measure in measures]), references))
     return best
 
 
@@ -125,7 +131,6 @@ def _error(
 
 def _weigh(difference: Tensor, gram: Tensor, granularity: str, group_size: int | None) -> Tensor:
     """Elements of (E G) * E, whose row sums are the output errors; per group with G's diagonal blocks."""
-    gram = gram.to(difference)
     if granularity != "group":
         return (difference @ gram) * difference
     assert group_size is not None

@@ -88,6 +88,23 @@ def weight_statistics(
     return RangeStats(*(_join(column) for column in zip(*parts, strict=True)))
 
 
+def hold(stats: RangeStats, offset: Tensor, reach: Tensor) -> RangeStats:
+    """Statistics of a weight about another centre than its mean, with extremes that are at least so far from it.
+
+    Args:
+        stats: The weight's own, about its mean (or zero, with ``offset`` 0).
+        offset: Centre minus mean, of the statistics' shape.
+        reach: Least distance of the extremes from the centre, of the statistics' shape.
+    """
+    centre = stats.mean + offset
+    return RangeStats(
+        centre,
+        torch.hypot(stats.std, offset),
+        torch.minimum(stats.low, centre - reach),
+        torch.maximum(stats.high, centre + reach),
+    )
+
+
 def tensor_statistics(x: Tensor) -> RangeStats:
     """Statistics of a whole activation tensor, float32 of shape [1] each.
 

@@ -1,4 +1,4 @@
-"""The layers of a float model that can be quantized, what they take at each bit-width, and their quantized weights."""
+"""The layers of a float model that can be quantized, what they take at each bit-width, and their quantized forms."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
 
 from ..backend_config import QAT_MODULES
 from ..calibration.calibrate import calibrate_layer
+from ..calibration.gram import InputStatistics
 from ..calibration.report import VRCReport
-from ..calibration.start import start_quantizer
+from ..calibration.start import start_layer
 from ..errors import GraphTraceError
 from ..fake_quant import fake_quantizers
 from ..graph import REGIONS, find_parts
@@ -81,53 +81,51 @@ def quantizable_layers(model: SAM2Base) -> dict[str, QuantizableLayer]:
     return {layer.name: layer for layer in found}
 
 
-def quantized_weight(
+@torch.no_grad()
+def quantized_layer(
     name: str,
     layer: Any,
     bits: int,
-    gram: Tensor | None = None,
-    n: int = 0,
+    inputs: InputStatistics | None = None,
     *,
     vrc: str | float | None = None,
     rounding: str = "nearest",
-) -> Tensor:
-    """A layer's weight as ``prepare_qsam2`` would start it and its fake-quantizer (LSC, per channel) would see it.
+) -> Any:
+    """A layer as ``prepare_qsam2`` would start it, with the weight that its fake-quantizer (LSC, per channel) makes.
 
     Args:
         name: Of the layer, for errors.
         layer: ``nn.Linear`` or ``nn.Conv2d``; not changed.
         bits: 2 to 8.
-        gram: X^T X of its inputs; None where it is not known: no VRC, no GPTQ, and the range of least weight error.
-        n: Rows of X.
+        inputs: What is known of its inputs; None where nothing is: no VRC, no GPTQ, the range of least weight error,
+            and the bias as it was.
         vrc: Damping of the variance-reduced calibration that comes first, "auto", or None for none.
         rounding: "nearest" or "gptq".
 
     Returns:
-        The weight on its grid, of the layer's shape and dtype.
+        A copy of the layer with its weight on the grid.
     """
-    calibrated = copy.deepcopy(layer)
+    quantized = copy.deepcopy(layer)
     factory = lsc_qconfig(bits, None).weight
-    if gram is not None and vrc is not None:
-        calibrate_layer(name, calibrated, gram, n, factory, VRCReport([], images=0), damping=vrc)
+    if inputs is not None and vrc is not None:
+        calibrate_layer(name, quantized, inputs, factory, VRCReport([], images=0), damping=vrc)
     quantizer = factory().to(layer.weight.device)
-    weight = start_quantizer(quantizer, calibrated.weight.detach(), gram, rounding, name)
-    with torch.no_grad():
-        return quantizer(weight)
+    start_layer(quantized, quantizer, inputs, rounding, name)
+    quantized.weight.copy_(quantizer(quantized.weight))
+    return quantized
 
 
 @contextmanager
-def replaced_weight(layer: Any, weight: Tensor) -> Iterator[None]:
-    """Let a layer compute with another weight inside the ``with`` block.
+def replaced_parameters(layer: Any, other: Any) -> Iterator[None]:
+    """Let a layer compute with the weight and bias of another inside the ``with`` block.
 
     Args:
-        layer: Any layer with a weight.
-        weight: Of the same shape.
+        layer: Any layer.
+        other: One with the same parameters.
     """
-    original = layer.weight.detach().clone()
-    with torch.no_grad():
-        layer.weight.copy_(weight)
+    original = copy.deepcopy(layer.state_dict())
+    layer.load_state_dict(other.state_dict())
     try:
         yield
     finally:
-        with torch.no_grad():
-            layer.weight.copy_(original)
+        layer.load_state_dict(original)

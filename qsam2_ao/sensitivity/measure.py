@@ -10,16 +10,17 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
 from ..calibration import load_images
 from ..calibration.calibrate import is_calibratable, observed_layers
+from ..calibration.gram import InputStatistics
 from ..calibration.images import CalibrationImages, images_at_once
 from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples
-from .layers import QuantizableLayer, quantizable_layers, quantized_weight, replaced_weight
+from .layers import QuantizableLayer, quantizable_layers, quantized_layer, replaced_parameters
 from .outputs import OutputError
 
 BITS = (2, 3, 4, 8)
@@ -113,7 +114,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Quantize one layer at a time, weights alone, and measure what that changes.
 
-    The weight is what ``prepare_qsam2`` with the same settings would start training with: calibrated (VRC) in
+    The layer is what ``prepare_qsam2`` with the same settings would start training with: calibrated (VRC) in
     ``vrc_regions``, per output channel, on LSC's default grid in the range of the least error.
 
     Args:
@@ -153,14 +154,13 @@ def measure_sensitivity(
     widths = tuple(sorted(set(bits)))
     records: list[LayerSensitivity] = []
     with tqdm(total=len(chosen) * len(widths), desc="sensitivity", unit="weight", disable=not progress) as bar:
-        for name, gram, n in _with_grams(model, chosen, images, seed):
+        for name, inputs in _with_inputs(model, chosen, images, seed):
             layer, module = chosen[name], model.get_submodule(name)
             quantize = partial(
-                quantized_weight,
+                quantized_layer,
                 name,
                 module,
-                gram=gram,
-                n=n,
+                inputs=inputs,
                 vrc=vrc if layer.region in vrc_regions else None,
                 rounding=rounding,
             )
@@ -185,7 +185,7 @@ def measure_sensitivity(
 
 
 def _measure_layer(
-    layer: QuantizableLayer, widths: Sequence[int], quantize: Callable[[int], Tensor], measure: _Metric
+    layer: QuantizableLayer, widths: Sequence[int], quantize: Callable[[int], nn.Module], measure: _Metric
 ) -> list[tuple[float, dict[str, float]]]:
     return [measure(layer, quantize(width)) for width in widths]
 
@@ -201,20 +201,20 @@ def _chosen(available: dict[str, QuantizableLayer], names: Iterable[str] | None)
     return {name: layer for name, layer in available.items() if name in wanted}
 
 
-def _with_grams(
+def _with_inputs(
     model: Any, layers: dict[str, QuantizableLayer], images: CalibrationImages, seed: int
-) -> Iterator[tuple[str, Tensor | None, int]]:
-    """The layers with the Gram matrices of their inputs, which ``prepare_qsam2`` would collect in the same way."""
+) -> Iterator[tuple[str, InputStatistics | None]]:
+    """The layers with the statistics of their inputs, which ``prepare_qsam2`` would collect in the same way."""
     modules = {name: model.get_submodule(name) for name in layers}
     observed = {name: module for name, module in modules.items() if is_calibratable(module)}
-    yield from ((name, None, 0) for name in layers if name not in observed)
+    yield from ((name, None) for name in layers if name not in observed)
     yield from observed_layers(model, observed, images, batch_size=images_at_once(model), seed=seed, progress=False)
 
 
 class _Metric(Protocol):
-    """What a quantized weight costs, and what that is made of."""
+    """What a quantized layer costs, and what that is made of."""
 
-    def __call__(self, layer: QuantizableLayer, weight: Tensor) -> tuple[float, dict[str, float]]: ...
+    def __call__(self, layer: QuantizableLayer, quantized: nn.Module) -> tuple[float, dict[str, float]]: ...
 
 
 def _metric(name: str, model: Any, images: CalibrationImages, sequences: Sequence[VideoSequence], seed: int) -> _Metric:
@@ -232,8 +232,8 @@ class _OutputMetric:
         self._layers = dict(model.named_modules())
         self._error = OutputError(model, images, seed=seed)
 
-    def __call__(self, layer: QuantizableLayer, weight: Tensor) -> tuple[float, dict[str, float]]:
-        with replaced_weight(self._layers[layer.name], weight):
+    def __call__(self, layer: QuantizableLayer, quantized: nn.Module) -> tuple[float, dict[str, float]]:
+        with replaced_parameters(self._layers[layer.name], quantized):
             errors = self._error.measure(encoder_changed=layer.region == "image_encoder")
         return sum(errors.values()) / len(errors), errors
 
@@ -248,8 +248,8 @@ class _AccuracyMetric:
         self._samples = image_samples(sequences)
         self._float = self._scores()
 
-    def __call__(self, layer: QuantizableLayer, weight: Tensor) -> tuple[float, dict[str, float]]:
-        with replaced_weight(self._model.get_submodule(layer.name), weight):
+    def __call__(self, layer: QuantizableLayer, quantized: nn.Module) -> tuple[float, dict[str, float]]:
+        with replaced_parameters(self._model.get_submodule(layer.name), quantized):
             scores = self._scores()
         lost = {name: self._float[name] - value for name, value in scores.items()}
         return sum(lost.values()) / len(lost), scores

@@ -43,7 +43,8 @@ def test_calibrates_the_image_encoder_of_a_copy(model):
     assert [layer.layer for layer in report.layers] == expected
     assert report.images == 2
     changed = {n for n, value in calibrated.state_dict().items() if not torch.equal(value, before[n])}
-    assert changed == {f"{layer.layer}.weight" for layer in report.layers if layer.damping > 0}
+    solved = [layer.layer for layer in report.layers if layer.damping > 0]
+    assert changed == {f"{name}.{key}" for name in solved for key in ("weight", "bias")}
     assert changed
     assert type(calibrated) is type(model)
     assert all(layer.quantized_error_after <= layer.quantized_error_before for layer in report.layers)

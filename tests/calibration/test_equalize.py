@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +58,25 @@ def test_float_outputs_stay_and_outlier_columns_go():
 
     assert column_share(model) > 10
     assert column_share(equalized) < 2
+
+
+def test_a_channel_that_is_large_all_the_time_is_no_outlier():
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    model = load_embedded(SAM2VideoPredictor)
+    moved = copy.deepcopy(model)
+    block = moved.image_encoder.trunk.blocks[1]
+    with torch.no_grad():  # the next bias takes the offset back
+        block.norm2.bias[3] += 300
+        block.mlp.layers[0].bias -= 300 * block.mlp.layers[0].weight[:, 3]
+    norms = [
+        equalize_qsam2(m, images, progress=False)
+        .image_encoder.trunk.blocks[1]
+        .mlp.layers[0]
+        .weight.detach()
+        .norm(dim=0)
+        for m in (model, moved)
+    ]
+    torch.testing.assert_close(norms[1], norms[0], rtol=1e-2, atol=1e-3)
 
 
 def test_equalized_models_are_prepared_like_any_other():

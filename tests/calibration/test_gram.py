@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 from torch.ao.quantization.observer import ObserverBase
 
 from qsam2_ao.calibration.gram import VRCObserver
@@ -23,12 +26,14 @@ def test_streaming_equals_one_batch_and_the_input_is_unchanged():
 
 
 def test_many_rows_accumulate_in_float64():
-    # 40 times the same block: a float32 running sum would drift, the exact sum is 40 times one block.
+    # 40 times the same block: a float32 running sum would drift, the sum is 40 times that of one block.
     block = torch.rand(8192, 3)
-    observer = VRCObserver()
+    observer, once = VRCObserver(), VRCObserver()
+    once(block)
     for _ in range(40):
         observer(block)
-    torch.testing.assert_close(observer.gram, 40 * (block.T @ block).double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(observer.gram, 40 * once.gram, rtol=1e-12, atol=0)
+    torch.testing.assert_close(once.gram, block.double().T @ block.double(), rtol=1e-6, atol=0)
 
 
 def test_convolution_input():
@@ -71,7 +76,8 @@ def test_state_dict_round_trip():
     observer, fresh = VRCObserver.with_args(layout="last")(), VRCObserver()
     observer(torch.randn(10, 4))
     fresh.load_state_dict(observer.state_dict())
-    assert torch.equal(fresh.gram, observer.gram)
+    for found, expected in zip(fresh.statistics(), observer.statistics(), strict=True):
+        assert found == expected if isinstance(found, int) else torch.equal(found, expected)
     assert fresh.n == 10
 
 
@@ -98,3 +104,91 @@ def test_few_sampled_rows_wait_for_others():
     rows = x[:, [0, 5]].reshape(14, 6).double()
     assert observer.n == 14
     torch.testing.assert_close(observer.checked_gram(), rows.T @ rows, rtol=1e-6, atol=1e-6)
+
+
+def centred(rows):
+    rows = rows.double() - rows.double().mean(0)
+    return rows.T @ rows
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    offset=st.sampled_from([0.0, 10.0, -1e3, 1e4]),
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    drift=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_offsets_cost_nothing_of_the_variance(offset, sizes, drift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    observer = VRCObserver()
+    parts = [torch.randn(size, 5, generator=generator) for size in sizes]
+    for k, part in enumerate(parts):
+        part[:, 2] += offset * (k if drift else 1)
+        observer(part)
+    x = torch.cat(parts)
+    found = observer.statistics()
+    assert found.n == len(x)
+    torch.testing.assert_close(found.mean, x.double().mean(0), rtol=1e-7, atol=1e-7)
+    expected = centred(x)
+    scale = expected.diagonal().sqrt()
+    torch.testing.assert_close(found.centred, expected, rtol=0, atol=2e-6 * float(scale.max() ** 2))
+    others = torch.tensor([0, 1, 3, 4])  # those that do not drift are known to their own precision
+    torch.testing.assert_close(
+        found.centred[others][:, others],
+        expected[others][:, others],
+        rtol=0,
+        atol=2e-6 * float(scale[others].max() ** 2),
+    )
+    expected = x.double().T @ x.double()
+    torch.testing.assert_close(found.gram, expected, rtol=1e-6, atol=1e-7 * float(expected.max()))
+
+
+def test_an_input_that_varies_by_rounding_alone_is_constant():
+    x = torch.randn(100, 3)
+    x[:, 1] = 1000.1
+    x[::2, 1] = torch.nextafter(x[::2, 1], torch.tensor(0.0))
+    observer = VRCObserver()
+    observer(x)
+    found = observer.statistics()
+    assert not found.centred[1].any()
+    assert not found.centred[:, 1].any()
+    assert (found.centred.diagonal()[[0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_the_usual_input_is_that_of_tokens_that_are_not_massive(share):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 6, generator=generator) + torch.tensor([0.0, 0.0, 0.0, 500.0, 3.0, 0.0])
+    x[:, 5] = (x[:, 5] - 1).relu()  # active in few tokens, but as others are
+    massive = torch.rand(3000, generator=generator) < share
+    x[massive, 1] += 1000
+    observer = VRCObserver()
+    for part in x.split(700):
+        observer(part)
+    found = observer.statistics()
+    assert observer.sample.shape == (512, 6)
+    assert abs(float(found.usual[1])) < 0.2
+    assert float(found.mean[1]) > 10
+    others = torch.tensor([0, 2, 3, 4, 5])
+    assert torch.equal(found.usual[others], found.mean[others])
+    # What errors count by is about the usual input, or about zero where there is no bias to take it.
+    about = x.double() - found.usual
+    torch.testing.assert_close(found.gram_for(nn.Linear(6, 2)), about.T @ about, rtol=1e-5, atol=1e-2)
+    whole = x.double().T @ x.double()
+    torch.testing.assert_close(found.gram_for(nn.Linear(6, 2, bias=False)), whole, rtol=1e-5, atol=1e-2)
+
+
+def test_the_bias_makes_up_for_what_the_weight_loses_at_the_usual_input():
+    observer = VRCObserver("nchw")
+    x = torch.randn(2, 6, 10, 10) + 7
+    observer(x)
+    found = observer.statistics()
+    conv, removed = nn.Conv2d(6, 3, 1), torch.randn(3, 6, 1, 1)
+    before = conv(x).mean((0, 2, 3))
+    with torch.no_grad():
+        conv.weight -= removed
+    found.into_bias(conv, removed)
+    torch.testing.assert_close(conv(x).mean((0, 2, 3)), before, rtol=1e-4, atol=1e-4)
+    bare = nn.Linear(6, 3, bias=False)
+    found.into_bias(bare, removed)
+    assert bare.bias is None

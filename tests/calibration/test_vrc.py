@@ -217,3 +217,67 @@ def test_report_is_json_able():
     assert whole.table().row_count == 2
     assert whole.__rich__().row_count == 2
     assert len(whole.warnings) == 2
+
+
+def massive_data(offset, channels, tokens, seed=0, n=2000, d_in=32, rank=24):
+    """Inputs of which some channels are large in some tokens (or in all), and what they are without."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, rank, generator=generator, dtype=torch.double)
+    x = x @ torch.randn(rank, d_in, generator=generator, dtype=torch.double) / rank**0.5
+    massive = x.clone()
+    rows = torch.rand(n, generator=generator) < tokens
+    massive[:, :channels] += offset * rows[:, None] * torch.linspace(0.5, 1.5, channels).double()
+    return massive, x, torch.randn(16, d_in, generator=generator), ~rows
+
+
+def about(x, centre):
+    return (x - centre).T @ (x - centre)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("offset", [10.0, 100.0, 1000.0])
+def test_a_constant_offset_changes_nothing_of_the_centred_solution(offset, channels):
+    x, plain, weight, _ = massive_data(offset, channels, tokens=1.0)
+    for damping in ("auto", 0.0, 0.001):
+        ours, theirs = (
+            calibrate_weight(weight, about(data, data.mean(0)), len(x), quantizer(3), damping=damping)
+            for data in (x, plain)
+        )
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-4)
+        assert ours[1].damping == theirs[1].damping
+        assert ours[1].output_change == pytest.approx(theirs[1].output_change, abs=1e-8)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("offset", [10.0, 100.0, 1000.0])
+def test_massive_tokens_do_not_hide_the_others(offset, channels, bits):
+    x, _, weight, ordinary = massive_data(offset, channels, tokens=0.05)
+    kept, usual = quantizer(bits)(weight), x[ordinary].mean(0)
+    solved, report = calibrate_weight(weight, about(x, usual), len(x), quantizer(bits))
+    assert report.quantized_error_after <= report.quantized_error_before
+
+    def error(w):
+        return float(((x[ordinary] - usual) @ (w - weight).double().T).square().sum())
+
+    energy = error(torch.zeros_like(weight))
+    assert error(solved) <= 0.02 * energy
+    assert error(quantizer(bits)(solved)) <= 1.05 * error(kept) + 1e-3 * energy
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e4])
+def test_without_damping_a_massive_input_hides_no_direction(factor):
+    # Directions of 1e-3 of the others' energy stay beside an input of 1e6 to 1e8 times that energy.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 12, generator=generator, dtype=torch.double)
+    x[:, 3] = x[:, 2] + 0.03 * x[:, 3]
+    x[:, 0] *= factor
+    x[:, 11] = 0
+    weight = torch.randn(4, 12, generator=generator, dtype=torch.double)
+    gram = (x.float().T @ x.float()).double()
+    solved = solve_vrc(weight, gram, 0.0)
+    torch.testing.assert_close(solved[:, :11], weight[:, :11], rtol=1e-6, atol=1e-6)
+    assert not solved[:, 11].any()
+    # And lambda is relative to the others.
+    damped = solve_vrc(weight, gram, 0.01)
+    assert float((damped - weight)[:, [1, 4, 5, 6]].abs().max()) < 0.2

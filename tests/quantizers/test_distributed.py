@@ -9,7 +9,7 @@ from data_parallel import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qsam2_ao.calibration.gram import VRCObserver
+from qsam2_ao.calibration.gram import InputStatistics, VRCObserver
 from qsam2_ao.quantizers import LSCFakeQuantize
 
 
@@ -49,8 +49,7 @@ def train(rank):
     return {
         "state": layer.state_dict(),
         "calibrated": calibrated.state_dict(),
-        "gram": observer.gram,
-        "n": observer.n,
+        "inputs": observer.statistics()._asdict(),
     }
 
 
@@ -159,6 +158,9 @@ def test_ranks_hold_the_same_ranges(tmp_path):
     torch.testing.assert_close(first["calibrated"]["mean"], everything.mean().reshape(1))
     torch.testing.assert_close(first["calibrated"]["std"], everything.std(correction=0).reshape(1))
     assert first["calibrated"]["low"].item() == everything.min().item()
-    assert first["n"] == second["n"] == 48
-    assert torch.equal(first["gram"], second["gram"])
-    torch.testing.assert_close(first["gram"], everything.double().T @ everything.double(), rtol=1e-5, atol=1e-4)
+    inputs = InputStatistics(**first["inputs"])
+    assert inputs.n == second["inputs"]["n"] == 48
+    for mine, other in zip(inputs[1:], list(second["inputs"].values())[1:], strict=True):
+        assert torch.equal(mine, other)
+    torch.testing.assert_close(inputs.gram, everything.double().T @ everything.double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(inputs.mean, everything.double().mean(0), rtol=1e-6, atol=1e-6)

@@ -15,8 +15,8 @@ from qsam2_ao.fake_quant import quantized_layers
 from qsam2_ao.qconfig import lsc_qconfig
 from qsam2_ao.reporting.size import model_size
 from qsam2_ao.sensitivity import quantizable_layers
-from qsam2_ao.sensitivity.layers import quantized_weight, replaced_weight
-from qsam2_ao.sensitivity.measure import _with_grams
+from qsam2_ao.sensitivity.layers import quantized_layer, replaced_parameters
+from qsam2_ao.sensitivity.measure import _with_inputs
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +42,33 @@ def test_a_quantized_model_is_refused(prepared: Any):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_the_quantized_weight_is_the_one_that_prepare_makes(model: Any, images: list[Any], rounding: str):
+def test_the_quantized_layer_is_the_one_that_prepare_makes(model: Any, images: list[Any], rounding: str):
     recipe = {"image_encoder": lsc_qconfig(2, None)}
     prepared = prepare_qsam2(model, recipe, calibration_data=images, rounding=rounding, progress=False).eval()
     wanted = {"image_encoder.trunk.patch_embed.proj", "image_encoder.trunk.blocks.0.mlp.layers.0"}
     layers = {name: layer for name, layer in quantizable_layers(model).items() if layer.region == "image_encoder"}
     compared = set()
-    for name, gram, n in _with_grams(model, layers, load_images(images), seed=0):
+    for name, inputs in _with_inputs(model, layers, load_images(images), seed=0):
         if name in wanted:
-            weight = quantized_weight(name, model.get_submodule(name), 2, gram, n, vrc="auto", rounding=rounding)
+            original = model.get_submodule(name)
+            quantized = quantized_layer(name, original, 2, inputs, vrc="auto", rounding=rounding)
             layer = dict(quantized_layers(prepared))[name]
-            torch.testing.assert_close(weight, layer.weight_fake_quant(layer.weight).detach(), rtol=0, atol=0)
-            assert not torch.equal(weight, model.get_submodule(name).weight)
+            torch.testing.assert_close(quantized.weight, layer.weight_fake_quant(layer.weight), rtol=0, atol=0)
+            assert torch.equal(quantized.bias, layer.bias)
+            assert not torch.equal(quantized.weight, original.weight)
+            # Only where inputs are known can the bias make up for anything.
+            assert torch.equal(quantized.bias, original.bias) == (inputs is None)
             compared.add(name)
     assert compared == wanted
 
 
-def test_a_replaced_weight_comes_back(model: Any):
-    layer = copy.deepcopy(model.obj_ptr_tpos_proj)
-    before = layer.weight.detach().clone()
-    with replaced_weight(layer, torch.zeros_like(before)):
+def test_replaced_parameters_come_back(model: Any):
+    layer, other = copy.deepcopy(model.obj_ptr_tpos_proj), copy.deepcopy(model.obj_ptr_tpos_proj)
+    before = copy.deepcopy(layer.state_dict())
+    with torch.no_grad():
+        other.weight.zero_()
+        other.bias.add_(1)
+    with replaced_parameters(layer, other):
         assert not layer.weight.any()
-    assert torch.equal(layer.weight, before)
+        assert torch.equal(layer.bias, before["bias"] + 1)
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
