@@ -14,7 +14,7 @@ SMALL_PARAMETERS, SMALL_SIDE = 8_000_000, 256
 
 
 @contextmanager
-def one_thread_if_small(model: nn.Module) -> Iterator[None]:
+def one_thread_if_small(model: object) -> Iterator[None]:
     """Run torch's operations on one thread inside the block if the model is too small for more.
 
     Such a model gains a fourth from a second thread where the machine is idle and loses tenfold where it is busy: each
@@ -23,7 +23,8 @@ def one_thread_if_small(model: nn.Module) -> Iterator[None]:
     the initial one of threads that start meanwhile.
 
     Args:
-        model: Any model; a SAM2's ``image_size`` counts too.
+        model: Any model; a SAM2's ``image_size`` counts too. What is no ``nn.Module`` (files exported for another
+            runtime) does not run on torch's threads.
 
     Example:
         >>> with one_thread_if_small(model):
@@ -31,7 +32,11 @@ def one_thread_if_small(model: nn.Module) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     side = getattr(getattr(model, "module", model), "image_size", 0)  # DistributedDataParallel keeps it inside
-    small = side <= SMALL_SIDE and sum(parameter.numel() for parameter in model.parameters()) < SMALL_PARAMETERS
+    small = (
+        isinstance(model, nn.Module)
+        and side <= SMALL_SIDE
+        and sum(parameter.numel() for parameter in model.parameters()) < SMALL_PARAMETERS
+    )
     if before == 1 or not small:
         yield
         return

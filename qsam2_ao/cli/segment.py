@@ -39,11 +39,14 @@ def segment(
 
     from ..data.pictures import read_rgb
     from ..reporting.overlay import draw_masks, draw_prompts, save_picture
+    from ..threads import one_thread_if_small
     from .masks import label_map, save_label_map
 
     picture = Image.fromarray(read_rgb(image))
     prompts = parse_prompts(picture.size, point, box)
-    logits, scores = segment_image(load_runnable(model, checkpoint, device, target), picture, prompts)
+    loaded = load_runnable(model, checkpoint, device, target)
+    with one_thread_if_small(loaded):
+        logits, scores = segment_image(loaded, picture, prompts)
     ids = label_map(logits)
     mask_path = save_label_map(ids, output / f"{image.stem}_mask.png")
     overlay = draw_prompts(

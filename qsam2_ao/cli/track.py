@@ -48,6 +48,7 @@ def track(
     from ..data.pictures import list_pictures
     from ..data.video import frame_rate, read_frames, write_video
     from ..reporting.overlay import draw_masks
+    from ..threads import one_thread_if_small
     from .masks import save_label_map
 
     frames = list(read_frames(video, max_frames))
@@ -65,7 +66,8 @@ def track(
             yield np.asarray(draw_masks(frames[frame], ids))
 
     overlay = output / "overlay.mp4"
-    write_video(overlay, pictures(), frame_rate(video))
+    with one_thread_if_small(predictor):
+        write_video(overlay, pictures(), frame_rate(video))
     objects = [{"id": object_id, "frames_visible": count} for object_id, count in visible.items()]
     if as_json:
         print_json(

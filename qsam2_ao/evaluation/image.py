@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..threads import one_thread_if_small
 from .miou import mask_iou, object_masks
 from .state import eval_mode
 
@@ -182,7 +183,7 @@ def evaluate_image(
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     ious: list[NDArray[np.float64]] = []
-    with eval_mode(model):
+    with eval_mode(model), one_thread_if_small(model):
         predictor = SAM2ImagePredictor(model)
         for sample in tqdm(samples, desc=f"images, {prompt}", unit="image", disable=not progress):
             predictor.set_image(sample.image)

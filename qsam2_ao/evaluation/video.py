@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..threads import one_thread_if_small
 from .jf import JFScores, ObjectScore, score_sequence
 from .state import as_video_predictor, eval_mode, predictor_state
 
@@ -175,7 +176,7 @@ def evaluate_video(
     videos = frames = 0
     seconds = 0.0
     predictor = as_video_predictor(model)
-    with eval_mode(predictor):
+    with eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
             started = time.perf_counter()
             predicted = track_sequence(predictor, sequence, prompt)
