@@ -559,8 +559,11 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         return self._grid.quant_min, self._grid.quant_max
 
     @torch.no_grad()
-    def qparams(self) -> tuple[Tensor, Tensor]:
+    def qparams(self, *, held: bool = False) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the last forward, from the stored statistics and alpha_bar.
+
+        Args:
+            held: In the middle of a training step, those that hold within it instead of those of eval.
 
         Returns:
             Scale and zero point, float32, shape [1], [out] or [out, n_groups]. The zero point of a weight may lie
@@ -572,7 +575,8 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         """
         if not self.is_initialized:
             raise CalibrationError(f"{self.who}: no range yet; calibrate or train first")
-        scale, zero_point = self._tensors(self._range())
+        midway = self.step is not None and not self.step.ended and self.step.started is None
+        scale, zero_point = self._tensors(self._range(held=held and midway))
         if not bool(torch.isfinite(scale).all() & torch.isfinite(zero_point).all()):
             raise NonFiniteError(f"{self.who}: its learned range is not finite; training has diverged")
         return scale, zero_point

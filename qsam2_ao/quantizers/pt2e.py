@@ -58,7 +58,7 @@ def insert_quantize_dequantize(quantizer: LSCFakeQuantize, graph: fx.GraphModule
     gives its codes whatever the rule of rounding: the result is the fake-quantized weight to the bit.
 
     Args:
-        quantizer: Ours; it goes to eval mode.
+        quantizer: Ours; that of a weight goes to eval mode.
         graph: The graph.
         node: The call of the quantizer in it.
 
@@ -72,13 +72,13 @@ def insert_quantize_dequantize(quantizer: LSCFakeQuantize, graph: fx.GraphModule
         raise UnsupportedLayerError(
             f"{quantizer.who}: torch's quantized operations have no scales per group; choose granularity='channel'"
         )
-    quantizer.eval()
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if quantizer.is_weight:
         source, scale, zero_point = _on_grid(quantizer, graph, source)
     else:
-        scale, zero_point = quantizer.qparams()
+        # torchao's switch to evaluation leaves quantizers training: what they saw since the last step is evaluation.
+        scale, zero_point = quantizer.qparams(held=quantizer.training)
     codes = integer_codes(quantizer._grid, scale, zero_point, quantizer.code_dtype, quantizer.who)
     with graph.graph.inserting_before(node):
         settings: tuple[Any, ...] = (codes.quant_min, codes.quant_max, codes.dtype)
@@ -107,7 +107,7 @@ def _on_grid(quantizer: LSCFakeQuantize, graph: fx.GraphModule, source: fx.Node)
     if not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(f"{quantizer.who}: the weight has NaN or infinite values; the training may have diverged")
     with torch.no_grad():
-        scale, zero_point = quantizer.qparams_for(weight)
+        scale, zero_point = quantizer.eval().qparams_for(weight)
     wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, quantizer.group_size) for t in (scale, zero_point))
     rounded = fake_quantize_affine(weight, wide_scale, wide_zero, *quantizer.codes).to(weight.dtype)
     if source.target is torch.ops.aten.mul.Tensor and len(source.all_input_nodes) == 2:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import images, network
 from torch import nn
+from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
@@ -124,6 +125,22 @@ def test_inputs_are_quantized_as_in_training(net, bits, dtype):
     close = torch.isclose(result, expected, rtol=1e-5, atol=1e-6)
     assert float(close.float().mean()) > 0.9
     assert float((result - expected).norm() / expected.norm()) < (0.01 if bits == 8 else 0.1)
+
+
+def test_torchaos_own_switch_to_evaluation_is_enough():
+    """It leaves our quantizers in training mode; what they see then must not move the converted ranges."""
+    quantizer = UsersQuantizer(weight_spec(bits=8), input_spec(bits=8))
+    prepared = prepare_qat_pt2e(exported(network("mlp"), images()), quantizer)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.05)
+    for _ in range(3):
+        prepared(images()).square().mean().backward()
+        optimizer.step()
+    move_exported_model_to_eval(prepared)
+    unseen = 10 * images(seed=5)
+    for _ in range(5):
+        expected = prepared(unseen).detach()
+    result = convert_pt2e(prepared)(unseen)
+    assert float((result - expected).norm() / expected.norm()) < 0.005
 
 
 def test_unfolded_graphs_and_per_tensor_weights_convert_too():
