@@ -55,10 +55,10 @@ def test_gptq_weights_are_kept_by_their_quantizer(bits, grid, options):
     plain, rounding = quantizer(bits, grid=grid, **options), quantizer(bits, grid=grid, **options)
     start_quantizer(plain, weight, gram)
     rounded = start_quantizer(rounding, weight, gram, "gptq")
-    before = rounding.calculate_qparams()
+    before = rounding.qparams()
     for training in (False, True):
         torch.testing.assert_close(rounding.train(training)(rounded).detach(), rounded, rtol=2e-6, atol=5e-6)
-        for found, expected in zip(rounding.calculate_qparams(), before, strict=True):
+        for found, expected in zip(rounding.qparams(), before, strict=True):
             torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-5)
     with torch.no_grad():
         assert output_energy(rounding(rounded) - weight, gram) <= output_energy(plain(weight) - weight, gram)
