@@ -503,7 +503,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
     def _forget_step(self) -> None:
         """Open a new step with the next call: after the state was started, loaded or moved."""
         self.step = None
-        self._shared.drop()
+        self._shared.end_step()
 
     def _alpha_moved(self) -> bool:
         """Whether alpha is another than at the end of the last step."""

@@ -15,7 +15,8 @@ class SharedOutput:
     SAM2 runs its mask decoder, memory attention and memory encoder once per frame and click, each time with the
     same weights. The output of a call stays valid until a backward pass came through it or what it was made of
     changed. Values are compared, not versions: ``.data``, swapped storages and sharded parameters change weights
-    behind autograd's back. A weight that is used once a step is not kept at all.
+    behind autograd's back. The first output of a step is not kept, since most weights are used once in it; what
+    happened in earlier steps does not count, since a resumed training would not know it.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class SharedOutput:
         )
 
     def wanted(self) -> bool:
-        """Count a call; whether the weight was used before in this step, so that it pays to keep it."""
+        """Count a call; whether the weight was used before in this step, so that it pays to keep its output."""
         self._calls += 1
         return self._calls > 1
 
@@ -64,9 +65,9 @@ class SharedOutput:
         self._output, self._made_of = None, ()
 
     def end_step(self) -> None:
-        """Forget the output, and count the next step's calls; a weight used several times stays one."""
+        """Forget the output, and count the next step's calls."""
         self.drop()
-        self._calls = min(self._calls - 1, 1)
+        self._calls = 0
 
     def dropper(self) -> Callable[[], None]:
         """:meth:`drop` for the output's own graph to call: it holds no reference, which would be a cycle."""

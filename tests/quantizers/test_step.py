@@ -322,3 +322,22 @@ def test_compiled_training_learns_the_ranges_of_eager_training_without_a_graph_b
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=key)
     x = torch.randn(32, 16)
     torch.testing.assert_close(eager.eval()(x), compiled.eval()(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_adds_up_in_one_order_whatever_came_before():
+    """A resumed training must make the same bits, and knows what the state dict holds."""
+    torch.manual_seed(0)
+    before, batch = torch.randn(8, 16), torch.randn(5, 64, 16)
+    layer = started()
+    optimizer = sgd(layer)
+    for x in (before, before):
+        layer(x).sum().backward()
+    optimizer.step()
+    resumed = started(1)
+    resumed.load_state_dict(layer.state_dict())
+    gradients = []
+    for model in (layer, resumed):
+        model.zero_grad()
+        sum((model(x) * x).square().sum() for x in batch).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
