@@ -25,6 +25,7 @@ from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
 from .qconfig_rules import check_rules
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
+from .threads import one_thread_if_small
 
 logger = logging.getLogger(__name__)
 
@@ -115,30 +116,33 @@ def prepare_qsam2(
     for name, quantizer in fake_quantizers(prepared):
         if isinstance(quantizer, RangedFakeQuantize):
             quantizer.name = name
-    batch_size = images_at_once(model)
-    observed: dict[str, nn.Module] = {}
-    if images is not None:
-        vrc_paths = () if vrc is None else tuple(part.path for part in parts if part.region in vrc_regions)
-        observed = {
-            name: layer
-            for name, layer in layers.items()
-            if is_calibratable(layer)
-            and (_inside(name, vrc_paths) or isinstance(layer.weight_fake_quant, LSCFakeQuantize))
-        }
-        report = VRCReport([], images=len(images))
-        floats = {name: model.get_submodule(name) for name in observed}
-        for name, inputs in observed_layers(model, floats, images, batch_size=batch_size, seed=seed, progress=progress):
-            layer = layers[name]
-            if vrc is not None and _inside(name, vrc_paths):
-                factory = _weight_factory(recipe, parts, name, floats[name])
-                calibrate_layer(name, layer, inputs, factory, report, damping=vrc)
-            start_layer(layer, layer.weight_fake_quant, inputs, rounding, name)
-        info["vrc"] = report.to_dict() if report.layers else None
-    for name, layer in layers.items():
-        if name not in observed:
-            start_layer(layer, layer.weight_fake_quant, None, rounding, name)
-    if images is not None:
-        calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
+    with one_thread_if_small(model):
+        batch_size = images_at_once(model)
+        observed: dict[str, nn.Module] = {}
+        if images is not None:
+            vrc_paths = () if vrc is None else tuple(part.path for part in parts if part.region in vrc_regions)
+            observed = {
+                name: layer
+                for name, layer in layers.items()
+                if is_calibratable(layer)
+                and (_inside(name, vrc_paths) or isinstance(layer.weight_fake_quant, LSCFakeQuantize))
+            }
+            report = VRCReport([], images=len(images))
+            floats = {name: model.get_submodule(name) for name in observed}
+            for name, inputs in observed_layers(
+                model, floats, images, batch_size=batch_size, seed=seed, progress=progress
+            ):
+                layer = layers[name]
+                if vrc is not None and _inside(name, vrc_paths):
+                    factory = _weight_factory(recipe, parts, name, floats[name])
+                    calibrate_layer(name, layer, inputs, factory, report, damping=vrc)
+                start_layer(layer, layer.weight_fake_quant, inputs, rounding, name)
+            info["vrc"] = report.to_dict() if report.layers else None
+        for name, layer in layers.items():
+            if name not in observed:
+                start_layer(layer, layer.weight_fake_quant, None, rounding, name)
+        if images is not None:
+            calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
     prepared.qsam2_info = info
     return prepared
 

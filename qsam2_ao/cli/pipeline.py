@@ -18,7 +18,6 @@ from ..files import save_torch
 from ..prepare import prepare_qsam2
 from ..qconfig import QConfigLike, preset_qconfig
 from ..sensitivity import Assignment
-from ..threads import one_thread_if_small
 from ..training.distillation import RECOMMENDED
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
@@ -87,26 +86,25 @@ def quantize_file(
         QSAM2Error: A step failed; the message says which layer, file or setting.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
     """
-    with one_thread_if_small(model):
-        note(f"{recipe.preset}: calibrating (VRC, GPTQ)")
-        prepared = _prepare(model, recipe, work.folder / f"{recipe.preset}-prepared.pt", calibration_data)
-        if recipe.steps:
-            note(f"{recipe.preset}: training (LSC, distilled from the float model), {recipe.steps} steps")
-            train_qat(
-                prepared,
-                steps=recipe.steps,
-                lr=recipe.lr,
-                seed=recipe.seed,
-                batches=batches,
-                distill_from=model,
-                distill=RECOMMENDED,
-                checkpoint=work.folder / f"{recipe.preset}-training.pt",
-                description=f"{recipe.preset} QAT",
-            )
-        note(f"{recipe.preset}: packing into {output}")
-        quantized = convert_qsam2(prepared.eval())
-        save_qsam2(quantized, output)
-        return quantized
+    note(f"{recipe.preset}: calibrating (VRC, GPTQ)")
+    prepared = _prepare(model, recipe, work.folder / f"{recipe.preset}-prepared.pt", calibration_data)
+    if recipe.steps:
+        note(f"{recipe.preset}: training (LSC, distilled from the float model), {recipe.steps} steps")
+        train_qat(
+            prepared,
+            steps=recipe.steps,
+            lr=recipe.lr,
+            seed=recipe.seed,
+            batches=batches,
+            distill_from=model,
+            distill=RECOMMENDED,
+            checkpoint=work.folder / f"{recipe.preset}-training.pt",
+            description=f"{recipe.preset} QAT",
+        )
+    note(f"{recipe.preset}: packing into {output}")
+    quantized = convert_qsam2(prepared.eval())
+    save_qsam2(quantized, output)
+    return quantized
 
 
 def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> Any:

@@ -20,6 +20,7 @@ from ..calibration.images import CalibrationImages, images_at_once
 from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples
+from ..threads import one_thread_if_small
 from .layers import QuantizableLayer, quantizable_layers, quantized_layer, replaced_parameters
 from .outputs import OutputError
 
@@ -153,7 +154,10 @@ def measure_sensitivity(
     measure = _metric(metric, copy.deepcopy(model), images, sequences, seed)
     widths = tuple(sorted(set(bits)))
     records: list[LayerSensitivity] = []
-    with tqdm(total=len(chosen) * len(widths), desc="sensitivity", unit="weight", disable=not progress) as bar:
+    with (
+        one_thread_if_small(model),
+        tqdm(total=len(chosen) * len(widths), desc="sensitivity", unit="weight", disable=not progress) as bar,
+    ):
         for name, inputs in _with_inputs(model, chosen, images, seed):
             layer, module = chosen[name], model.get_submodule(name)
             quantize = partial(
