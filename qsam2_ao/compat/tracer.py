@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
-from torch.fx._symbolic_trace import _create_wrapped_func
+from torch.fx._symbolic_trace import _create_wrapped_func, _wrapped_fns_to_patch
 
 from .rebind import rebound
 
@@ -35,7 +35,8 @@ class ThreadTracer(fx.Tracer):
     """An FX tracer that other threads do not notice. Functions to be recorded must be :func:`recorded`."""
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace a module."""
+        """Trace a module, or the code of a pickled graph."""
+        _record_wrapped(type(root).forward)
         trace = rebound(
             fx.Tracer.trace,
             _new_patcher=lambda: _Instances(root),
@@ -43,6 +44,14 @@ class ThreadTracer(fx.Tracer):
             _autowrap_check=lambda patcher, frame, functions: None,
         )
         return trace(self, root, concrete_args)
+
+
+def _record_wrapped(forward: Callable[..., Any]) -> None:
+    """Record what a graph's own code says is wrapped: it was executed in globals that are nobody else's."""
+    own: dict[str, Any] = getattr(forward, "__globals__", {})
+    for (identity, name), globals_ in list(_wrapped_fns_to_patch.items()):
+        if identity == id(own) and globals_ is own and name in own:
+            own[name] = recorded(own[name])
 
 
 class _Instances:
