@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 from torch.fx._symbolic_trace import _create_wrapped_func, _wrapped_fns_to_patch
+from torch.fx.graph_module import _forward_from_src
 
 from .rebind import rebound
 
@@ -52,6 +53,30 @@ def _record_wrapped(forward: Callable[..., Any]) -> None:
     for (identity, name), globals_ in list(_wrapped_fns_to_patch.items()):
         if identity == id(own) and globals_ is own and name in own:
             own[name] = recorded(own[name])
+
+
+class _CodeTracer(ThreadTracer):
+    """Traces the code of a graph, whose modules were nodes there."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Every module stays one node."""
+        return True
+
+
+def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph]:
+    """The graph of a pickled ``GraphModule``, which holds its code instead; torch.fx traces that with its own patches.
+
+    Args:
+        state: The attributes of the ``GraphModule``.
+        imports: What its code imports.
+
+    Returns:
+        A module with the attributes, and the graph of its code.
+    """
+    forward = _forward_from_src(imports + state["_code"], {})
+    root = type("Code", (nn.Module,), {"forward": forward})()
+    root.__dict__ = state
+    return root, _CodeTracer().trace(root)
 
 
 class _Instances:

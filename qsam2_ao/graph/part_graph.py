@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, NoReturn
 
 from torch import fx, nn
-from torch.fx.graph_module import reduce_graph_module
 
+from ..compat.tracer import read_graph
 from ..errors import UnsupportedLayerError
 
 
@@ -61,8 +61,7 @@ class PartGraph(fx.GraphModule):
 
 
 def _unpickle(body: dict[Any, Any], imports: str, class_name: str) -> PartGraph:
-    plain: Any = reduce_graph_module(body, imports)
-    return PartGraph(plain, plain.graph, class_name)
+    return PartGraph(*read_graph(body, imports), class_name)
 
 
 def _complete(module: nn.Module, original: nn.Module, path: str = "") -> None:

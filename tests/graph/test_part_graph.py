@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,6 +46,18 @@ def test_modules_keep_class_attributes_methods_and_order(
     x = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         assert torch.equal(graph(x)["vision_features"], encoder(x)["vision_features"])
+
+
+def test_other_threads_go_on_while_one_unpickles(encoder: nn.Module) -> None:
+    stored, call = pickle.dumps(trace_part(encoder, "image_encoder")), nn.Module.__call__
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad(), ThreadPoolExecutor(3) as pool:
+        expected = encoder(x)["vision_features"]
+        graphs = [pool.submit(pickle.loads, stored) for _ in range(3)]
+        while not all(graph.done() for graph in graphs):
+            assert nn.Module.__call__ is call
+            assert torch.equal(encoder(x)["vision_features"], expected)
+        assert all(torch.equal(graph.result()(x)["vision_features"], expected) for graph in graphs)
 
 
 def test_what_the_graph_does_not_read_is_kept() -> None:
