@@ -14,6 +14,7 @@ from sam2_runs import images
 from torch import Tensor, nn
 
 from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
+from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
@@ -45,8 +46,7 @@ def in_openvino(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
 @pytest.fixture(scope="module", params=["w4a8", "w2a4"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SAM2Base:
     """The embedded model with its trained weights: scores without ties, ranges of real inputs."""
-    rng = np.random.default_rng(0)
-    photos = [rng.integers(0, 256, (96, 96, 3), np.uint8)]
+    photos = list(generate_sequence("train", 0, num_frames=4).frames)
     path = tmp_path_factory.mktemp("export") / f"{request.param}.safetensors"
     save_qsam2(convert_qsam2(load_embedded(), request.param, photos, vrc=None, progress=False), path)
     return load_qsam2(path)
