@@ -256,15 +256,6 @@ class VRCObserver(ObserverBase):
         usual = (sample - quarters[1]).abs() <= _MASSIVE * spread
         return torch.where(usual.all(0), self.mean, (sample * usual).sum(0) / usual.sum(0))
 
-    def checked_gram(self) -> Tensor:
-        """X^T X, symmetric and finite.
-
-        Raises:
-            NonFiniteError: The inputs held NaN or infinity.
-            CalibrationError: No input was seen.
-        """
-        return self.statistics().gram
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for key in ("mean", "centred", "sample", "keys"):
             incoming, current = state_dict.get(prefix + key), getattr(self, key)

@@ -21,7 +21,7 @@ def test_streaming_equals_one_batch_and_the_input_is_unchanged():
     rows = x.reshape(-1, 12).double()
     assert streamed.n == whole.n == 210
     torch.testing.assert_close(streamed.gram, whole.gram, rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(whole.checked_gram(), rows.T @ rows, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(whole.statistics().gram, rows.T @ rows, rtol=1e-6, atol=1e-4)
     assert whole.gram.dtype == torch.float64
 
 
@@ -62,10 +62,10 @@ def test_has_no_quantization_parameters():
 def test_errors_name_the_layer():
     observer = VRCObserver(name="neck.convs.0")
     with pytest.raises(CalibrationError, match=r"neck\.convs\.0.*no calibration data"):
-        observer.checked_gram()
+        observer.statistics()
     observer(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(NonFiniteError, match=r"neck\.convs\.0"):
-        observer.checked_gram()
+        observer.statistics()
     with pytest.raises(CalibrationError, match=r"neck\.convs\.0.*width 3 after.*width 2"):
         observer(torch.zeros(1, 3))
     with pytest.raises(CalibrationError, match="layout"):
@@ -103,7 +103,7 @@ def test_few_sampled_rows_wait_for_others():
     observer.synchronize()
     rows = x[:, [0, 5]].reshape(14, 6).double()
     assert observer.n == 14
-    torch.testing.assert_close(observer.checked_gram(), rows.T @ rows, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(observer.statistics().gram, rows.T @ rows, rtol=1e-6, atol=1e-6)
 
 
 def centred(rows):

@@ -101,6 +101,15 @@ def test_parts_of_sam2_are_trained_and_converted(sam2, path, edge):
     assert float((result - trained).norm() / trained.norm()) < 5e-3
 
 
+def assert_converts_as_trained(prepared, x):
+    train(prepared, [x])
+    eval_exported(prepared)
+    with torch.no_grad():
+        trained = prepared(x)
+        result = convert_pt2e(prepared)(x)
+    assert float((result - trained).norm() / trained.norm()) < 0.02
+
+
 def test_layers_share_the_quantizer_of_one_input(sam2):
     inputs = inputs_of(sam2, "memory_attention")
     mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
@@ -167,12 +176,7 @@ def test_what_is_not_annotated_is_reported(caplog):
     assert quantizer.annotated == ("fc", "fc", "attention.in_proj_weight", "attention.out_proj")
     assert set(quantizer.left_in_float) == {"embed", "matrix", "up"}
     assert "aten.conv_transpose2d.input is not quantized" in caplog.text
-    train(prepared, [x])
-    eval_exported(prepared)
-    with torch.no_grad():
-        trained = prepared(x)
-        result = convert_pt2e(prepared)(x)
-    assert float((result - trained).norm() / trained.norm()) < 0.02
+    assert_converts_as_trained(prepared, x)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +259,4 @@ def test_torchaos_quantizer_takes_our_fake_quantizers():
     config = dataclasses.replace(config, input_activation=inputs, output_activation=inputs, weight=weight)
     prepared = prepare_qat_pt2e(exported(network("plain_conv_net"), x), X86InductorQuantizer().set_global(config))
     assert not any(isinstance(module, FusedMovingAvgObsFakeQuantize) for module in prepared.modules())
-    train(prepared, [x])
-    eval_exported(prepared)
-    with torch.no_grad():
-        trained = prepared(x)
-        result = convert_pt2e(prepared)(x)
-    assert float((result - trained).norm() / trained.norm()) < 0.02
+    assert_converts_as_trained(prepared, x)
