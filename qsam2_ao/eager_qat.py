@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchao.quantization import register_quantize_module_handler
 from torchao.quantization.qat import FakeQuantizeConfigBase, FakeQuantizedLinear, FakeQuantizerBase, QATConfig, QATStep
 
-from .errors import NonFiniteError, QConfigError, UnsupportedLayerError
+from .errors import QConfigError, UnsupportedLayerError
 from .lowering.activation import ActivationQuantizer
-from .quantizers import LSCFakeQuantize, broadcast_qparam, quantize_affine
+from .quantizers import LSCFakeQuantize, quantize_affine
 from .tensors import PackedIntxTensor
 
 
@@ -269,11 +269,8 @@ def _convert(module: Any) -> nn.Module:
 
 def _pack(quantizer: LSCFakeQuantizer, weight: Tensor) -> PackedIntxTensor:
     """The weight in the codes that the fake-quantizer gives it in eval."""
-    if not bool(torch.isfinite(weight).all()):
-        raise NonFiniteError(f"{quantizer.who}: the weight has NaN or infinite values; the training may have diverged")
-    scale, zero_point = quantizer.eval().qparams_for(weight)
+    scale, zero_point, wide_scale, wide_zero = quantizer.final_qparams(weight)
     grid = quantizer._grid
-    wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, quantizer.group_size) for t in (scale, zero_point))
     codes = quantize_affine(weight, wide_scale, wide_zero, grid.quant_min, grid.quant_max) - grid.quant_min
     return PackedIntxTensor.from_codes(
         codes.to(torch.uint8), scale, zero_point - grid.quant_min, grid.bits, quantizer.group_size, weight.dtype

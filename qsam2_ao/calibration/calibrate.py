@@ -97,7 +97,7 @@ def calibrate_qsam2(
     ):
         layer: Any = calibrated.get_submodule(name)
         calibrate_layer(name, layer, inputs, quantizers[name], report, damping=damping, tolerance=tolerance)
-    report.passes = len(list(_chunks(layers, max_gram_bytes)))
+    report.passes = len(list(in_chunks(layers, max_gram_bytes)))
     return calibrated, report
 
 
@@ -157,7 +157,7 @@ def observed_layers(
     Yields:
         Name and statistics.
     """
-    chunks = list(_chunks(layers, max_gram_bytes))
+    chunks = list(in_chunks(layers, max_gram_bytes))
     for k, chunk in enumerate(chunks):
         part = f" {k + 1}/{len(chunks)}" if len(chunks) > 1 else ""
         observers = observe_inputs(
@@ -200,14 +200,8 @@ def observe_inputs(
     observers: dict[str, VRCObserver] = {}
     hooks = []
     for name, layer in layers.items():
-        width = cast(Tensor, layer.weight).shape[1]
-        wanted = max(_ROWS_PER_COLUMN * width, _FEWEST_ROWS) * batch_size
-        observers[name] = VRCObserver(
-            "nchw" if isinstance(layer, nn.Conv2d) else "last",
-            name=name,
-            max_rows=math.ceil(wanted / max(1, len(images))),
-        )
-        hooks.append(layer.register_forward_pre_hook(_feed(observers[name])))
+        observers[name] = make_observer(name, cast(Tensor, layer.weight), len(images), batch_size)
+        hooks.append(layer.register_forward_pre_hook(feed(observers[name])))
     try:
         if all(name.startswith(_IMAGE_ENCODER + ".") for name in layers):
             batches = images.batches(model, batch_size, progress)
@@ -224,7 +218,22 @@ def observe_inputs(
     return observers
 
 
-def _feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def make_observer(name: str, weight: Tensor, inputs: int, batch_size: int = 1) -> VRCObserver:
+    """An observer of a layer's inputs that leaves out rows beyond what its Gram matrix needs.
+
+    Args:
+        name: Of the layer.
+        weight: Of a linear layer, [out, in], or a 1x1 convolution, [out, in, 1, 1].
+        inputs: How many images or batches the layer is going to see.
+        batch_size: How many of them in one call.
+    """
+    wanted = max(_ROWS_PER_COLUMN * weight.shape[1], _FEWEST_ROWS) * batch_size
+    layout = "nchw" if weight.dim() == 4 else "last"
+    return VRCObserver(layout, name=name, max_rows=math.ceil(wanted / max(1, inputs)))
+
+
+def feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """A forward pre-hook that shows a layer's inputs to an observer."""
     thread = threading.get_ident()
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -307,7 +316,7 @@ def _layers_in_scope(
     return layers
 
 
-def _chunks(layers: Mapping[str, Any], max_bytes: int) -> Iterator[list[str]]:
+def in_chunks(layers: Mapping[str, Any], max_bytes: int) -> Iterator[list[str]]:
     """Layer names in groups whose float64 Gram matrices fit ``max_bytes`` (one layer at least)."""
     chunk: list[str] = []
     used = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,15 +14,7 @@ from tqdm import tqdm
 from ..errors import CalibrationError
 from ..graph.exported import ExportedLayer, exported_layers
 from ..quantizers import LSCFakeQuantize
-from .calibrate import (
-    _FEWEST_ROWS,
-    _ROWS_PER_COLUMN,
-    QuantizerFactory,
-    _chunks,
-    _feed,
-    calibrate_layer,
-    is_calibratable,
-)
+from .calibrate import QuantizerFactory, calibrate_layer, feed, in_chunks, is_calibratable, make_observer
 from .exercise import inference
 from .gram import VRCObserver
 from .report import VRCReport
@@ -85,16 +76,9 @@ def calibrate_network(
         raise CalibrationError("the network has no linear layer or 1x1 convolution to calibrate")
     factory = LSCFakeQuantize.with_args(bits=bits, is_weight=True)
     report = VRCReport([], images=count)
-    chunks = list(_chunks(layers, max_gram_bytes))
+    chunks = list(in_chunks(layers, max_gram_bytes))
     for chunk in chunks:
-        observers = {
-            name: VRCObserver(
-                "nchw" if layers[name].weight.dim() == 4 else "last",
-                name=name,
-                max_rows=math.ceil(max(_ROWS_PER_COLUMN * layers[name].weight.shape[1], _FEWEST_ROWS) / count),
-            )
-            for name in chunk
-        }
+        observers = {name: make_observer(name, layers[name].weight, count) for name in chunk}
         _observe(model, observers, tqdm(batches, desc="observing", disable=not progress), run)
         for name, observer in observers.items():
             observer.synchronize()
@@ -155,7 +139,7 @@ def _attribute(graph: fx.GraphModule, node: Any) -> Tensor:
 def _observe(model: nn.Module, observers: dict[str, VRCObserver], batches: Iterable[Any], run: Run | None) -> None:
     modules = dict(model.named_modules())
     if observers.keys() <= modules.keys() and all(is_calibratable(modules[name]) for name in observers):
-        hooks = [modules[name].register_forward_pre_hook(_feed(observer)) for name, observer in observers.items()]
+        hooks = [modules[name].register_forward_pre_hook(feed(observer)) for name, observer in observers.items()]
         try:
             with inference(model):
                 for batch in batches:

@@ -98,9 +98,8 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
             return _lower_parts(model)
         if target == "int8":
             raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
-        warnings.warn(
-            f"the model computes in float, which is slower: {missing}", stacklevel=4
-        )  # past load_qsam2 and its decorator
+        # Past load_qsam2 and its decorator.
+        warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=4)
         target = "packed"
     chosen = get_target(target)
     deployed: Any = model

@@ -368,8 +368,9 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         middle = (self._grid.quant_min + self._grid.quant_max) / 2
         centre = torch.zeros_like(scale) if self._grid.zero_centred else (middle - zero_point) * scale
         self.held = self.held.new_zeros(2, 0)
-        self.held = torch.stack([centre - self._weight_statistics(weight).mean, half])
-        stats = self._weight_statistics(weight)
+        own = self._weight_statistics(weight)
+        self.held = torch.stack([centre - own.mean, half])
+        stats = hold(own, *self.held)
         self._store(stats)
         alpha = torch.where(stats.std > 0, half / stats.std, self.alpha_bar)
         self.log_alpha.copy_(alpha.log())
@@ -602,6 +603,25 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         return scale, zero_point
 
     @torch.no_grad()
+    def final_qparams(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale and zero point of a weight as in eval, for its conversion; the quantizer goes to eval mode.
+
+        Args:
+            weight: [out, ...].
+
+        Returns:
+            Scale and zero point in the shape of :meth:`qparams`, and both once more, to broadcast against the weight.
+
+        Raises:
+            NonFiniteError: NaN or infinity in the weight.
+        """
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(f"{self.who}: the weight has NaN or infinite values; the training may have diverged")
+        scale, zero_point = self.eval().qparams_for(weight)
+        wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, self.group_size) for t in (scale, zero_point))
+        return scale, zero_point, wide_scale, wide_zero
+
+    @torch.no_grad()
     def snap(self, weight: Tensor) -> Tensor:
         """Put a weight on the grid as in eval, and freeze the range at it, for a conversion that rounds it anew.
 
@@ -614,11 +634,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
         Raises:
             NonFiniteError: NaN or infinity in the weight.
         """
-        if not bool(torch.isfinite(weight).all()):
-            raise NonFiniteError(f"{self.who}: the weight has NaN or infinite values; the training may have diverged")
-        scale, zero_point = (
-            broadcast_qparam(t, weight.shape, self.group_size) for t in self.eval().qparams_for(weight)
-        )
+        *_, scale, zero_point = self.final_qparams(weight)
         self.disable_observer()
         self.snapped = True
         return fake_quantize_affine(weight, scale, zero_point, *self.codes).to(weight.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from torch.ao.quantization.fx.utils import graph_module_from_producer_nodes
 from torchao.quantization.pt2e.graph_utils import collect_producer_nodes
 
-from ..errors import NonFiniteError, UnsupportedLayerError
-from .affine import broadcast_qparam, fake_quantize_affine
+from ..errors import UnsupportedLayerError
+from .affine import fake_quantize_affine
 from .integers import integer_codes
 
 if TYPE_CHECKING:
@@ -104,11 +104,7 @@ def _on_grid(quantizer: LSCFakeQuantize, graph: fx.GraphModule, source: fx.Node)
         raise UnsupportedLayerError(
             f"{quantizer.who}: it depends on an input of the graph; give it a quantizer with is_weight=False"
         )
-    if not bool(torch.isfinite(weight).all()):
-        raise NonFiniteError(f"{quantizer.who}: the weight has NaN or infinite values; the training may have diverged")
-    with torch.no_grad():
-        scale, zero_point = quantizer.eval().qparams_for(weight)
-    wide_scale, wide_zero = (broadcast_qparam(t, weight.shape, quantizer.group_size) for t in (scale, zero_point))
+    scale, zero_point, wide_scale, wide_zero = quantizer.final_qparams(weight)
     rounded = fake_quantize_affine(weight, wide_scale, wide_zero, *quantizer.codes).to(weight.dtype)
     if source.target is torch.ops.aten.mul.Tensor and len(source.all_input_nodes) == 2:
         _scale_to(graph, source, rounded)
