@@ -35,6 +35,7 @@ from .lowering.plan import LayerPlan
 from .lowering.targets import lower_to
 from .models.config import build_from_config, model_config
 from .tensors.packed import PackedIntxTensor
+from .threads import one_thread_if_small
 
 FORMAT = "qsam2"
 FORMAT_VERSION = 2
@@ -145,28 +146,11 @@ def load_qsam2(
     """
     header = read_header(path)
     with _open(path, str(device)) as opened, _no_collection():
-        file = _Tensors(opened, header)
         model = build_from_config(header.config, meta=True, model_class=model_class)
-        parts: dict[str, list[LayerPlan]] = {}
-        for layer in header.plan:
-            parts.setdefault(layer.part, []).append(layer)
-        graphs = {part: _trace(model, part, path) for part in parts}
-        _check_names(path, file, model, header)
-        for part, layers in parts.items():
-            weights = {plan.layer: _packed(file, plan, header, path) for plan in layers}
-            quantizers = {
-                name: _activation_quantizer(file, f"{part}.{name}", header, path)
-                for name in dict.fromkeys(plan.activation for plan in layers)
-                if name is not None
-            }
-            deploy_part(graphs[part], layers, weights, quantizers)
-            model.set_submodule(part, as_part(graphs[part]))
-        state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
-        model.load_state_dict(state, strict=True, assign=True)
-        mark_deployed(model, header.plan)
-        model.qsam2_config, model.qsam2_info = header.config, header.info
-        model.to(device).eval()
-        return lower_to(model, target)
+        with one_thread_if_small(model):
+            _fill(model, _Tensors(opened, header), header, path)
+            model.to(device).eval()
+            return lower_to(model, target)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -255,9 +239,31 @@ def _open(path: str | os.PathLike[str], device: str) -> Any:
         ) from error
 
 
+def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLike[str]) -> None:
+    """Give a model without storage the file's tensors, and its quantized layers their packed weights."""
+    parts: dict[str, list[LayerPlan]] = {}
+    for layer in header.plan:
+        parts.setdefault(layer.part, []).append(layer)
+    graphs = {part: _trace(model, part, path) for part in parts}
+    _check_names(path, file, model, header)
+    for part, layers in parts.items():
+        weights = {plan.layer: _packed(file, plan, header, path) for plan in layers}
+        quantizers = {
+            name: _activation_quantizer(file, f"{part}.{name}", header, path)
+            for name in dict.fromkeys(plan.activation for plan in layers)
+            if name is not None
+        }
+        deploy_part(graphs[part], layers, weights, quantizers)
+        model.set_submodule(part, as_part(graphs[part]))
+    state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    mark_deployed(model, header.plan)
+    model.qsam2_config, model.qsam2_info = header.config, header.info
+
+
 def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:
     try:
-        return trace_part(model.get_submodule(part), part)
+        return trace_part(model.get_submodule(part), part, compiled=False)
     except AttributeError as error:
         raise CheckpointError(f"{path}: its plan names a part {part!r} that its model does not have") from error
 

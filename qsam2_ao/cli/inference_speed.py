@@ -17,6 +17,7 @@ from .workspace import Workspace
 
 MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
 _RIVALS = ("openvino", "nncf", "onnxruntime")
+_BUSY = "busy machine"
 _QUICK = ("torch bf16 compiled", "torch bf16, our attention", "qsam2 W4A8", "qsam2 W2A8")
 
 
@@ -46,6 +47,7 @@ def inference(
     Example: [bold]qsam2 benchmark inference --quick[/bold]
     """
     from ..benchmark.environment import environment
+    from ..benchmark.inference.busy import EMBEDDED, busy_machine
     from ..benchmark.inference.case import Case
     from ..benchmark.inference.compile_time import compile_times
     from ..benchmark.inference.footprint import footprints
@@ -63,7 +65,7 @@ def inference(
     folder = output or Path("outputs/inference-quick" if quick else "benchmarks/results")
     names = list(_QUICK) if quick else method
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
-    for given, known in ((model, OFFICIAL), (names, [m.name for m in METHODS]), (part, PARTS)):
+    for given, known in ((model, OFFICIAL), (names, [m.name for m in METHODS]), (part, (*PARTS, _BUSY))):
         if unknown := sorted(set(given or ()) - set(known)):
             raise QConfigError(f"unknown name {unknown[0]!r}; choose from {', '.join(known)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -87,6 +89,9 @@ def inference(
         kept.result(f"{name}-files", partial(footprints, last))
         if not quick:
             kept.result(f"{name}-compile", partial(compile_times, last))
+    if part is None or _BUSY in part:
+        for busy in (Case(EMBEDDED, 96, cores, files), *(() if quick else (Case(models[0], 512, cores, files),))):
+            kept.result(f"{busy.name}-busy", partial(busy_machine, busy, cores, rounds=1 if quick else 3))
     note("ceilings and memory")
     for count in counts:
         kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
@@ -96,13 +101,20 @@ def inference(
         found = [json.loads(path.read_text()) for path in sorted(kept.folder.glob(f"*-{kind}.json"))]
         return in_order([record for records in found for record in records])
 
-    records, packed, compiled, parts, memory = (
-        all_of(kind) for kind in ("times", "files", "compile", "work", "memory")
+    records, packed, compiled, parts, memory, busy = (
+        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy")
     )
     tops: dict[str, dict[str, float]] = {}
     for path in sorted(kept.folder.glob("*-threads-ceilings.json")):
         tops[path.name.partition("-")[0]] = json.loads(path.read_text())
-    details = {"files": packed, "compile": compiled, "work": parts, "ceilings": tops, "video memory": memory}
+    details = {
+        "files": packed,
+        "compile": compiled,
+        "work": parts,
+        "ceilings": tops,
+        "video memory": memory,
+        "busy": busy,
+    }
     plots = {
         "Latency against size": save_figure(latency_against_size(records, packed), folder / "inference_size.png"),
         "Growth": save_figure(growth(records), folder / "inference_growth.png"),
@@ -115,6 +127,7 @@ def inference(
         parts,
         tops,
         memory,
+        busy,
         environment(*_RIVALS),
         command,
         {caption: path.name for caption, path in plots.items()},

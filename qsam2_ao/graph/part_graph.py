@@ -24,15 +24,24 @@ class PartGraph(fx.GraphModule):
         root: The module that was traced, or another graph of it.
         graph: The graph.
         class_name: What the part is called in its ``repr``; by default as ``root``.
+        compiled: Whether it can be called at once; else ``recompile`` must be called when the graph is complete.
 
     Example:
         >>> PartGraph(encoder, SAM2Tracer().trace(encoder)).trunk.get_num_layers()
         12
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, class_name: str | None = None, *, compiled: bool = True
+    ) -> None:
+        vars(self)["_compiles"] = compiled
         super().__init__(root, graph, class_name or type(root).__name__)
+        self._compiles = True
         self.take_over(root)
+
+    def recompile(self) -> Any:
+        """Make code of the graph, as ``fx.GraphModule`` does; not in the constructor where that is not wanted."""
+        return super().recompile() if self._compiles else None
 
     def take_over(self, original: nn.Module) -> None:
         """Keep what another module says of itself: attributes, and the classes of the modules between.

@@ -69,13 +69,14 @@ _TRACING = threading.Lock()
 """Two threads may trace modules that share some below them."""
 
 
-def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
+def trace_part(module: nn.Module, path: str, *, compiled: bool = True) -> fx.GraphModule:
     """Trace one part of SAM2 into a graph that computes the same to the bit, in eval and in train mode.
 
     Args:
         module: The part, for example ``model.image_encoder``; it is not changed, and the graph shares its
             parameters and submodules. A lone layer becomes a graph around a submodule named ``layer``.
         path: The part's name in the model, for error messages.
+        compiled: As for :class:`PartGraph`.
 
     Returns:
         A graph with the arguments of ``module.forward`` and the part's parameters under their own names. It
@@ -98,7 +99,7 @@ def trace_part(module: nn.Module, path: str) -> fx.GraphModule:
             graph = tracer.trace(module)
             for node in graph.nodes:
                 node.type = None  # annotations kept as text cannot be pickled
-            traced = PartGraph(module, graph)
+            traced = PartGraph(module, graph, compiled=compiled)
         except Exception as error:
             raise GraphTraceError(
                 f"{path} ({type(module).__name__}) cannot be traced: {type(error).__name__}: {error}"

@@ -82,7 +82,7 @@ class _Lowering:
 
     def __init__(self, part: fx.GraphModule) -> None:
         # Its layers are shared; those that a pass changes are replaced.
-        self.part = PartGraph(part, copy.deepcopy(part.graph))
+        self.part = PartGraph(part, copy.deepcopy(part.graph), compiled=False)
         self.graph = self.part.graph
         self.device = next(part.parameters()).device
         self.count = 0

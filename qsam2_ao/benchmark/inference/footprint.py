@@ -37,7 +37,7 @@ def footprints(case: Case, presets: Sequence[str] = PRESETS, *, progress: bool =
         stored; to load it for this machine's kernels; and to segment one image then, from the start. Bytes are the peak
         until then, on top of the interpreter with its imports. A float checkpoint is loaded in one way only.
     """
-    _small(case)
+    embedded_file(case)
     records = []
     for name in tqdm((CHECKPOINT, *presets), desc=f"{case.name}: files", unit="file", disable=not progress):
         path = case.checkpoint() if name == CHECKPOINT else case.packed(name)
@@ -50,8 +50,8 @@ def footprints(case: Case, presets: Sequence[str] = PRESETS, *, progress: bool =
     return records
 
 
-def _small(case: Case) -> Path:
-    """A packed file whose loading imports all that loading ever imports."""
+def embedded_file(case: Case) -> Path:
+    """The embedded model in W4A8; loading it imports all that loading ever imports."""
     path = case.files / "embedded-w4a8.safetensors"
     if not path.exists():
         image = np.zeros((96, 96, 3), np.uint8)
@@ -74,7 +74,7 @@ def _read_and_build(case: Case, name: str) -> float:
 def _load(case: Case, name: str, target: str, segment: bool) -> dict[str, float]:
     torch.set_num_threads(case.threads)
     path, image = _path(case, name), case.image()
-    load_qsam2(_small(case), target=target)
+    load_qsam2(embedded_file(case), target=target)
     before = peak_bytes()
     started = time.perf_counter()
 

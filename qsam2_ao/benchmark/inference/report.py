@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...models.official import OFFICIAL
+from .busy import EMBEDDED
+from .busy_report import busy_section, busy_targets
 from .footprint import CHECKPOINT
 from .methods import BASELINE
 from .parts import DECODER, ENCODER, FRAMES, PARTS, VIDEO
@@ -19,7 +21,7 @@ def in_order(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def place(record: Record) -> tuple[int, ...]:
         part = list(PARTS).index(record["part"]) if "part" in record else 0
-        return list(OFFICIAL).index(record["model"]), -record["size"], record.get("threads", 0), part
+        return [EMBEDDED, *OFFICIAL].index(record["model"]), -record["size"], record.get("threads", 0), part
 
     return sorted(records, key=place)
 
@@ -89,6 +91,7 @@ def markdown(
     work: Sequence[Record],
     ceilings: Mapping[str, Mapping[str, float]],
     memory: Sequence[Record],
+    busy: Sequence[Record],
     environment: Mapping[str, str],
     command: str,
     plots: Mapping[str, str],
@@ -102,6 +105,7 @@ def markdown(
         work: As ``roofline.work`` gives it.
         ceilings: Threads -> what ``roofline.ceilings`` gives.
         memory: As ``video_memory`` gives it.
+        busy: As ``busy.busy_machine`` gives it.
         environment: Machine and versions.
         command: What was run.
         plots: Caption -> file name.
@@ -120,7 +124,7 @@ def markdown(
         "| where | what | measured | target | met |",
         "|---|---|---|---|---|",
     ]
-    for where, what, value, limit, least in targets(records, files):
+    for where, what, value, limit, least in (*targets(records, files), *busy_targets(busy)):
         met = value >= limit if least else value <= limit
         sign = "at least" if least else "at most"
         lines.append(f"| {where} | {what} | {value:.2f} | {sign} {limit} | {'yes' if met else 'no'} |")
@@ -160,6 +164,8 @@ def markdown(
         )
         lines += ["", "| frames | kept by SAM2's predictor, MB | the rest, MB |", "|---|---|---|"]
         lines += [f"| {r['frames']} | {r['kept_mb']:.1f} | {r['rest_mb']:.1f} |" for r in memory]
+    if busy:
+        lines += busy_section(busy)
     for caption, name in plots.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({name})"]
     return "\n".join(lines) + "\n"

@@ -7,13 +7,12 @@
 
 #include "attention.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
-
 #include <limits>
 #include <vector>
+
+#include "parallel.h"
 
 namespace qsam2 {
 namespace {
@@ -308,14 +307,14 @@ void attention(const AttentionArgs& a) {
   const auto head_of = [&](const Heads& x, int64_t i) {
     return x.base + i / a.heads * x.batch + i % a.heads * x.head;
   };
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+  parallel(heads, worth_a_thread(16.0 * a.keys * a.d), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const bf16 *k = head_of(a.k, i), *v = head_of(a.v, i);
       pack_keys([&](int64_t t) { return k + t * a.k.token; }, a.keys, s, keys + i * s.keys_size(a.keys));
       pack_values([&](int64_t t) { return v + t * a.v.token; }, a.keys, s, values + i * s.values_size(a.keys));
     }
   });
-  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel(heads * blocks, worth_a_thread(8.0 * std::min(kQueries, a.queries) * a.keys * a.d), [&](int64_t begin, int64_t end) {
     Block block(s);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t i = task / blocks, first = task % blocks * kQueries;
@@ -334,7 +333,7 @@ void window_attention(const WindowArgs& a) {
   const int64_t down = (a.h + a.window - 1) / a.window, across = (a.w + a.window - 1) / a.window;
   const int64_t keys = a.window * a.window, side = a.window / a.stride, queries = side * side;
   const int64_t part = a.heads * a.d, out_h = a.h / a.stride, out_w = a.w / a.stride;
-  at::parallel_for(0, a.b * down * across, 1, [&](int64_t begin, int64_t end) {
+  parallel(a.b * down * across, worth_a_thread(8.0 * queries * keys * part), [&](int64_t begin, int64_t end) {
     Block block(s);
     std::vector<Operand> keys_, values_;
     Operand *packed_keys = aligned(keys_, s.keys_size(keys)), *packed_values = aligned(values_, s.values_size(keys));

@@ -1,9 +1,9 @@
 #include "elementwise.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
+
+#include "parallel.h"
 
 namespace qsam2 {
 namespace {
@@ -13,7 +13,7 @@ constexpr int64_t kGrain = 1 << 15;  // values that are worth a thread
 }  // namespace
 
 void quantize(const bf16* x_bf16, const float* x_f32, int64_t n, const Grid& grid, uint8_t* out) {
-  at::parallel_for(0, (n + kLanes - 1) / kLanes, kGrain / kLanes, [&](int64_t begin, int64_t end) {
+  parallel((n + kLanes - 1) / kLanes, kGrain / kLanes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kLanes; i < std::min(n, end * kLanes); i += kLanes) {
       const __mmask16 lanes = first_lanes(n - i);
       const __m512 x = x_bf16 ? load(x_bf16 + i, lanes) : load(x_f32 + i, lanes);
@@ -63,7 +63,7 @@ void normalize(const LayerNormArgs& a, int64_t row, __m512 inverse) {
 
 void layer_norm(const LayerNormArgs& a) {
   const __m512 inverse = _mm512_set1_ps(1.0f / a.grid.scale);
-  at::parallel_for(0, a.rows, std::max<int64_t>(1, kGrain / a.n), [&](int64_t begin, int64_t end) {
+  parallel(a.rows, std::max<int64_t>(1, kGrain / a.n), [&](int64_t begin, int64_t end) {
     for (; begin + 4 <= end; begin += 4) normalize<4>(a, begin, inverse);
     for (; begin < end; ++begin) normalize<1>(a, begin, inverse);
   });

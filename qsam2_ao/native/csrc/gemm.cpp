@@ -12,12 +12,10 @@
 
 #include "gemm.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-
 #include <vector>
 
+#include "parallel.h"
 #include "simd.h"
 
 namespace qsam2 {
@@ -207,7 +205,7 @@ void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, in
   const __m512i sign = _mm512_set1_epi8(-128);
   const __m512i channels = _mm512_mullo_epi32(
       _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((int)k));
-  at::parallel_for(0, panels.size(), 1, [&](int64_t begin, int64_t end) {
+  parallel(panels.size(), worth_a_thread(64.0 * 32 * k), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Panel& p = panels[i];
       for (int64_t v = 0; v < p.vectors; ++v) {
@@ -251,7 +249,8 @@ void gemm(const GemmArgs& g) {
   const int64_t blocks = (g.m + kBlock - 1) / kBlock, count = panels.size();
   // With few rows, threads share the panels instead of the rows.
   const int64_t split = std::min<int64_t>(count, blocks >= 2 * at::get_num_threads() ? 1 : 2 * at::get_num_threads());
-  at::parallel_for(0, blocks * split, 1, [&](int64_t begin, int64_t end) {
+  const double cost = double(g.m) * g.n * g.k / (blocks * split);
+  parallel(blocks * split, worth_a_thread(cost), [&](int64_t begin, int64_t end) {
     std::vector<int8_t> buffer(g.bits == 8 ? 0 : round_up(g.k / 4, 4) * 64 * 4 + 64);
     auto* scratch = (int8_t*)round_up((int64_t)buffer.data(), 64);
     for (int64_t task = begin; task < end; ++task) {

@@ -1,12 +1,12 @@
 // The operators of torch.ops.qsam2 on the CPU: checks, allocation, and the kernels behind them.
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "attention.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "parallel.h"
 #include "pool.h"
 #include "upscale.h"
 
@@ -125,7 +125,7 @@ Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, 
   Tensor out = qsam2::pooled({x.size(0), rows, columns, width}, image.options());
   const uint8_t* in = image.const_data_ptr<uint8_t>();
   uint8_t* to = out.data_ptr<uint8_t>();
-  at::parallel_for(0, x.size(0) * rows, 1, [&](int64_t begin, int64_t end) {
+  qsam2::parallel(x.size(0) * rows, qsam2::worth_a_thread(8.0 * columns * width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / rows, top = i % rows * sh - ph;
       for (int64_t j = 0; j < columns; ++j) {

@@ -1,15 +1,15 @@
 #include "upscale.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
+
+#include "parallel.h"
 
 namespace qsam2 {
 namespace {
 
 template <typename In, typename Out>
 void place(const In* x, Out* out, const PixelsArgs& a) {
-  at::parallel_for(0, a.b * a.h, 1, [&](int64_t begin, int64_t end) {
+  parallel(a.b * a.h, worth_a_thread(16.0 * a.w * a.k * a.k * a.c), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t y = 0; y < a.k; ++y)
         for (int64_t column = 0; column < a.w; ++column) {
@@ -55,7 +55,7 @@ constexpr int64_t kPixels = 256;  // of a task: whole lines of every plane
 template <typename In, typename Out>
 void activate(const In* x, Out* out, const GeluPlanesArgs& a) {
   const int64_t blocks = (a.n + kPixels - 1) / kPixels;
-  at::parallel_for(0, a.b * blocks, 8, [&](int64_t begin, int64_t end) {
+  parallel(a.b * blocks, 8, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * a.n * a.c, first = task % blocks * kPixels;
       const int64_t last = std::min(a.n, first + kPixels);

@@ -1,0 +1,51 @@
+// Work over threads on machines that do other things too.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+namespace qsam2 {
+
+// Calls f(begin, end) on chunks of [0, tasks). Every thread has a range of its own, as with at::parallel_for, so that it
+// finds in its cache what it wrote before; one that is through takes chunks of the others. So a thread that the system
+// has put aside holds up the chunk it is at, not its whole range.
+//
+// `worth` is how many tasks are worth a thread: less work than it takes to wake one stays where it is.
+template <typename F>
+void parallel(int64_t tasks, int64_t worth, const F& f) {
+  constexpr int64_t kChunks = 8;  // of a thread
+  const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), tasks / worth);
+  if (threads <= 1) {
+    if (tasks > 0) f(0, tasks);
+    return;
+  }
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const auto ranges = std::make_unique<Range[]>(threads);
+  for (int64_t t = 0; t < threads; ++t) {
+    ranges[t].next = tasks * t / threads;
+    ranges[t].end = tasks * (t + 1) / threads;
+  }
+  const int64_t chunk = std::max<int64_t>(1, tasks / (threads * kChunks));
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t i = 0; i < threads; ++i) {
+        Range& range = ranges[(t + i) % threads];
+        for (int64_t begin; (begin = range.next.fetch_add(chunk)) < range.end;)
+          f(begin, std::min(begin + chunk, range.end));
+      }
+  });
+}
+
+// So many tasks of a cost are worth a thread; the cost in multiplications of int8, some 10^11 of which a core does a
+// second. Waking a thread takes some microseconds.
+inline int64_t worth_a_thread(double cost_of_task) {
+  return std::max<int64_t>(1, static_cast<int64_t>((1 << 21) / std::max(1.0, cost_of_task)));
+}
+
+}  // namespace qsam2
