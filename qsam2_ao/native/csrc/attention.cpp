@@ -314,9 +314,10 @@ void attention(const AttentionArgs& a) {
       pack_values([&](int64_t t) { return v + t * a.v.token; }, a.keys, s, values + i * s.values_size(a.keys));
     }
   });
-  parallel(heads * blocks, worth_a_thread(8.0 * std::min(kQueries, a.queries) * a.keys * a.d), [&](int64_t begin, int64_t end) {
+  const double cost = 8.0 * std::min(kQueries, a.queries) * a.keys * a.d;
+  parallel_with_scratch(heads * blocks, worth_a_thread(cost), [&](const auto& each) {
     Block block(s);
-    for (int64_t task = begin; task < end; ++task) {
+    each([&](int64_t task) {
       const int64_t i = task / blocks, first = task % blocks * kQueries;
       const int64_t rows = std::min(kQueries, a.queries - first);
       const bf16* q = head_of(a.q, i) + first * a.q.token;
@@ -324,7 +325,7 @@ void attention(const AttentionArgs& a) {
       block.run(rows, keys + i * s.keys_size(a.keys), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
       for (int64_t r = 0; r < rows; ++r)
         block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.d);
-    }
+    });
   });
 }
 
@@ -333,12 +334,12 @@ void window_attention(const WindowArgs& a) {
   const int64_t down = (a.h + a.window - 1) / a.window, across = (a.w + a.window - 1) / a.window;
   const int64_t keys = a.window * a.window, side = a.window / a.stride, queries = side * side;
   const int64_t part = a.heads * a.d, out_h = a.h / a.stride, out_w = a.w / a.stride;
-  parallel(a.b * down * across, worth_a_thread(8.0 * queries * keys * part), [&](int64_t begin, int64_t end) {
+  parallel_with_scratch(a.b * down * across, worth_a_thread(8.0 * queries * keys * part), [&](const auto& each) {
     Block block(s);
     std::vector<Operand> keys_, values_;
     Operand *packed_keys = aligned(keys_, s.keys_size(keys)), *packed_values = aligned(values_, s.values_size(keys));
     std::vector<const bf16*> tokens(keys);
-    for (int64_t task = begin; task < end; ++task) {
+    each([&](int64_t task) {
       const int64_t b = task / (down * across), top = task / across % down * a.window, left = task % across * a.window;
       for (int64_t t = 0; t < keys; ++t) {
         const int64_t y = top + t / a.window, x = left + t % a.window;
@@ -363,7 +364,7 @@ void window_attention(const WindowArgs& a) {
           }
         }
       }
-    }
+    });
   });
 }
 

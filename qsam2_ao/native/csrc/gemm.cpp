@@ -250,10 +250,10 @@ void gemm(const GemmArgs& g) {
   // With few rows, threads share the panels instead of the rows.
   const int64_t split = std::min<int64_t>(count, blocks >= 2 * at::get_num_threads() ? 1 : 2 * at::get_num_threads());
   const double cost = double(g.m) * g.n * g.k / (blocks * split);
-  parallel(blocks * split, worth_a_thread(cost), [&](int64_t begin, int64_t end) {
+  parallel_with_scratch(blocks * split, worth_a_thread(cost), [&](const auto& each) {
     std::vector<int8_t> buffer(g.bits == 8 ? 0 : round_up(g.k / 4, 4) * 64 * 4 + 64);
     auto* scratch = (int8_t*)round_up((int64_t)buffer.data(), 64);
-    for (int64_t task = begin; task < end; ++task) {
+    each([&](int64_t task) {
       const int64_t first = task / split * kBlock, last = std::min(first + kBlock, g.m);
       for (int64_t p = task % split; p < count; p += split) {
         const int8_t* panel = (const int8_t*)packed[p];
@@ -267,7 +267,7 @@ void gemm(const GemmArgs& g) {
           case Activation::kRelu: block<Activation::kRelu>(g, panel, panels[p], first, last); break;
         }
       }
-    }
+    });
   });
 }
 

@@ -9,17 +9,18 @@
 
 namespace qsam2 {
 
-// Calls f(begin, end) on chunks of [0, tasks). Every thread has a range of its own, as with at::parallel_for, so that it
-// finds in its cache what it wrote before; one that is through takes chunks of the others. So a thread that the system
-// has put aside holds up the chunk it is at, not its whole range.
+// Calls work(chunks) on several threads, each of which calls chunks(f) once: that calls f(begin, end) on one chunk of
+// [0, tasks) after the other. Every thread has a range of its own, as with at::parallel_for, so that it finds in its
+// cache what it wrote before; one that is through takes chunks of the others. So a thread that the system has put aside
+// holds up the chunk it is at, not its whole range.
 //
 // `worth` is how many tasks are worth a thread: less work than it takes to wake one stays where it is.
-template <typename F>
-void parallel(int64_t tasks, int64_t worth, const F& f) {
+template <typename Work>
+void in_chunks(int64_t tasks, int64_t worth, const Work& work) {
   constexpr int64_t kChunks = 8;  // of a thread
   const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), tasks / worth);
   if (threads <= 1) {
-    if (tasks > 0) f(0, tasks);
+    if (tasks > 0) work([&](const auto& f) { f(0, tasks); });
     return;
   }
   struct alignas(64) Range {
@@ -33,12 +34,32 @@ void parallel(int64_t tasks, int64_t worth, const F& f) {
   }
   const int64_t chunk = std::max<int64_t>(1, tasks / (threads * kChunks));
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t)
-      for (int64_t i = 0; i < threads; ++i) {
-        Range& range = ranges[(t + i) % threads];
-        for (int64_t begin; (begin = range.next.fetch_add(chunk)) < range.end;)
-          f(begin, std::min(begin + chunk, range.end));
-      }
+    work([&](const auto& f) {
+      for (int64_t t = first; t < last; ++t)
+        for (int64_t i = 0; i < threads; ++i) {
+          Range& range = ranges[(t + i) % threads];
+          for (int64_t begin; (begin = range.next.fetch_add(chunk)) < range.end;)
+            f(begin, std::min(begin + chunk, range.end));
+        }
+    });
+  });
+}
+
+// Calls f(begin, end) on the chunks.
+template <typename F>
+void parallel(int64_t tasks, int64_t worth, const F& f) {
+  in_chunks(tasks, worth, [&](const auto& chunks) { chunks(f); });
+}
+
+// Calls work(each) on the threads, which make their scratch memory and then call each(f): that calls f(task).
+template <typename Work>
+void parallel_with_scratch(int64_t tasks, int64_t worth, const Work& work) {
+  in_chunks(tasks, worth, [&](const auto& chunks) {
+    work([&](const auto& f) {
+      chunks([&](int64_t begin, int64_t end) {
+        for (; begin < end; ++begin) f(begin);
+      });
+    });
   });
 }
 
