@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,19 +213,30 @@ class _Tensors:
         return tuple(self._file.get_slice(self.names[name]).get_shape())
 
 
+class _Collector:
+    """Python's garbage collector, off while any thread loads."""
+
+    lock = threading.Lock()
+    users = 0
+    was_on = False
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Graphs are many objects that stay: looking for garbage among all there are takes half of the time of loading.
-
-    Of threads that load at once, the first turns the collector on again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
+    """Graphs are many objects that stay: looking for garbage among all there are takes half of the time of loading."""
+    state = _Collector
+    with state.lock:
+        if state.users == 0:
+            state.was_on = gc.isenabled()
+            gc.disable()
+        state.users += 1
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        with state.lock:
+            state.users -= 1
+            if state.users == 0 and state.was_on:
+                gc.enable()
 
 
 def _open(path: str | os.PathLike[str], device: str) -> Any:
