@@ -33,7 +33,7 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         The files.
 
     Raises:
-        UnsupportedLayerError: The model is not on the CPU, or works otherwise than the official ones.
+        UnsupportedLayerError: The model is not on the CPU, or its memory is not configured as in the official models.
         QSAM2Error: A file cannot be written.
 
     Example:

@@ -187,10 +187,10 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
     """The networks of a model whose layers the runtime knows, for one image and one object.
 
     Raises:
-        UnsupportedLayerError: The model works otherwise than the official ones.
+        UnsupportedLayerError: The model's memory is not configured as in the official models.
     """
     if not (model.num_maskmem and model.use_obj_ptrs_in_encoder and model.directly_add_no_mem_embed):
-        raise UnsupportedLayerError("cannot export this model: its memory works otherwise than the official ones'")
+        raise UnsupportedLayerError("cannot export this model: its memory is not configured as in the official models")
     size, side, dim = model.image_size, model.image_size // 16, model.hidden_dim
     generator = torch.Generator().manual_seed(0)
 

@@ -213,7 +213,7 @@ class _Lowering:
                 self.graph.erase_node(user)
 
     def residuals(self) -> None:
-        """Additions to what a layer alone gives -> into that layer."""
+        """Fold an addition into the layer that computes one of its terms, if nothing else reads that term."""
         for node in [n for n in self.graph.nodes if n.target is operator.add]:
             for index in (1, 0):
                 term, other = node.args[index], node.args[1 - index]
@@ -241,7 +241,7 @@ class _Lowering:
                     break
 
     def output_codes(self) -> None:
-        """Rounding of what a layer alone gives -> into that layer."""
+        """Let a layer round its own output, if its rounded output is all that is read."""
         for node, layer in self.nodes(Int8Linear):
             user = _only_user(node)
             codes = self.module(user)

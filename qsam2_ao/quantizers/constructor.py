@@ -34,7 +34,7 @@ class QuantizerConstructor(AOPartialWrapper, PT2EPartialWrapper):
         return self._with(functools.partial(self.p, **kwargs), self.callable_args)
 
     def with_callable_args(self, **kwargs: Callable[[], Any]) -> QuantizerConstructor:
-        """The same with arguments that are computed anew for each instance."""
+        """The same with arguments that are computed for each instance."""
         return self._with(self.p, {**self.callable_args, **kwargs})
 
     def _with(self, partial: functools.partial[Any], callable_args: dict[str, Any]) -> QuantizerConstructor:

@@ -623,7 +623,7 @@ class LSCFakeQuantize(AOFakeQuantizeBase, PT2EFakeQuantizeBase):
 
     @torch.no_grad()
     def snap(self, weight: Tensor) -> Tensor:
-        """Put a weight on the grid as in eval, and freeze the range at it, for a conversion that rounds it anew.
+        """Put a weight on the grid as in eval, and freeze the range at it, for a conversion that rounds it again.
 
         Args:
             weight: [out, ...].

@@ -1,4 +1,4 @@
-"""Weights on their grid, for conversions that round the float weight anew: torch.ao's."""
+"""Weights on their grid, for conversions that round the float weight again: torch.ao's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def snap_weights(model: nn.Module) -> None:
     """Put every weight that LSC fake-quantizes on its grid, and freeze its range.
 
-    torch.ao's conversions round the float weight anew, and those in graph mode do not clip it: weights of fewer than 8
+    torch.ao's conversions round the float weight again, and those in graph mode do not clip it: weights of fewer than 8
     bits come out right only where they lie on the grid already. The model computes the same before and after. To train
     on, call ``train()`` and apply ``torch.ao.quantization.enable_observer``.
 

@@ -49,7 +49,7 @@ def check_conversion(quantizer: LSCFakeQuantize, caller: str, depthwise: bool) -
     rounds_right = quantizer.grid != "midrise" and (quantizer.bits == 8 or caller.startswith(_CLIPPING))
     if not (quantizer.snapped or rounds_right):
         raise QConfigError(
-            f"{quantizer.who}: torch.ao would round the float weight anew, and miss its {quantizer.bits}-bit "
+            f"{quantizer.who}: torch.ao would round the float weight again, and miss its {quantizer.bits}-bit "
             f"grid {quantizer.grid!r}; call qsam2_ao.snap_weights(model) right before it, or prepare and convert with "
             "backend_config=qsam2_backend_config(), or choose 8 bits with grid='symmetric'"
         )

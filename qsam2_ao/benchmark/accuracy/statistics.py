@@ -70,7 +70,7 @@ def paired_bootstrap(
         ours: Cells of the first method, one per seed.
         theirs: Cells of the second method, on the same videos.
         metric: For example "J&F".
-        draws: How often the videos are drawn anew.
+        draws: How many times the videos are resampled.
         level: Coverage of the interval.
         seed: Seed of the draws.
 

@@ -23,7 +23,7 @@ from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
 from .runtimes import onnx_file, onnx_runtime, openvino, openvino_file
 
 BASELINE = "torch bf16 compiled"
-"""What ratios are to."""
+"""The method that every ratio compares with."""
 _COMPILED = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder")
 
 _PRECISION = "bf16" if fast_float() == torch.bfloat16 else "f32"

@@ -17,15 +17,21 @@ _WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
 
 
 def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> Figure:
-    """Time of the image encoder against the bytes of the model, one panel per case and one point per method."""
+    """Time of the image encoder against the bytes of the model: one row per model, one panel per case in it."""
     cases = [case for case in cases_of(records) if find(files, model=case["model"], file=CHECKPOINT)]
-    columns = min(2, max(1, len(cases)))
-    rows = -(-max(1, len(cases)) // columns)
-    figure = Figure(figsize=(6 * columns, 4.5 * rows + 1.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    models = list(dict.fromkeys(case["model"] for case in cases))
+    settings = list(dict.fromkeys((case["size"], case["threads"]) for case in cases))
+    rows, columns = max(1, len(models)), max(1, len(settings))
+    figure = Figure(figsize=(max(3.2 * columns, 6), 2.5 * rows + 1.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="row")
     styles = {method: _style(i) for i, method in enumerate(dict.fromkeys(r["method"] for r in records))}
     points: dict[str, Any] = {}
-    for axis, case in zip(axes, cases, strict=False):
+    for axis in grid.flatten():
+        axis.set_visible(False)
+    for case in cases:
+        row, column = models.index(case["model"]), settings.index((case["size"], case["threads"]))
+        axis = grid[row, column]
+        axis.set_visible(True)
         for r in records:
             if r["part"] != ENCODER or any(r[key] != value for key, value in case.items()):
                 continue
@@ -33,19 +39,23 @@ def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[M
             if size is not None:
                 ours = r["method"].startswith("qsam2")
                 points[r["method"]] = axis.scatter(
-                    size, r["ms"], s=130 if ours else 50, **styles[r["method"]] | ({"marker": "*"} if ours else {})
+                    size, r["ms"], s=110 if ours else 35, **styles[r["method"]] | ({"marker": "*"} if ours else {})
                 )
-        axis.set(xscale="log", yscale="log", xlabel="model, MB", ylabel=f"{ENCODER}, ms")
-        axis.set_title("{model}, {size} px, threads: {threads}".format(**case))
+        axis.set(xscale="log", yscale="log")
+        axis.set_title("{model}, {size} px, threads: {threads}".format(**case), fontsize=9)
+        if row == rows - 1:
+            axis.set_xlabel("model, MB")
+        if column == 0:
+            axis.set_ylabel(f"{ENCODER}, ms")
+        axis.tick_params(labelsize=8)
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
             direction.set_major_formatter("{x:g}")
             direction.set_minor_formatter("")
         axis.grid(visible=True, which="both", alpha=0.2)
-    for axis in axes[len(cases) :]:
-        axis.set_visible(False)
     if points:
-        figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=2 * columns, fontsize=8)
+        names = max(2, min(6, round(1.5 * columns)))
+        figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=names, fontsize=8)
     return figure
 
 

@@ -173,7 +173,7 @@ def markdown(
 
 _FILES = (
     "A packed file holds everything: packed weights, scales, biases, and what stays float. The bf16 checkpoint is the\n"
-    'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are laid out anew.\n'
+    'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are rearranged.\n'
     "Memory is the peak until then, on top of the interpreter with its imports, and a mapped file's pages count."
 )
 _COMPILING = (

@@ -19,7 +19,7 @@ ROUNDS = (5, 15)
 """Fewest and most; as many as fit in ``BUDGET_SECONDS``, and two of those that take longer than that."""
 BUDGET_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
-"""Before each run of the encoder: ONNX Runtime takes part there, and its threads spin on for tens of milliseconds."""
+"""Before each run of the encoder: ONNX Runtime is timed there, and its idle threads stay awake for a while."""
 
 
 def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool = True) -> list[dict[str, Any]]:

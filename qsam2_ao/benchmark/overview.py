@@ -1,0 +1,100 @@
+"""One chart of what quantization gives and costs: size, speed and accuracy, from the benchmarks' results.
+
+``python -m qsam2_ao.benchmark.overview`` draws it again after a benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..reporting.figures import save_figure
+from .inference.footprint import CHECKPOINT
+from .inference.methods import BASELINE
+from .inference.parts import ENCODER
+from .inference.report import find
+
+_BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
+_COLOURS = ("0.6", "C0", "C0", "C0")
+_MODEL = "sam2.1-t"
+_RIVALS = ("LSQ", "MinMax-EMA")
+_BITS = (2, 3, 4, 8)
+
+
+def overview(
+    times: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Size and speed of SAM 2.1-T, and accuracy of the embedded model with outlier weights.
+
+    Args:
+        times: The records of ``inference.json``.
+        files: The files of ``inference_details.json``.
+        scores: The records of ``accuracy.json``.
+
+    Returns:
+        The figure. Where something was not measured, its bar or line is missing.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    size, speed, accuracy = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    _bars(size, [_mebibytes(files, name) for name in _BARS], "{:.1f}")
+    size.set(title=f"{_MODEL}: file, MiB")
+    where = {"model": _MODEL, "part": ENCODER, "size": 1024, "threads": 2}
+    _bars(speed, [_milliseconds(times, where, name) for name in _BARS], "{:.0f}")
+    speed.set(title=f"{_MODEL}: {ENCODER}, 1024 px,\nms on two CPU cores")
+    for method, style in (("QSAM2", "C0*-"), *zip(_RIVALS, ("C1o--", "C2s--"), strict=True)):
+        points = {bits: _score(scores, method, f"W{bits}A8") for bits in _BITS}
+        known = {bits: value for bits, value in points.items() if value is not None}
+        accuracy.plot(list(known), list(known.values()), style, label=method)
+    if (reference := _score(scores, "float", "float")) is not None:
+        accuracy.axhline(reference, color="0.4", linestyle=":", label="float")
+    accuracy.set(title="small test model with outlier weights:\nJ&F after training", xlabel="bits per weight")
+    accuracy.set_xticks(_BITS)
+    accuracy.legend(fontsize=8, loc="lower right")
+    accuracy.grid(alpha=0.3)
+    return figure
+
+
+def _bars(axis: Any, values: Sequence[float | None], form: str) -> None:
+    heights = [value or 0.0 for value in values]
+    bars = axis.bar(_BARS, heights, color=_COLOURS)
+    axis.bar_label(bars, ["" if value is None else form.format(value) for value in values], fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(y=0.12)
+
+
+def _mebibytes(files: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    found = find(files, model=_MODEL, file=CHECKPOINT if name == _BARS[0] else name.lower())
+    return found["file_bytes"] / 2**20 if found else None
+
+
+def _milliseconds(times: Sequence[Mapping[str, Any]], where: Mapping[str, Any], name: str) -> float | None:
+    found = find(times, method=BASELINE if name == _BARS[0] else f"qsam2 {name}", **where)
+    return found["ms"] if found else None
+
+
+def _score(scores: Sequence[Mapping[str, Any]], method: str, setting: str) -> float | None:
+    wanted = {"model": "heavy-tailed", "method": method, "setting": setting, "metric": "J&F"}
+    values = [r["value"] for r in scores if all(r[key] == value for key, value in wanted.items())]
+    return mean(values) if values else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw ``overview.png`` beside the results it shows."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("benchmarks/results"))
+    folder = parser.parse_args(arguments).folder
+    times, details, scores = (
+        json.loads((folder / name).read_text())
+        for name in ("inference.json", "inference_details.json", "accuracy.json")
+    )
+    print(save_figure(overview(times, details["files"], scores), folder / "overview.png"))
+
+
+if __name__ == "__main__":
+    main()
