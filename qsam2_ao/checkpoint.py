@@ -26,15 +26,15 @@ from safetensors import SafetensorError, safe_open
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from .deploy.assemble import deploy_part, mark_deployed
+from .deploy.inputs import ActivationQuantizer
+from .deploy.packed import PackedIntxTensor
+from .deploy.record import LayerPlan
+from .deploy.targets import lower_to
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
-from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part, mark_deployed
-from .lowering.plan import LayerPlan
-from .lowering.targets import lower_to
 from .models.config import build_from_config, model_config
-from .tensors.packed import PackedIntxTensor
 from .threads import one_thread_if_small
 
 FORMAT = "qsam2"

@@ -10,6 +10,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
+from .deploy.assemble import deploy_part, mark_deployed
+from .deploy.inputs import ActivationQuantizer
+from .deploy.packed import PackedIntxTensor
+from .deploy.record import LayerPlan
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from .fake_quant import (
     code_range,
@@ -21,13 +25,9 @@ from .fake_quant import (
     without_input_quantizers,
 )
 from .graph import Part, as_part, find_parts, graph_of
-from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part, mark_deployed
-from .lowering.plan import LayerPlan
 from .prepare import prepare_qsam2
 from .qconfig import QConfigLike
 from .quantizers import LSCFakeQuantize, broadcast_qparam
-from .tensors.packed import PackedIntxTensor
 
 
 @torch.inference_mode(False)

@@ -23,8 +23,8 @@ from training.optimizer import construct_optimizer
 from training.utils.checkpoint_utils import load_state_dict_into_model
 
 from qsam2_ao import build_embedded, convert_qsam2, load_qsam2, lsc_qconfig, prepare_qsam2, rehouse, save_qsam2
+from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.errors import CheckpointError
-from qsam2_ao.lowering.activation import ActivationQuantizer
 from qsam2_ao.models.config import build_from_config, model_config
 
 LONE = ("sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1", "obj_ptr_tpos_proj")

@@ -11,12 +11,13 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
+from ..deploy.inputs import ActivationQuantizer
+from ..deploy.kernels.codes import CodeGrid
+from ..deploy.kernels.linear import weight_centre
+from ..deploy.packed import PackedIntxTensor
 from ..errors import UnsupportedLayerError
 from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
-from ..lowering.activation import ActivationQuantizer
-from ..lowering.int8 import Grid, weight_centre
-from ..tensors.packed import PackedIntxTensor
 from .rope import use_real_rope
 
 
@@ -53,7 +54,7 @@ class QuantizeDequantize(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        grid = Grid.of(quantizer)
+        grid = CodeGrid.of(quantizer)
         self.register_buffer("scale", torch.tensor(grid.scale))
         self.register_buffer("zero_point", torch.tensor(int(grid.zero_point), dtype=torch.uint8))
         self.register_buffer("low", torch.tensor(-grid.zero_point * grid.scale))

@@ -12,8 +12,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import fx, nn
 
 from ..convert import describe_layer
+from ..deploy.record import LayerPlan
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
-from ..lowering.plan import LayerPlan
 from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {

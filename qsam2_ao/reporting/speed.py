@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..compat.quiet import propagate_quietly
+from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
+from ..deploy.packed import PackedIntxTensor
 from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
-from ..lowering.int8 import Int8Conv2d, Int8Linear
 from ..native import fast_float
-from ..tensors.packed import PackedIntxTensor
 
 _FRAMES = 3
 """Of the video that shows the layers' input sizes: a prompt, and memories of one and of two frames."""

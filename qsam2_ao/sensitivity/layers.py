@@ -16,12 +16,12 @@ from ..calibration.calibrate import calibrate_layer
 from ..calibration.gram import InputStatistics
 from ..calibration.report import VRCReport
 from ..calibration.start import start_layer
+from ..deploy.packed import PackedIntxTensor
 from ..errors import GraphTraceError
 from ..fake_quant import fake_quantizers
 from ..graph import REGIONS, find_parts
 from ..qconfig import lsc_qconfig
 from ..reporting.size import tensor_bytes
-from ..tensors.packed import PackedIntxTensor
 
 
 @dataclass(frozen=True)

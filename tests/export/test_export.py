@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
 from qsam2_ao.data.procedural import generate_sequence
+from qsam2_ao.deploy.record import LayerPlan
 from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export
 from qsam2_ao.export.runtimes import openvino_core
-from qsam2_ao.lowering.plan import LayerPlan
 from qsam2_ao.native import unavailable_reason
 
 onnx = pytest.importorskip("onnx")

@@ -1,0 +1,71 @@
+"""A float graph and a plan -> the deployed graph, used both by convert and by load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from sam2.modeling.sam2_base import SAM2Base
+from torch import fx
+
+from ..errors import CheckpointError
+from .inputs import ActivationQuantizer
+from .packed import PackedIntxTensor
+from .portable import lower_packed
+from .record import LayerPlan
+
+
+def deploy_part(
+    graph: fx.GraphModule,
+    plans: Iterable[LayerPlan],
+    weights: Mapping[str, PackedIntxTensor],
+    quantizers: Mapping[str, ActivationQuantizer],
+) -> None:
+    """Give the layers of a part their packed weights and put the input quantizers in front of them, in place.
+
+    Args:
+        graph: The part's graph with ``nn.Linear`` and ``nn.Conv2d`` layers.
+        plans: The part's quantized layers, in the order of the graph.
+        weights: Layer name in the graph -> its packed weight.
+        quantizers: Name of an input quantizer -> the module.
+
+    Raises:
+        UnsupportedLayerError: A weight does not fit its layer.
+    """
+    nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
+    inserted: dict[str, fx.Node] = {}
+    for plan in plans:
+        graph.set_submodule(plan.layer, lower_packed(graph.get_submodule(plan.layer), weights[plan.layer]))
+        if plan.activation is None:
+            continue
+        node = nodes[plan.layer]
+        if plan.activation not in inserted:
+            graph.add_submodule(plan.activation, quantizers[plan.activation])
+            with graph.graph.inserting_before(node):
+                inserted[plan.activation] = graph.graph.call_module(plan.activation, (node.args[0],))
+        node.update_arg(0, inserted[plan.activation])
+    graph.graph.lint()
+    graph.recompile()
+
+
+def mark_deployed(model: SAM2Base, plans: Iterable[LayerPlan]) -> None:
+    """Let a model with packed weights know what is quantized in it, and refuse float weights in ``load_state_dict``.
+
+    Args:
+        model: The model.
+        plans: All of its quantized layers.
+    """
+    model.qsam2_plan = tuple(plans)
+    # torch would copy what fits before it finds what does not. The public hook holds the model, which rehouse changes.
+    packed = [f"{plan.name}.weight" for plan in model.qsam2_plan]
+    model._register_load_state_dict_pre_hook(partial(_refuse_float_weights, packed))
+
+
+def _refuse_float_weights(packed: list[str], state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    for name in packed:
+        if not isinstance(state.get(prefix + name), PackedIntxTensor | None):
+            raise CheckpointError(
+                f"{name} is a float weight, and the model is converted: its weights are packed codes. Load the float "
+                "weights into the float or the prepared model, and convert that"
+            )

@@ -1,0 +1,77 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from qsam2_ao.deploy.int4 import Int4Linear
+from qsam2_ao.deploy.packed import PackedIntxTensor
+from qsam2_ao.deploy.portable import lower_packed
+from qsam2_ao.deploy.targets import TARGETS, get_target, lower_to
+from qsam2_ao.errors import QConfigError, UnsupportedLayerError
+
+
+def packed(*shape: int, bits: int = 4) -> PackedIntxTensor:
+    codes = torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(0))
+    return PackedIntxTensor.from_codes(codes, torch.full((1,), 0.1), torch.full((1,), 7.5), bits)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_lowers_a_layer_that_it_supports_to_the_same_function(name: str) -> None:
+    target = get_target(name)
+    assert target.name == name
+    layer, weight = nn.Linear(96, 48), packed(48, 96)
+    assert target.support(layer, weight, "cpu") is None
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.linear(x, weight.dequantize(), layer.bias)
+    torch.testing.assert_close(target.lower(layer, weight, "cpu")(x), expected, rtol=1e-4, atol=1e-4)
+    assert target.support(nn.LayerNorm(96), weight, "cpu") is not None
+
+
+def test_an_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(QConfigError, match="unknown lowering target 'int5'; choose one of auto, int8, packed, int4"):
+        get_target("int5")
+
+
+def deployed() -> nn.Module:
+    """What a deployed model looks like to the lowering: layers with packed weights and the record of them."""
+    model = nn.Module()
+    model.part = nn.Module()
+    model.part.fits = lower_packed(nn.Linear(96, 48), packed(48, 96))
+    model.part.odd = lower_packed(nn.Linear(96, 40), packed(40, 96))
+    model.part.conv = lower_packed(nn.Conv2d(8, 16, 3), packed(16, 8, 3, 3))
+    model.part.integer = lower_packed(nn.Linear(96, 48), packed(48, 96))
+    model.qsam2_plan = [  # type: ignore[assignment]
+        SimpleNamespace(part="part", layer=layer, name=f"part.{layer}", activation="q" if layer == "integer" else None)
+        for layer in ("fits", "odd", "conv", "integer")
+    ]
+    return model
+
+
+def test_lowering_a_model_says_which_layers_stayed_packed_and_why() -> None:
+    model = deployed()
+    assert lower_to(model, "int4") is model
+    assert isinstance(model.part.fits, Int4Linear)
+    for layer in ("odd", "conv", "integer"):
+        assert isinstance(model.get_submodule(f"part.{layer}").weight, PackedIntxTensor)
+    taken = model.qsam2_targets
+    assert taken["part.fits"] == ("int4", None)
+    assert {layer: target for layer, (target, _) in taken.items() if layer != "part.fits"} == {
+        "part.odd": "packed",
+        "part.conv": "packed",
+        "part.integer": "packed",
+    }
+    assert "divisible by 16, not 40" in taken["part.odd"][1]
+    assert "nn.Linear only" in taken["part.conv"][1]
+    assert "input is quantized" in taken["part.integer"][1]
+
+
+def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> None:
+    model = deployed()
+    before = model.part.fits
+    lower_to(model, "packed")
+    assert model.part.fits is before
+    assert set(model.qsam2_targets.values()) == {("packed", None)}
+    lower_to(model, "int4")
+    with pytest.raises(UnsupportedLayerError, match=r"weight of part\.fits is a Int4OpaqueTensor, not packed codes"):
+        lower_to(model, "packed")
