@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UnsupportedLayerError
 from ..quantizers.affine import expand_groups
 from .packed import PackedIntxTensor
-from .portable import unsupported_reason
+from .portable import why_not_packed
 
 GROUP_SIZES = (128, 64, 32)
 # Looked up when needed, since torchao may move or drop what it calls a prototype.
@@ -87,7 +87,33 @@ class Int4Linear(nn.Linear):
         self._save_to_state_dict(None, "", False)
 
 
-def int4_support(
+def why_no_int4_on(device: torch.device) -> str | None:
+    """Why torchao's int4 kernels cannot run any layer on a device.
+
+    Args:
+        device: Where layers will run.
+
+    Returns:
+        None if they can, else the reason as a sentence.
+
+    Example:
+        >>> why_no_int4_on(torch.device("mps"))
+        "torchao has no int4 kernel of this layout for devices of type 'mps'."
+    """
+    if device.type not in _TENSOR_CLASSES:
+        return f"torchao has no int4 kernel of this layout for devices of type {device.type!r}."
+    if _tensor_class(device.type) is None:
+        module_name, class_name = _TENSOR_CLASSES[device.type]
+        return f"The installed torchao has no {module_name}.{class_name}; version 0.18 has."
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "No CUDA device is available."
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+            return "The CUDA int4 kernel needs compute capability 8.0 or newer."
+    return None
+
+
+def why_not_int4(
     module: nn.Module,
     packed: PackedIntxTensor,
     device: torch.device | str | None = None,
@@ -104,7 +130,7 @@ def int4_support(
     Returns:
         None if :func:`lower_int4` supports it, else the reason as a sentence for the coverage report.
     """
-    reason = unsupported_reason(module, packed)
+    reason = why_not_packed(module, packed)
     if reason is not None:
         return reason
     if not isinstance(module, nn.Linear):
@@ -112,23 +138,15 @@ def int4_support(
     if packed.bits > 4:
         return f"The weight has {packed.bits} bits and int4 holds 4 at most."
     target = torch.device(device) if device is not None else packed.device
-    if target.type in _TENSOR_CLASSES and _tensor_class(target.type) is None:
-        module_name, class_name = _TENSOR_CLASSES[target.type]
-        return f"The installed torchao has no {module_name}.{class_name}; version 0.18 has."
+    if (reason := why_no_int4_on(target)) is not None:
+        return reason
     rows, columns = packed.shape
-    if target.type == "cpu":
-        if packed.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"The CPU int4 kernel runs float32, bfloat16 and float16, not {packed.dtype}."
-        if rows % _CPU_ROWS:
-            return f"The CPU int4 kernel needs out_features divisible by {_CPU_ROWS}, not {rows}."
-    elif target.type == "cuda":
-        if not torch.cuda.is_available():
-            return "No CUDA device is available."
-        if torch.version.hip is None and torch.cuda.get_device_capability(target) < (8, 0):
-            return "The CUDA int4 kernel needs compute capability 8.0 or newer."
+    if target.type == "cuda":
         columns = _multiple(columns, _CUDA_COLUMNS)
-    else:
-        return f"torchao has no int4 kernel of this layout for devices of type {target.type!r}."
+    elif packed.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"The CPU int4 kernel runs float32, bfloat16 and float16, not {packed.dtype}."
+    elif rows % _CPU_ROWS:
+        return f"The CPU int4 kernel needs out_features divisible by {_CPU_ROWS}, not {rows}."
     if group_size is not None and group_size not in GROUP_SIZES:
         return f"The int4 kernels run groups of {_choices()}, not {group_size}."
     if _group_size(columns, packed.group_size, group_size) is None:
@@ -161,16 +179,16 @@ def lower_int4(
 
     Raises:
         UnsupportedLayerError: The kernel cannot run the layer; the message is the reason of
-            :func:`int4_support`.
+            :func:`why_not_int4`.
 
     Example:
-        >>> reason = int4_support(layer, packed, "cpu")
+        >>> reason = why_not_int4(layer, packed, "cpu")
         >>> fast = lower_int4(layer, packed, "cpu") if reason is None else lower_packed(layer, packed)
     """
-    reason = int4_support(module, packed, device, group_size)
+    reason = why_not_int4(module, packed, device, group_size)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot lower this layer to int4: {reason}")
-    assert isinstance(module, nn.Linear)  # by int4_support
+    assert isinstance(module, nn.Linear)  # by why_not_int4
     packed = packed.to(device or packed.device)
     bias = module.bias
     if bias is not None and bias.device.type != packed.device.type:
@@ -216,7 +234,7 @@ def _kernel_operands(
     out, inputs = packed.shape
     rows, columns = _multiple(out, row_multiple), _multiple(inputs, column_multiple)
     group = _group_size(columns, packed.group_size, group_size)
-    assert group is not None  # by int4_support
+    assert group is not None  # by why_not_int4
     offset = 8 - 2 ** (packed.bits - 1)
 
     def per_group(qparam: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ..errors import UnsupportedLayerError
 from .packed import PackedIntxTensor
 
 
-def unsupported_reason(module: nn.Module, packed: PackedIntxTensor) -> str | None:
+def why_not_packed(module: nn.Module, packed: PackedIntxTensor) -> str | None:
     """Why a layer cannot take a packed weight.
 
     Args:
@@ -52,14 +52,14 @@ def lower_packed(
     Example:
         >>> deployed = lower_packed(torch.nn.Linear(2, 2), packed)
     """
-    reason = unsupported_reason(module, packed)
+    reason = why_not_packed(module, packed)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot give this layer a packed weight: {reason}")
     lowered: nn.Linear | nn.Conv2d
     if isinstance(module, nn.Linear):
         lowered = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     else:
-        assert isinstance(module, nn.Conv2d)  # by unsupported_reason
+        assert isinstance(module, nn.Conv2d)  # by why_not_packed
         lowered = nn.Conv2d(
             module.in_channels,
             module.out_channels,

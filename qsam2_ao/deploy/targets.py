@@ -1,4 +1,4 @@
-"""The registry of lowering targets: what can become of a packed weight when a model is loaded."""
+"""The registry of targets: what can become of a packed model when it is loaded, and whether that can run here."""
 
 from __future__ import annotations
 
@@ -14,45 +14,68 @@ from torch import nn
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
 from ..native import load_kernels, unavailable_reason
-from .int4 import int4_support, lower_int4
+from .inputs import ActivationQuantizer
+from .int4 import lower_int4, why_no_int4_on, why_not_int4
+from .kernels.linear import why_not_int8
 from .kernels.passes import lower_part
 from .kernels.upscaling import lower_upscaling
 from .packed import PackedIntxTensor
-from .portable import lower_packed, unsupported_reason
+from .portable import why_not_packed
 
-Device = torch.device | str | None
+Device = torch.device | str
+Taken = dict[str, tuple[str, str | None]]
+"""Layer name -> the target that it runs on, and why not on the one asked for."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A way to run a packed weight.
+    """A way to run a packed model.
 
     Attributes:
         name: What users call it.
-        support: ``(module, packed, device) -> None`` if supported, else the reason as a sentence.
-        lower: ``(module, packed, device) -> nn.Module``, the deployed layer.
+        device_check: ``(device) -> None`` where some layer can run there, else the reason as a sentence.
+        layer_check: ``(module, packed, device, quantizer) -> None`` where that layer can run there, else the reason.
+        lower: Lowers a deployed model in place and returns layer name -> (target, reason), as ``lower_to`` says.
     """
 
     name: str
-    support: Callable[[nn.Module, PackedIntxTensor, Device], str | None]
-    lower: Callable[[nn.Module, PackedIntxTensor, Device], nn.Module]
+    device_check: Callable[[torch.device], str | None]
+    layer_check: Callable[[nn.Module, PackedIntxTensor, torch.device, ActivationQuantizer | None], str | None]
+    lower: Callable[[nn.Module], Taken]
 
+    def why_not(
+        self,
+        device: Device = "cpu",
+        module: nn.Module | None = None,
+        packed: PackedIntxTensor | None = None,
+        quantizer: ActivationQuantizer | None = None,
+    ) -> str | None:
+        """Why this target cannot run here: on a device of this machine, or one layer there.
 
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        Target("packed", lambda module, packed, device: unsupported_reason(module, packed), lower_packed),
-        Target("int4", int4_support, lower_int4),
-    )
-}
+        Args:
+            device: Where the model will run.
+            module: A float, fake-quantized or packed layer to ask about; None asks about the device alone.
+            packed: Its weight; by default ``module.weight``.
+            quantizer: Of its input; None if that stays float.
 
+        Returns:
+            None if it can run, else the reason as a sentence. "auto" takes what there is and always can.
 
-TARGET_NAMES = ("auto", "int8", *TARGETS)
-"""What ``load_qsam2`` takes."""
+        Example:
+            >>> get_target("int8").why_not("cpu") is None  # on x86-64 with AVX512-VNNI, and a compiler
+            True
+        """
+        device = torch.device(device)
+        if module is None:
+            return self.device_check(device)
+        weight = module.weight if packed is None else packed
+        if not isinstance(weight, PackedIntxTensor):
+            return f"The weight of {type(module).__name__} is a {type(weight).__name__}, not packed codes."
+        return self.layer_check(module, weight, device, quantizer)
 
 
 def get_target(name: str) -> Target:
-    """Look a target up that lowers single layers.
+    """Look a target up.
 
     Args:
         name: A key of ``TARGETS``.
@@ -68,7 +91,7 @@ def get_target(name: str) -> Target:
         'packed'
     """
     if name not in TARGETS:
-        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGET_NAMES)}")
+        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
@@ -91,49 +114,51 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
             machine or the model's device has no kernels.
     """
-    missing = None
-    if target in ("auto", "int8"):
-        missing = _missing_kernels(next(model.parameters()).device)
-        if missing is None:
-            return _lower_parts(model)
-        if target == "int8":
-            raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
-        # Past load_qsam2 and its decorator.
-        warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=4)
-        target = "packed"
-    chosen = get_target(target)
     deployed: Any = model
-    taken: dict[str, tuple[str, str | None]] = {}
+    deployed.qsam2_targets = get_target(target).lower(model)
+    return model
+
+
+def _lower_auto(model: nn.Module) -> Taken:
+    missing = _missing_kernels(_device(model))
+    if missing is None:
+        return _lower_parts(model)
+    # Past lower_to, load_qsam2 and its decorator.
+    warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
+    return dict.fromkeys(_lower_packed(model), ("packed", missing))
+
+
+def _lower_int8(model: nn.Module) -> Taken:
+    if (missing := _missing_kernels(_device(model))) is not None:
+        raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
+    return _lower_parts(model)
+
+
+def _lower_packed(model: nn.Module) -> Taken:
+    """It is what it should be already."""
+    deployed: Any = model
+    _check_packed(model, deployed.qsam2_plan)
+    return {plan.name: ("packed", None) for plan in deployed.qsam2_plan}
+
+
+def _lower_int4(model: nn.Module) -> Taken:
+    deployed: Any = model
+    taken: Taken = {}
     _check_packed(model, deployed.qsam2_plan)
     for plan in deployed.qsam2_plan:
         module: Any = model.get_submodule(plan.name)
         packed = module.weight
-        reason = (
-            "Its input is quantized, and this target runs weight-only layers."
-            if plan.activation is not None and target != "packed"
-            else chosen.support(module, packed, packed.device)
-        )
-        if reason is None and target != "packed":
-            model.set_submodule(plan.name, chosen.lower(module, packed, packed.device))
-        taken[plan.name] = (target if reason is None else "packed", reason or missing)
-    deployed.qsam2_targets = taken
-    return model
+        reason = _QUANTIZED_INPUT if plan.activation is not None else why_not_int4(module, packed, packed.device)
+        if reason is None:
+            model.set_submodule(plan.name, lower_int4(module, packed, packed.device))
+        taken[plan.name] = ("int4" if reason is None else "packed", reason)
+    return taken
 
 
-def _missing_kernels(device: torch.device) -> str | None:
-    """Load the kernels; why that cannot be done, as a sentence."""
-    if (reason := unavailable_reason(device)) is None:
-        try:
-            load_kernels(device)
-        except UnsupportedLayerError as error:
-            return str(error)
-    return reason
-
-
-def _lower_parts(model: nn.Module) -> nn.Module:
+def _lower_parts(model: nn.Module) -> Taken:
     """The int8 kernels fold layers into each other, so they are chosen part by part."""
     deployed: Any = model
-    taken: dict[str, tuple[str, str | None]] = {}
+    taken: Taken = {}
     for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
         plans = [plan for plan in deployed.qsam2_plan if plan.part == path]
         _check_packed(model, plans)
@@ -144,8 +169,37 @@ def _lower_parts(model: nn.Module) -> nn.Module:
             taken[plan.name] = ("int8" if reason is None else "packed", reason)
     if any(plan.region == "mask_decoder" for plan in deployed.qsam2_plan):
         lower_upscaling(deployed)
-    deployed.qsam2_targets = taken
-    return model
+    return taken
+
+
+def _missing_kernels(device: torch.device) -> str | None:
+    """Load the int8 kernels; why that cannot be done, as a sentence."""
+    if (reason := unavailable_reason(device)) is None:
+        try:
+            load_kernels(device)
+        except UnsupportedLayerError as error:
+            return str(error)
+    return reason
+
+
+_QUANTIZED_INPUT = "Its input is quantized, and this target runs weight-only layers."
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("auto", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_auto),
+        Target("int8", _missing_kernels, why_not_int8, _lower_int8),
+        Target("packed", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_packed),
+        Target(
+            "int4",
+            why_no_int4_on,
+            lambda module, packed, device, quantizer: (
+                _QUANTIZED_INPUT if quantizer is not None else why_not_int4(module, packed, device)
+            ),
+            _lower_int4,
+        ),
+    )
+}
+"""What ``load_qsam2`` takes, by name."""
 
 
 def lower_float(model: SAM2Base) -> SAM2Base:
@@ -167,13 +221,17 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     Example:
         >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
     """
-    if (missing := _missing_kernels(next(model.parameters()).device)) is not None:
+    if (missing := _missing_kernels(_device(model))) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
     for part in trace_regions(model):
         lowered, _ = lower_part(graph_of(model.get_submodule(part.path)), _batch_dim(part.region))
         model.set_submodule(part.path, lowered)
     lower_upscaling(model)
     return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _batch_dim(region: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qsam2_ao.deploy import int4
-from qsam2_ao.deploy.int4 import Int4Linear, _kernel_operands, int4_support, lower_int4
+from qsam2_ao.deploy.int4 import Int4Linear, _kernel_operands, lower_int4, why_not_int4
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 
@@ -68,7 +68,7 @@ CASES = [
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_cpu_kernel_computes_the_packed_weight(case: dict[str, object], dtype: torch.dtype) -> None:
     module, packed = make(**case, dtype=dtype)  # type: ignore[arg-type]
-    assert int4_support(module, packed, "cpu") is None
+    assert why_not_int4(module, packed, "cpu") is None
     lowered = lower_int4(module, packed, "cpu")
     for leading in [(5,), (2, 3, 4), ()]:
         x = x_of(*leading, packed.shape[1], dtype=dtype)
@@ -160,7 +160,7 @@ def test_what_the_kernel_cannot_run_has_a_reason(
 ) -> None:
     codes = torch.zeros(shape, dtype=torch.uint8)
     packed = PackedIntxTensor.from_codes(codes, torch.ones(1), torch.ones(1), bits)
-    reason = int4_support(module, packed, device, group_size)
+    reason = why_not_int4(module, packed, device, group_size)
     assert reason is not None
     assert message in reason
     assert reason.endswith(".")
@@ -171,11 +171,11 @@ def test_what_the_kernel_cannot_run_has_a_reason(
 
 def test_more_reasons() -> None:
     module, packed = make((48, 96), group_size=48)
-    assert "the weight's own group size 48" in (int4_support(module, packed) or "")
+    assert "the weight's own group size 48" in (why_not_int4(module, packed) or "")
     module, packed = make(dtype=torch.float64)
-    assert "not torch.float64" in (int4_support(module, packed) or "")
+    assert "not torch.float64" in (why_not_int4(module, packed) or "")
     if not torch.cuda.is_available():
-        assert int4_support(*make(), "cuda") == "No CUDA device is available."
+        assert why_not_int4(*make(), "cuda") == "No CUDA device is available."
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_more_reasons() -> None:
 )
 def test_a_torchao_without_the_tensor_is_a_reason(monkeypatch: pytest.MonkeyPatch, moved: tuple[str, str]) -> None:
     monkeypatch.setitem(int4._TENSOR_CLASSES, "cpu", moved)
-    assert f"has no {'.'.join(moved)}" in (int4_support(*make()) or "")
+    assert f"has no {'.'.join(moved)}" in (why_not_int4(*make()) or "")
 
 
 def test_gradients_through_the_kernel_are_an_error_not_zero() -> None:
@@ -256,7 +256,7 @@ def test_every_instruction_set_makes_its_own_layout_and_computes_the_same() -> N
 @pytest.mark.parametrize("case", [*CASES, {"shape": (5, 7)}, {"shape": (9, 112), "group_size": 32}], ids=str)
 def test_cuda_kernel_computes_the_packed_weight(case: dict[str, object]) -> None:
     module, packed = make(**case)  # type: ignore[arg-type]
-    assert int4_support(module, packed, "cuda") is None
+    assert why_not_int4(module, packed, "cuda") is None
     lowered = lower_int4(module, packed, "cuda")
     for dtype in (torch.bfloat16, torch.float32):
         x = x_of(3, 4, packed.shape[1], dtype=dtype, device="cuda")

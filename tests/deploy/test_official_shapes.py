@@ -8,8 +8,9 @@ from torch import nn
 
 from qsam2_ao import build_official
 from qsam2_ao.deploy.inputs import ActivationQuantizer
+from qsam2_ao.deploy.int4 import lower_int4
 from qsam2_ao.deploy.kernels.codes import CodeGrid, QuantizeCodes
-from qsam2_ao.deploy.kernels.linear import int8_support, lower_int8
+from qsam2_ao.deploy.kernels.linear import lower_int8
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.deploy.targets import get_target
@@ -64,14 +65,13 @@ def test_every_shape(layers: list[tuple[str, nn.Module]], bits: int) -> None:
         expected = in_double(layer, packed, QUANTIZER(x))
         actual = lower_packed(layer, packed)(QUANTIZER(x))
         torch.testing.assert_close(actual, expected, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
-        int4 = get_target("int4")
-        if int4.support(layer, packed, "cpu") is None:
+        if get_target("int4").why_not("cpu", layer, packed) is None:
             lowered.add("int4")
-            actual = int4.lower(layer, packed, "cpu")(QUANTIZER(x))
+            actual = lower_int4(layer, packed, "cpu")(QUANTIZER(x))
             torch.testing.assert_close(actual, expected, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
         if not kernels:
             continue
-        reason = int8_support(layer, packed, "cpu", QUANTIZER)
+        reason = get_target("int8").why_not("cpu", layer, packed, QUANTIZER)
         assert (reason is None) == (getattr(layer, "groups", 1) == 1), f"{name}: {reason}"
         if reason is None:
             lowered.add("int8")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qsam2_ao.deploy.packed import PackedIntxTensor
-from qsam2_ao.deploy.portable import lower_packed, unsupported_reason
+from qsam2_ao.deploy.portable import lower_packed, why_not_packed
 from qsam2_ao.errors import UnsupportedLayerError
 
 
@@ -75,7 +75,7 @@ class Odd(nn.Linear):
 @pytest.mark.parametrize("module", [nn.ConvTranspose2d(7, 3, 1), nn.LayerNorm(7), nn.Conv1d(7, 3, 1), Odd(7, 3)])
 def test_other_modules_are_refused_by_class(module: nn.Module) -> None:
     packed = packed_like(torch.empty(3, 7))
-    reason = unsupported_reason(module, packed)
+    reason = why_not_packed(module, packed)
     assert reason is not None
     assert type(module).__name__ in reason
     with pytest.raises(UnsupportedLayerError, match=r"neither nn\.Linear nor nn\.Conv2d"):

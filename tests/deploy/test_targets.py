@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.deploy.int4 import Int4Linear
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.deploy.targets import TARGETS, get_target, lower_to
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
+from qsam2_ao.native import unavailable_reason
 
 
 def packed(*shape: int, bits: int = 4) -> PackedIntxTensor:
@@ -17,15 +19,39 @@ def packed(*shape: int, bits: int = 4) -> PackedIntxTensor:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_target_lowers_a_layer_that_it_supports_to_the_same_function(name: str) -> None:
+def test_every_target_says_what_it_cannot_run(name: str) -> None:
     target = get_target(name)
     assert target.name == name
-    layer, weight = nn.Linear(96, 48), packed(48, 96)
-    assert target.support(layer, weight, "cpu") is None
+    assert target.why_not("cpu", nn.LayerNorm(96), packed(48, 96)) is not None
+    assert target.why_not("cpu", nn.Linear(96, 48), packed(48, 90)) is not None
+    assert target.why_not("cpu", nn.Linear(96, 48)) == "The weight of Linear is a Parameter, not packed codes."
+
+
+@pytest.mark.parametrize("name", ["auto", "packed", "int4"])
+def test_weight_only_layers_run_on_every_target_but_int8(name: str) -> None:
+    layer = lower_packed(nn.Linear(96, 48), packed(48, 96))
+    assert get_target(name).why_not("cpu") is None
+    assert get_target(name).why_not("cpu", layer) is None
+    assert get_target("int8").why_not("cpu", layer) is not None
+
+
+def test_int8_runs_layers_with_quantized_inputs_and_int4_does_not() -> None:
+    layer, quantizer = nn.Linear(96, 48), ActivationQuantizer(0, 255, 0.1)
+    assert get_target("int4").why_not("cpu", layer, packed(48, 96), quantizer) == (
+        "Its input is quantized, and this target runs weight-only layers."
+    )
+    assert get_target("int8").why_not("cpu", layer, packed(48, 96), quantizer) == unavailable_reason()
+    assert "meta" in str(get_target("int8").why_not("meta"))
+    assert "'meta'" in str(get_target("int4").why_not("meta"))
+
+
+@pytest.mark.parametrize("name", ["packed", "int4"])
+def test_a_target_lowers_a_layer_that_it_supports_to_the_same_function(name: str) -> None:
+    model = deployed()
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
-    expected = nn.functional.linear(x, weight.dequantize(), layer.bias)
-    torch.testing.assert_close(target.lower(layer, weight, "cpu")(x), expected, rtol=1e-4, atol=1e-4)
-    assert target.support(nn.LayerNorm(96), weight, "cpu") is not None
+    expected = nn.functional.linear(x, packed(48, 96).dequantize(), model.part.fits.bias)
+    lower_to(model, name)
+    torch.testing.assert_close(model.part.fits(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_target_names_the_known_ones() -> None:

@@ -14,7 +14,7 @@ from ...errors import UnsupportedLayerError
 from ...native import code_offset, load_kernels, unavailable_reason
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
-from ..portable import unsupported_reason
+from ..portable import why_not_packed
 from .codes import NO_GRID, CodeGrid
 from .machine import OfThisMachine
 
@@ -110,7 +110,7 @@ class Int8Conv2d(Int8Linear):
         return super().forward(patches, kept).permute(0, 3, 1, 2)
 
 
-def int8_support(
+def why_not_int8(
     module: nn.Module,
     packed: PackedIntxTensor,
     device: torch.device | str | None = None,
@@ -128,7 +128,7 @@ def int8_support(
         None if they can, else the reason as a sentence for the coverage report.
     """
     target = torch.device(device) if device is not None else packed.device
-    if (reason := unavailable_reason(target) or unsupported_reason(module, packed)) is not None:
+    if (reason := unavailable_reason(target) or why_not_packed(module, packed)) is not None:
         return reason
     if quantizer is None:
         return "Its input is not quantized, and the int8 kernels multiply codes."
@@ -170,13 +170,13 @@ def lower_int8(
         The layer.
 
     Raises:
-        UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`int8_support`.
+        UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`why_not_int8`.
 
     Example:
         >>> layer = lower_int8(linear, packed, quantizer)
         >>> y = layer(QuantizeCodes(CodeGrid.of(quantizer))(x))
     """
-    reason = int8_support(module, packed, None, quantizer)
+    reason = why_not_int8(module, packed, None, quantizer)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot lower this layer to int8: {reason}")
     load_kernels(packed.device)

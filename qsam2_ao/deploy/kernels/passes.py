@@ -20,7 +20,7 @@ from .bands import run_in_bands
 from .casts import caller_dtype, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
 from .hiera_block import back, hiera_block, only_user
-from .linear import Int8Conv2d, Int8Linear, int8_support, lower_int8
+from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
 from .positions import PositionEmbedding, SinePosition
@@ -125,7 +125,7 @@ class _Lowering:
             if not isinstance(quantizer, ActivationQuantizer):
                 quantizer = None
             name = str(node.target)
-            reasons[name] = int8_support(module, module.weight, None, quantizer)
+            reasons[name] = why_not_int8(module, module.weight, None, quantizer)
             if reasons[name] is not None:
                 continue
             self.biases[name] = module.bias

@@ -8,7 +8,7 @@ from torch import nn
 
 from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.deploy.kernels.codes import CodeGrid, QuantizeCodes
-from qsam2_ao.deploy.kernels.linear import int8_support, lower_int8
+from qsam2_ao.deploy.kernels.linear import lower_int8, why_not_int8
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
@@ -86,10 +86,10 @@ def test_what_is_not_supported_says_why() -> None:
     ) -> str:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        return str(int8_support(layer, packed_like(weight, bits, **form), "cpu", quantizer))  # type: ignore[arg-type]
+        return str(why_not_int8(layer, packed_like(weight, bits, **form), "cpu", quantizer))  # type: ignore[arg-type]
 
     assert reason(nn.Linear(8, 4)) == "None"
-    assert "not on meta" in str(int8_support(nn.Linear(8, 4), packed_like(torch.ones(4, 8), 4), "meta", quantizer))
+    assert "not on meta" in str(why_not_int8(nn.Linear(8, 4), packed_like(torch.ones(4, 8), 4), "meta", quantizer))
     assert "input is not quantized" in reason(nn.Linear(8, 4), quantizer=None)
     assert "not 5" in reason(nn.Linear(8, 4), bits=5)
     assert "scales per group" in reason(nn.Linear(8, 4), group_size=4)
@@ -101,7 +101,7 @@ def test_what_is_not_supported_says_why() -> None:
     assert "integer zero point" in reason(nn.Linear(8, 4), quantizer=ActivationQuantizer(0, 255, 0.1, 3.5))
     layer = nn.Linear(8, 4)
     mixed = PackedIntxTensor.from_codes(torch.zeros(4, 8, dtype=torch.uint8), torch.ones(4), torch.arange(4.0), 4)
-    assert "one zero point" in str(int8_support(layer, mixed, "cpu", quantizer))
+    assert "one zero point" in str(why_not_int8(layer, mixed, "cpu", quantizer))
     with pytest.raises(UnsupportedLayerError, match="one zero point for all"):
         lower_int8(layer, mixed, quantizer)
 
@@ -138,7 +138,7 @@ def test_sums_beyond_32_bits_stay_packed(layer: nn.Module, bits: int, code: int,
     assert isinstance(shape, torch.Size)
     zero_point = torch.full((2,), 128.0 if bits == 8 else 7.5)
     packed = PackedIntxTensor.from_codes(torch.full(shape, code, dtype=torch.uint8), torch.ones(2), zero_point, bits)
-    reason = int8_support(layer, packed, "cpu", ActivationQuantizer(0, high, 0.1, 0.0))
+    reason = why_not_int8(layer, packed, "cpu", ActivationQuantizer(0, high, 0.1, 0.0))
     assert (reason is None) == fits
     assert fits or "beyond 32 bits" in str(reason)
 
