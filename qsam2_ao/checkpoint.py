@@ -29,7 +29,7 @@ from torch import Tensor
 from .deploy.assemble import deploy_part, mark_deployed
 from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
-from .deploy.record import LayerPlan
+from .deploy.record import LayerRecord
 from .deploy.targets import lower_to
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
@@ -56,7 +56,7 @@ class Header:
     """
 
     config: dict[str, Any]
-    plan: tuple[LayerPlan, ...]
+    plan: tuple[LayerRecord, ...]
     quantizers: dict[str, tuple[int, int]]
     dtypes: dict[str, str]
     info: dict[str, Any]
@@ -78,7 +78,7 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
     """
-    plan: tuple[LayerPlan, ...] = getattr(model, "qsam2_plan", ())
+    plan: tuple[LayerRecord, ...] = getattr(model, "qsam2_plan", ())
     if not plan:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     tensors: dict[str, Tensor] = {}
@@ -181,7 +181,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         return Header(
             config=json.loads(metadata["config"]),
-            plan=tuple(LayerPlan.from_dict(layer) for layer in json.loads(metadata["plan"])),
+            plan=tuple(LayerRecord.from_dict(layer) for layer in json.loads(metadata["plan"])),
             quantizers={
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
@@ -241,7 +241,7 @@ def _open(path: str | os.PathLike[str], device: str) -> Any:
 
 def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLike[str]) -> None:
     """Give a model without storage the file's tensors, and its quantized layers their packed weights."""
-    parts: dict[str, list[LayerPlan]] = {}
+    parts: dict[str, list[LayerRecord]] = {}
     for layer in header.plan:
         parts.setdefault(layer.part, []).append(layer)
     graphs = {part: _trace(model, part, path) for part in parts}
@@ -295,7 +295,7 @@ def _check_names(path: str | os.PathLike[str], file: _Tensors, model: SAM2Base, 
             raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
 
 
-def _packed(file: _Tensors, layer: LayerPlan, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:
+def _packed(file: _Tensors, layer: LayerRecord, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:
     name = f"{layer.name}.weight"
     spec = {
         "shape": list(layer.shape),

@@ -1,4 +1,4 @@
-"""A float graph and a plan -> the deployed graph, used both by convert and by load."""
+"""A float graph and a record -> the deployed graph, used both by convert and by load."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import CheckpointError
 from .inputs import ActivationQuantizer
 from .packed import PackedIntxTensor
 from .portable import lower_packed
-from .record import LayerPlan
+from .record import LayerRecord
 
 
 def deploy_part(
     graph: fx.GraphModule,
-    plans: Iterable[LayerPlan],
+    records: Iterable[LayerRecord],
     weights: Mapping[str, PackedIntxTensor],
     quantizers: Mapping[str, ActivationQuantizer],
 ) -> None:
@@ -26,7 +26,7 @@ def deploy_part(
 
     Args:
         graph: The part's graph with ``nn.Linear`` and ``nn.Conv2d`` layers.
-        plans: The part's quantized layers, in the order of the graph.
+        records: The part's quantized layers, in the order of the graph.
         weights: Layer name in the graph -> its packed weight.
         quantizers: Name of an input quantizer -> the module.
 
@@ -35,30 +35,30 @@ def deploy_part(
     """
     nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
     inserted: dict[str, fx.Node] = {}
-    for plan in plans:
-        graph.set_submodule(plan.layer, lower_packed(graph.get_submodule(plan.layer), weights[plan.layer]))
-        if plan.activation is None:
+    for record in records:
+        graph.set_submodule(record.layer, lower_packed(graph.get_submodule(record.layer), weights[record.layer]))
+        if record.activation is None:
             continue
-        node = nodes[plan.layer]
-        if plan.activation not in inserted:
-            graph.add_submodule(plan.activation, quantizers[plan.activation])
+        node = nodes[record.layer]
+        if record.activation not in inserted:
+            graph.add_submodule(record.activation, quantizers[record.activation])
             with graph.graph.inserting_before(node):
-                inserted[plan.activation] = graph.graph.call_module(plan.activation, (node.args[0],))
-        node.update_arg(0, inserted[plan.activation])
+                inserted[record.activation] = graph.graph.call_module(record.activation, (node.args[0],))
+        node.update_arg(0, inserted[record.activation])
     graph.graph.lint()
     graph.recompile()
 
 
-def mark_deployed(model: SAM2Base, plans: Iterable[LayerPlan]) -> None:
+def mark_deployed(model: SAM2Base, records: Iterable[LayerRecord]) -> None:
     """Let a model with packed weights know what is quantized in it, and refuse float weights in ``load_state_dict``.
 
     Args:
         model: The model.
-        plans: All of its quantized layers.
+        records: All of its quantized layers.
     """
-    model.qsam2_plan = tuple(plans)
+    model.qsam2_plan = tuple(records)
     # torch would copy what fits before it finds what does not. The public hook holds the model, which rehouse changes.
-    packed = [f"{plan.name}.weight" for plan in model.qsam2_plan]
+    packed = [f"{record.name}.weight" for record in model.qsam2_plan]
     model._register_load_state_dict_pre_hook(partial(_refuse_float_weights, packed))
 
 

@@ -14,7 +14,7 @@ _GRANULARITIES = ("tensor", "channel", "group")
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class LayerRecord:
     """One quantized layer.
 
     Attributes:
@@ -50,11 +50,11 @@ class LayerPlan:
         return Part(self.region, self.part).layer_name(self.layer)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values."""
+        """The record as JSON-able values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerPlan:
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerRecord:
         """Read back ``to_dict``'s result.
 
         Raises:
@@ -64,13 +64,13 @@ class LayerPlan:
         if set(values) != known:
             odd = sorted(set(values) ^ known)[0]
             raise CheckpointError(f"the plan of layer {values.get('layer')!r} has a missing or unknown field {odd!r}")
-        plan = cls(**{**values, "shape": tuple(values["shape"])})
+        record = cls(**{**values, "shape": tuple(values["shape"])})
         if (
-            plan.kind not in _KINDS
-            or plan.granularity not in _GRANULARITIES
-            or not isinstance(plan.bits, int)
-            or not 2 <= plan.bits <= 8
-            or not all(isinstance(n, int) and n > 0 for n in plan.shape)
+            record.kind not in _KINDS
+            or record.granularity not in _GRANULARITIES
+            or not isinstance(record.bits, int)
+            or not 2 <= record.bits <= 8
+            or not all(isinstance(n, int) and n > 0 for n in record.shape)
         ):
-            raise CheckpointError(f"the plan of layer {plan.name!r} cannot be used: {plan}")
-        return plan
+            raise CheckpointError(f"the plan of layer {record.name!r} cannot be used: {record}")
+        return record

@@ -138,20 +138,20 @@ def _lower_packed(model: nn.Module) -> Taken:
     """It is what it should be already."""
     deployed: Any = model
     _check_packed(model, deployed.qsam2_plan)
-    return {plan.name: ("packed", None) for plan in deployed.qsam2_plan}
+    return {record.name: ("packed", None) for record in deployed.qsam2_plan}
 
 
 def _lower_int4(model: nn.Module) -> Taken:
     deployed: Any = model
     taken: Taken = {}
     _check_packed(model, deployed.qsam2_plan)
-    for plan in deployed.qsam2_plan:
-        module: Any = model.get_submodule(plan.name)
+    for record in deployed.qsam2_plan:
+        module: Any = model.get_submodule(record.name)
         packed = module.weight
-        reason = _QUANTIZED_INPUT if plan.activation is not None else why_not_int4(module, packed, packed.device)
+        reason = _QUANTIZED_INPUT if record.activation is not None else why_not_int4(module, packed, packed.device)
         if reason is None:
-            model.set_submodule(plan.name, lower_int4(module, packed, packed.device))
-        taken[plan.name] = ("int4" if reason is None else "packed", reason)
+            model.set_submodule(record.name, lower_int4(module, packed, packed.device))
+        taken[record.name] = ("int4" if reason is None else "packed", reason)
     return taken
 
 
@@ -159,15 +159,15 @@ def _lower_parts(model: nn.Module) -> Taken:
     """The int8 kernels fold layers into each other, so they are chosen part by part."""
     deployed: Any = model
     taken: Taken = {}
-    for path in dict.fromkeys(plan.part for plan in deployed.qsam2_plan):
-        plans = [plan for plan in deployed.qsam2_plan if plan.part == path]
-        _check_packed(model, plans)
-        lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(plans[0].region))
+    for path in dict.fromkeys(record.part for record in deployed.qsam2_plan):
+        records = [record for record in deployed.qsam2_plan if record.part == path]
+        _check_packed(model, records)
+        lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(records[0].region))
         model.set_submodule(path, lowered)
-        for plan in plans:
-            reason = reasons[plan.layer]
-            taken[plan.name] = ("int8" if reason is None else "packed", reason)
-    if any(plan.region == "mask_decoder" for plan in deployed.qsam2_plan):
+        for record in records:
+            reason = reasons[record.layer]
+            taken[record.name] = ("int8" if reason is None else "packed", reason)
+    if any(record.region == "mask_decoder" for record in deployed.qsam2_plan):
         lower_upscaling(deployed)
     return taken
 
@@ -239,11 +239,11 @@ def _batch_dim(region: str) -> int:
     return 1 if region == "memory_attention" else 0
 
 
-def _check_packed(model: nn.Module, plans: list[Any]) -> None:
-    for plan in plans:
-        weight = getattr(model.get_submodule(plan.name), "weight", None)
+def _check_packed(model: nn.Module, records: list[Any]) -> None:
+    for record in records:
+        weight = getattr(model.get_submodule(record.name), "weight", None)
         if not isinstance(weight, PackedIntxTensor):
             raise UnsupportedLayerError(
-                f"the weight of {plan.name} is a {type(weight).__name__}, not packed codes: load the model "
+                f"the weight of {record.name} is a {type(weight).__name__}, not packed codes: load the model "
                 "again to lower it to another target"
             )

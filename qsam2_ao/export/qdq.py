@@ -113,20 +113,20 @@ def for_export(model: SAM2Base) -> SAM2Base:
         UnsupportedLayerError: The model is lowered, or a layer's grid has no int8 form, naming the layer.
     """
     model = copy.deepcopy(model).eval()
-    for part in dict.fromkeys(plan.part for plan in getattr(model, "qsam2_plan", ())):
+    for part in dict.fromkeys(record.part for record in getattr(model, "qsam2_plan", ())):
         model.set_submodule(part, graph_of(model.get_submodule(part)))
-    for plan in getattr(model, "qsam2_plan", ()):
-        path = f"{plan.part}.{plan.layer}"
+    for record in getattr(model, "qsam2_plan", ()):
+        path = f"{record.part}.{record.layer}"
         layer: Any = model.get_submodule(path)
         packed = getattr(layer, "weight", None)
         if not isinstance(packed, PackedIntxTensor):
-            raise UnsupportedLayerError(f'{plan.name} is lowered: load the file with target="packed" to export it')
+            raise UnsupportedLayerError(f'{record.name} is lowered: load the file with target="packed" to export it')
         if packed.group_size is not None:
-            raise UnsupportedLayerError(f"{plan.name} has scales per group, which the export does not write")
+            raise UnsupportedLayerError(f"{record.name} has scales per group, which the export does not write")
         try:
             model.set_submodule(path, DequantizedLayer(layer, packed))
         except UnsupportedLayerError as error:
-            raise UnsupportedLayerError(f"{plan.name} cannot be exported: {error}") from error
+            raise UnsupportedLayerError(f"{record.name} cannot be exported: {error}") from error
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationQuantizer):
             model.set_submodule(name, QuantizeDequantize(module))

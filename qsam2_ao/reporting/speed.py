@@ -95,12 +95,12 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
         for hook in hooks:
             hook.remove()
     found: dict[str, tuple[Any, Tensor, Tensor | None]] = {}
-    for plan in getattr(model, "qsam2_plan", ()):
+    for record in getattr(model, "qsam2_plan", ()):
         for module, kept in seen.items():
             path = names[module]
             # Layers of the bands that the first blocks run in are below them.
-            if path == plan.name or (path.startswith(f"{plan.part}.") and path.endswith(f".{plan.layer}")):
-                found.setdefault(plan.name, (module, *kept))
+            if path == record.name or (path.startswith(f"{record.part}.") and path.endswith(f".{record.layer}")):
+                found.setdefault(record.name, (module, *kept))
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
 from qsam2_ao.data.procedural import generate_sequence
-from qsam2_ao.deploy.record import LayerPlan
+from qsam2_ao.deploy.record import LayerRecord
 from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
@@ -176,7 +176,7 @@ def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[s
 
 @pytest.mark.slow
 def test_onnx_holds_quantized_layers_and_small_weights(trained: SAM2Base, onnx_files: list[Path]) -> None:
-    plans: tuple[LayerPlan, ...] = trained.qsam2_plan  # type: ignore[assignment]
+    plans: tuple[LayerRecord, ...] = trained.qsam2_plan  # type: ignore[assignment]
     bits = min(plan.bits for plan in plans)
     proto = onnx.load(str(onnx_files[0]))
     onnx.checker.check_model(proto)
