@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .eager_qat import LSCActivationConfig, LSCQATConfig, LSCWeightConfig
     from .errors import QSAM2Error
     from .graph import REGIONS, trace_regions
-    from .models.config import rehouse
+    from .models.config import as_class, rehouse
     from .models.embedded import build_embedded, load_embedded
     from .models.official import build_official
     from .prepare import calibrate_activations, prepare_qsam2
@@ -49,6 +49,7 @@ __all__ = [
     "QSAM2Quantizer",
     "VRCObserver",
     "VRCReport",
+    "as_class",
     "build_embedded",
     "build_official",
     "calibrate_activations",
@@ -86,6 +87,7 @@ _HOMES = {
     "REGIONS": "graph",
     "VRCObserver": "calibration",
     "VRCReport": "calibration",
+    "as_class": "models.config",
     "build_embedded": "models.embedded",
     "build_official": "models.official",
     "calibrate_activations": "prepare",

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from .deploy.assemble import deploy_part, mark_deployed
+from .deploy.assemble import deploy_part, record_layers
 from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
@@ -35,6 +35,7 @@ from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
 from .models.config import build_from_config, model_config
+from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
 FORMAT = "qsam2"
@@ -78,8 +79,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
     """
-    plan: tuple[LayerRecord, ...] = getattr(model, "qsam2_plan", ())
-    if not plan:
+    stage = stage_of(model)
+    if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
@@ -107,10 +108,10 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(model_config(model), sort_keys=True),
-        "plan": json.dumps([layer.to_dict() for layer in plan]),
+        "plan": json.dumps([layer.to_dict() for layer in stage.layers]),
         "quantizers": json.dumps(quantizers, sort_keys=True),
         "dtypes": json.dumps(dtypes, sort_keys=True),
-        "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}, sort_keys=True),
+        "info": json.dumps({**(stage.info or {}), "versions": _versions()}, sort_keys=True),
     }
     save_tensors(tensors, path, metadata)
 
@@ -257,8 +258,8 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    mark_deployed(model, header.plan)
-    model.qsam2_config, model.qsam2_info = header.config, header.info
+    set_stage(model, ModelStage(config=header.config, info=header.info))
+    record_layers(model, header.plan)
 
 
 def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:

@@ -10,7 +10,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
-from .deploy.assemble import deploy_part, mark_deployed
+from .deploy.assemble import deploy_part, record_layers
 from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
@@ -78,7 +78,7 @@ def convert_qsam2(
             deploy_part(graph, part_records, weights, quantizers)
             converted.set_submodule(part.path, as_part(graph))
             records += part_records
-    mark_deployed(converted, records)
+    record_layers(converted, records)
     return converted
 
 

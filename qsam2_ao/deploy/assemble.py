@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import fx
 
 from ..errors import CheckpointError
+from ..stage import set_stage, stage_of
 from .inputs import ActivationQuantizer
 from .packed import PackedIntxTensor
 from .portable import lower_packed
@@ -49,16 +51,17 @@ def deploy_part(
     graph.recompile()
 
 
-def mark_deployed(model: SAM2Base, records: Iterable[LayerRecord]) -> None:
+def record_layers(model: SAM2Base, records: Iterable[LayerRecord]) -> None:
     """Let a model with packed weights know what is quantized in it, and refuse float weights in ``load_state_dict``.
 
     Args:
         model: The model.
         records: All of its quantized layers.
     """
-    model.qsam2_plan = tuple(records)
-    # torch would copy what fits before it finds what does not. The public hook holds the model, which rehouse changes.
-    packed = [f"{record.name}.weight" for record in model.qsam2_plan]
+    stage = replace(stage_of(model), layers=tuple(records))
+    set_stage(model, stage)
+    # torch would copy what fits before it finds what does not. The public hook holds the model, which as_class changes.
+    packed = [f"{record.name}.weight" for record in stage.layers]
     model._register_load_state_dict_pre_hook(partial(_refuse_float_weights, packed))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
 from ..native import load_kernels, unavailable_reason
+from ..stage import LayerTarget, set_stage, stage_of
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
 from .kernels.linear import why_not_int8
@@ -21,10 +22,11 @@ from .kernels.passes import lower_part
 from .kernels.upscaling import lower_upscaling
 from .packed import PackedIntxTensor
 from .portable import why_not_packed
+from .record import LayerRecord
 
 Device = torch.device | str
-Taken = dict[str, tuple[str, str | None]]
-"""Layer name -> the target that it runs on, and why not on the one asked for."""
+Taken = dict[str, LayerTarget]
+"""What became of the layers, by name."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Target:
         name: What users call it.
         device_check: ``(device) -> None`` where some layer can run there, else the reason as a sentence.
         layer_check: ``(module, packed, device, quantizer) -> None`` where that layer can run there, else the reason.
-        lower: Lowers a deployed model in place and returns layer name -> (target, reason), as ``lower_to`` says.
+        lower: Lowers a deployed model in place, and returns what each layer was lowered to.
     """
 
     name: str
@@ -99,76 +101,73 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
     """Lower a deployed model to a target, in place.
 
     Args:
-        model: A deployed model (with ``qsam2_plan``) on the device it will run on.
+        model: A deployed model on the device it will run on.
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
             the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
             (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
             "auto" is "int8" where the kernels run, else "packed", with a warning that says why.
 
     Returns:
-        The model, with ``qsam2_targets``: layer name -> (target, reason); the reason is None where the target
-        asked for was taken, and else says why it was not.
+        The model, with a stage whose ``targets`` say of each layer what it runs on, and why where that is not the
+        target asked for.
 
     Raises:
         QConfigError: An unknown target.
         UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
             machine or the model's device has no kernels.
     """
-    deployed: Any = model
-    deployed.qsam2_targets = get_target(target).lower(model)
+    targets = get_target(target).lower(model)
+    set_stage(model, replace(stage_of(model), targets=targets))
     return model
 
 
 def _lower_auto(model: nn.Module) -> Taken:
-    missing = _missing_kernels(_device(model))
+    missing = get_target("int8").why_not(_device(model))
     if missing is None:
         return _lower_parts(model)
     # Past lower_to, load_qsam2 and its decorator.
     warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
-    return dict.fromkeys(_lower_packed(model), ("packed", missing))
+    return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
 
 
 def _lower_int8(model: nn.Module) -> Taken:
-    if (missing := _missing_kernels(_device(model))) is not None:
+    if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
     return _lower_parts(model)
 
 
 def _lower_packed(model: nn.Module) -> Taken:
     """It is what it should be already."""
-    deployed: Any = model
-    _check_packed(model, deployed.qsam2_plan)
-    return {record.name: ("packed", None) for record in deployed.qsam2_plan}
+    _check_packed(model, stage_of(model).layers)
+    return {record.name: LayerTarget("packed", None) for record in stage_of(model).layers}
 
 
 def _lower_int4(model: nn.Module) -> Taken:
-    deployed: Any = model
     taken: Taken = {}
-    _check_packed(model, deployed.qsam2_plan)
-    for record in deployed.qsam2_plan:
+    _check_packed(model, stage_of(model).layers)
+    for record in stage_of(model).layers:
         module: Any = model.get_submodule(record.name)
         packed = module.weight
         reason = _QUANTIZED_INPUT if record.activation is not None else why_not_int4(module, packed, packed.device)
         if reason is None:
             model.set_submodule(record.name, lower_int4(module, packed, packed.device))
-        taken[record.name] = ("int4" if reason is None else "packed", reason)
+        taken[record.name] = LayerTarget("int4" if reason is None else "packed", reason)
     return taken
 
 
 def _lower_parts(model: nn.Module) -> Taken:
     """The int8 kernels fold layers into each other, so they are chosen part by part."""
-    deployed: Any = model
     taken: Taken = {}
-    for path in dict.fromkeys(record.part for record in deployed.qsam2_plan):
-        records = [record for record in deployed.qsam2_plan if record.part == path]
+    for path in dict.fromkeys(record.part for record in stage_of(model).layers):
+        records = [record for record in stage_of(model).layers if record.part == path]
         _check_packed(model, records)
         lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(records[0].region))
         model.set_submodule(path, lowered)
         for record in records:
             reason = reasons[record.layer]
-            taken[record.name] = ("int8" if reason is None else "packed", reason)
-    if any(record.region == "mask_decoder" for record in deployed.qsam2_plan):
-        lower_upscaling(deployed)
+            taken[record.name] = LayerTarget("int8" if reason is None else "packed", reason)
+    if any(record.region == "mask_decoder" for record in stage_of(model).layers):
+        lower_upscaling(cast(SAM2Base, model))
     return taken
 
 
@@ -221,7 +220,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     Example:
         >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
     """
-    if (missing := _missing_kernels(_device(model))) is not None:
+    if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
     for part in trace_regions(model):
         lowered, _ = lower_part(graph_of(model.get_submodule(part.path)), _batch_dim(part.region))
@@ -239,7 +238,7 @@ def _batch_dim(region: str) -> int:
     return 1 if region == "memory_attention" else 0
 
 
-def _check_packed(model: nn.Module, records: list[Any]) -> None:
+def _check_packed(model: nn.Module, records: Sequence[LayerRecord]) -> None:
     for record in records:
         weight = getattr(model.get_submodule(record.name), "weight", None)
         if not isinstance(weight, PackedIntxTensor):

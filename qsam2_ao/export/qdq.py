@@ -18,6 +18,7 @@ from ..deploy.packed import PackedIntxTensor
 from ..errors import UnsupportedLayerError
 from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
+from ..stage import stage_of
 from .rope import use_real_rope
 
 
@@ -113,9 +114,9 @@ def for_export(model: SAM2Base) -> SAM2Base:
         UnsupportedLayerError: The model is lowered, or a layer's grid has no int8 form, naming the layer.
     """
     model = copy.deepcopy(model).eval()
-    for part in dict.fromkeys(record.part for record in getattr(model, "qsam2_plan", ())):
+    for part in dict.fromkeys(record.part for record in stage_of(model).layers):
         model.set_submodule(part, graph_of(model.get_submodule(part)))
-    for record in getattr(model, "qsam2_plan", ()):
+    for record in stage_of(model).layers:
         path = f"{record.part}.{record.layer}"
         layer: Any = model.get_submodule(path)
         packed = getattr(layer, "weight", None)

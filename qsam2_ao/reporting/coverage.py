@@ -14,6 +14,7 @@ from torch import fx, nn
 from ..convert import describe_layer
 from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
+from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {
@@ -124,17 +125,17 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
         >>> [layer.name for layer in coverage_report(quantized).layers if layer.target == "float"]
     """
     parts = find_parts(model)
-    deployed = {_path(model, record): record for record in getattr(model, "qsam2_plan", ())}
-    targets = getattr(model, "qsam2_targets", {})
+    stage = stage_of(model)
+    deployed = {_path(model, record): record for record in stage.layers}
     rows = []
     for path, module in model.named_modules():
         part = _part_of(path, parts)
         if part is not None and hasattr(module, "weight_fake_quant"):
             rows.append(_prepared_row(model, part, path, module))
         elif path in deployed:
-            rows.append(_deployed_row(deployed[path], module, targets))
+            rows.append(_deployed_row(deployed[path], module, stage.targets))
         else:
-            rows += _float_rows(path, module, part, quantized=bool(deployed) or hasattr(model, "qsam2_info"))
+            rows += _float_rows(path, module, part, quantized=stage.name != "float")
     return CoverageReport(tuple(replace(row, time=(times or {}).get(row.name)) for row in rows))
 
 
@@ -163,7 +164,7 @@ def _prepared_row(model: SAM2Base, part: Part, path: str, module: Any) -> LayerC
     return _row(record, module, "fake-quantized", "")
 
 
-def _deployed_row(record: LayerRecord, module: Any, targets: dict[str, tuple[str, str | None]]) -> LayerCoverage:
+def _deployed_row(record: LayerRecord, module: Any, targets: Mapping[str, LayerTarget]) -> LayerCoverage:
     target, reason = targets.get(record.name, ("packed", None))
     return _row(record, module, target, reason or "")
 

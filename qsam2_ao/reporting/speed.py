@@ -20,6 +20,7 @@ from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
 from ..deploy.packed import PackedIntxTensor
 from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
 from ..native import fast_float
+from ..stage import stage_of
 
 _FRAMES = 3
 """Of the video that shows the layers' input sizes: a prompt, and memories of one and of two frames."""
@@ -95,7 +96,7 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
         for hook in hooks:
             hook.remove()
     found: dict[str, tuple[Any, Tensor, Tensor | None]] = {}
-    for record in getattr(model, "qsam2_plan", ()):
+    for record in stage_of(model).layers:
         for module, kept in seen.items():
             path = names[module]
             # Layers of the bands that the first blocks run in are below them.

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -8,9 +6,11 @@ from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.deploy.int4 import Int4Linear
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
+from qsam2_ao.deploy.record import LayerRecord
 from qsam2_ao.deploy.targets import TARGETS, get_target, lower_to
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
 from qsam2_ao.native import unavailable_reason
+from qsam2_ao.stage import ModelStage, set_stage, stage_of
 
 
 def packed(*shape: int, bits: int = 4) -> PackedIntxTensor:
@@ -59,6 +59,12 @@ def test_an_unknown_target_names_the_known_ones() -> None:
         get_target("int5")
 
 
+def record(layer: nn.Module, name: str) -> LayerRecord:
+    activation = "q" if name == "integer" else None
+    kind = "conv2d" if isinstance(layer, nn.Conv2d) else "linear"
+    return LayerRecord("part", "part", name, kind, tuple(layer.weight.shape), 4, "tensor", None, "g", activation, None)
+
+
 def deployed() -> nn.Module:
     """What a deployed model looks like to the lowering: layers with packed weights and the record of them."""
     model = nn.Module()
@@ -67,10 +73,8 @@ def deployed() -> nn.Module:
     model.part.odd = lower_packed(nn.Linear(96, 40), packed(40, 96))
     model.part.conv = lower_packed(nn.Conv2d(8, 16, 3), packed(16, 8, 3, 3))
     model.part.integer = lower_packed(nn.Linear(96, 48), packed(48, 96))
-    model.qsam2_plan = [  # type: ignore[assignment]
-        SimpleNamespace(part="part", layer=layer, name=f"part.{layer}", activation="q" if layer == "integer" else None)
-        for layer in ("fits", "odd", "conv", "integer")
-    ]
+    names = ("fits", "odd", "conv", "integer")
+    set_stage(model, ModelStage(layers=tuple(record(model.part.get_submodule(name), name) for name in names)))
     return model
 
 
@@ -80,7 +84,7 @@ def test_lowering_a_model_says_which_layers_stayed_packed_and_why() -> None:
     assert isinstance(model.part.fits, Int4Linear)
     for layer in ("odd", "conv", "integer"):
         assert isinstance(model.get_submodule(f"part.{layer}").weight, PackedIntxTensor)
-    taken = model.qsam2_targets
+    taken = stage_of(model).targets
     assert taken["part.fits"] == ("int4", None)
     assert {layer: target for layer, (target, _) in taken.items() if layer != "part.fits"} == {
         "part.odd": "packed",
@@ -97,7 +101,7 @@ def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> 
     before = model.part.fits
     lower_to(model, "packed")
     assert model.part.fits is before
-    assert set(model.qsam2_targets.values()) == {("packed", None)}
+    assert set(stage_of(model).targets.values()) == {("packed", None)}
     lower_to(model, "int4")
     with pytest.raises(UnsupportedLayerError, match=r"weight of part\.fits is a Int4OpaqueTensor, not packed codes"):
         lower_to(model, "packed")

@@ -362,4 +362,5 @@ def _copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: d
 
 
 # Lets models with packed weights be loaded with torch.load(..., weights_only=True).
-torch.serialization.add_safe_globals([PackedIntxTensor])
+# State dicts that torch.save wrote before version 0.2 have it by its old path.
+torch.serialization.add_safe_globals([PackedIntxTensor, (PackedIntxTensor, "qsam2_ao.tensors.packed.PackedIntxTensor")])

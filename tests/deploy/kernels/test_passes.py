@@ -21,6 +21,7 @@ from qsam2_ao.deploy.kernels.norm import Norm
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 from qsam2_ao.native import unavailable_reason
+from qsam2_ao.stage import stage_of
 
 needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
@@ -69,7 +70,7 @@ def test_the_graph_has_nothing_left_to_fold(packed_file: Path) -> None:
     assert PackedIntxTensor not in {type(p) for p in encoder.parameters()}
     assert nn.LayerNorm not in kinds
     assert nn.GELU not in kinds
-    assert sum(kind is WindowAttention for kind in kinds) == sum("attn.qkv" in p.layer for p in model.qsam2_plan)
+    assert sum(kind is WindowAttention for kind in kinds) == sum("attn.qkv" in p.layer for p in stage_of(model).layers)
     assert "window_partition" not in encoder.code
     assert "scaled_dot_product" not in encoder.code
     first = [m for m in encoder.modules() if isinstance(m, Int8Linear) and m.activation == "gelu"]
@@ -104,7 +105,7 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 def test_without_kernels_auto_is_packed_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "unavailable_reason", lambda device: "The kernels are elsewhere.")
     model = load_qsam2(packed_file, target="auto")
-    assert {target for target, _ in model.qsam2_targets.values()} == {"packed"}
+    assert {target for target, _ in stage_of(model).targets.values()} == {"packed"}
     with pytest.raises(UnsupportedLayerError, match=r"kernels are elsewhere\. target=\"auto\""):
         load_qsam2(packed_file, target="int8")
 
@@ -182,7 +183,7 @@ def test_every_preset(preset: str, tmp_path: Path) -> None:
     save_qsam2(convert_qsam2(build_embedded(), preset, [photo], vrc=None), tmp_path / "model.safetensors")
     packed, lowered = (load_qsam2(tmp_path / "model.safetensors", target=target) for target in ("packed", "int8"))
     weight_only = preset.endswith("a16")
-    assert ("int8" in {target for target, _ in lowered.qsam2_targets.values()}) != weight_only
+    assert ("int8" in {target for target, _ in stage_of(lowered).targets.values()}) != weight_only
     x = images(1, 96)
     with torch.autocast("cpu", torch.bfloat16):
         theirs = run_video(packed, x)

@@ -237,6 +237,16 @@ def assert_same(a: torch.Tensor, b: PackedIntxTensor) -> None:
         assert torch.equal(getattr(a, name), tensor), name
 
 
+def test_a_state_dict_with_the_old_path_of_the_class_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, file = linear("channel").weight, io.BytesIO()
+    with monkeypatch.context() as old:
+        old.setitem(sys.modules, "qsam2_ao.tensors.packed", sys.modules[PackedIntxTensor.__module__])
+        old.setattr(PackedIntxTensor, "__module__", "qsam2_ao.tensors.packed")
+        torch.save({"weight": weight}, file)
+    file.seek(0)
+    assert_same(torch.load(file, weights_only=True)["weight"], weight)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_copies_pickles_and_files_hold_the_same_weight(granularity: str) -> None:
     layer = linear(granularity)
