@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from .calibration.network import calibrate_network
     from .checkpoint import load_qsam2, save_qsam2
     from .convert import convert_qsam2
+    from .deploy.compiled import compile_qsam2
+    from .deploy.packed import PackedIntxTensor
+    from .deploy.targets import lower_float
     from .eager_qat import LSCActivationConfig, LSCQATConfig, LSCWeightConfig
     from .errors import QSAM2Error
     from .graph import REGIONS, trace_regions
-    from .lowering.compiled import compile_qsam2
-    from .lowering.targets import lower_float
-    from .models.config import rehouse
+    from .models.config import as_class, rehouse
     from .models.embedded import build_embedded, load_embedded
     from .models.official import build_official
     from .prepare import calibrate_activations, prepare_qsam2
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .quantizers import LSCFakeQuantize, calibrating, snap_weights
     from .reporting.coverage import CoverageReport, coverage_report
     from .reporting.speed import layer_times
-    from .tensors import PackedIntxTensor
 
 __all__ = [
     "PRESETS",
@@ -49,6 +49,7 @@ __all__ = [
     "QSAM2Quantizer",
     "VRCObserver",
     "VRCReport",
+    "as_class",
     "build_embedded",
     "build_official",
     "calibrate_activations",
@@ -80,26 +81,27 @@ _HOMES = {
     "LSCQATConfig": "eager_qat",
     "LSCWeightConfig": "eager_qat",
     "PRESETS": "qconfig",
-    "PackedIntxTensor": "tensors",
+    "PackedIntxTensor": "deploy.packed",
     "QSAM2Error": "errors",
     "QSAM2Quantizer": "pt2e",
     "REGIONS": "graph",
     "VRCObserver": "calibration",
     "VRCReport": "calibration",
+    "as_class": "models.config",
     "build_embedded": "models.embedded",
     "build_official": "models.official",
     "calibrate_activations": "prepare",
     "calibrate_network": "calibration.network",
     "calibrate_qsam2": "calibration",
     "calibrating": "quantizers",
-    "compile_qsam2": "lowering.compiled",
+    "compile_qsam2": "deploy.compiled",
     "convert_qsam2": "convert",
     "coverage_report": "reporting.coverage",
     "equalize_qsam2": "calibration.equalize",
     "layer_times": "reporting.speed",
     "load_embedded": "models.embedded",
     "load_qsam2": "checkpoint",
-    "lower_float": "lowering.targets",
+    "lower_float": "deploy.targets",
     "lsc_qconfig": "qconfig",
     "prepare_qsam2": "prepare",
     "preset_qconfig": "qconfig",

@@ -27,15 +27,16 @@ from safetensors import SafetensorError, safe_open
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from .deploy.assemble import deploy_part, record_layers
+from .deploy.inputs import ActivationQuantizer
+from .deploy.packed import PackedIntxTensor
+from .deploy.record import LayerRecord
+from .deploy.targets import lower_to
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
-from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part, mark_deployed
-from .lowering.plan import LayerPlan
-from .lowering.targets import lower_to
 from .models.config import build_from_config, model_config
-from .tensors.packed import PackedIntxTensor
+from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
 FORMAT = "qsam2"
@@ -57,7 +58,7 @@ class Header:
     """
 
     config: dict[str, Any]
-    plan: tuple[LayerPlan, ...]
+    plan: tuple[LayerRecord, ...]
     quantizers: dict[str, tuple[int, int]]
     dtypes: dict[str, str]
     info: dict[str, Any]
@@ -79,8 +80,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
     """
-    plan: tuple[LayerPlan, ...] = getattr(model, "qsam2_plan", ())
-    if not plan:
+    stage = stage_of(model)
+    if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
@@ -108,10 +109,10 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(model_config(model), sort_keys=True),
-        "plan": json.dumps([layer.to_dict() for layer in plan]),
+        "plan": json.dumps([layer.to_dict() for layer in stage.layers]),
         "quantizers": json.dumps(quantizers, sort_keys=True),
         "dtypes": json.dumps(dtypes, sort_keys=True),
-        "info": json.dumps({**getattr(model, "qsam2_info", {}), "versions": _versions()}, sort_keys=True),
+        "info": json.dumps({**(stage.info or {}), "versions": _versions()}, sort_keys=True),
     }
     save_tensors(tensors, path, metadata)
 
@@ -182,7 +183,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         return Header(
             config=json.loads(metadata["config"]),
-            plan=tuple(LayerPlan.from_dict(layer) for layer in json.loads(metadata["plan"])),
+            plan=tuple(LayerRecord.from_dict(layer) for layer in json.loads(metadata["plan"])),
             quantizers={
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
@@ -253,7 +254,7 @@ def _open(path: str | os.PathLike[str], device: str) -> Any:
 
 def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLike[str]) -> None:
     """Give a model without storage the file's tensors, and its quantized layers their packed weights."""
-    parts: dict[str, list[LayerPlan]] = {}
+    parts: dict[str, list[LayerRecord]] = {}
     for layer in header.plan:
         parts.setdefault(layer.part, []).append(layer)
     graphs = {part: _trace(model, part, path) for part in parts}
@@ -269,8 +270,8 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    mark_deployed(model, header.plan)
-    model.qsam2_config, model.qsam2_info = header.config, header.info
+    set_stage(model, ModelStage(config=header.config, info=header.info))
+    record_layers(model, header.plan)
 
 
 def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:
@@ -307,7 +308,7 @@ def _check_names(path: str | os.PathLike[str], file: _Tensors, model: SAM2Base, 
             raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
 
 
-def _packed(file: _Tensors, layer: LayerPlan, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:
+def _packed(file: _Tensors, layer: LayerRecord, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:
     name = f"{layer.name}.weight"
     spec = {
         "shape": list(layer.shape),

@@ -10,6 +10,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
+from .deploy.assemble import deploy_part, record_layers
+from .deploy.inputs import ActivationQuantizer
+from .deploy.packed import PackedIntxTensor
+from .deploy.record import LayerRecord
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from .fake_quant import (
     code_range,
@@ -21,13 +25,9 @@ from .fake_quant import (
     without_input_quantizers,
 )
 from .graph import Part, as_part, find_parts, graph_of
-from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part, mark_deployed
-from .lowering.plan import LayerPlan
 from .prepare import prepare_qsam2
 from .qconfig import QConfigLike
 from .quantizers import LSCFakeQuantize, broadcast_qparam
-from .tensors.packed import PackedIntxTensor
 
 
 @torch.inference_mode(False)
@@ -66,23 +66,23 @@ def convert_qsam2(
             "the model is not prepared; call prepare_qsam2 first, or give convert_qsam2 a qconfig and calibration data"
         )
     converted = copy.deepcopy(model).eval()
-    plans: list[LayerPlan] = []
+    records: list[LayerRecord] = []
     with torch.no_grad():
         for part in find_parts(converted):
             module = converted.get_submodule(part.path)
             if not any(True for _ in quantized_layers(module)):
                 continue
             prepared = graph_of(module)
-            part_plans, weights, quantizers = _read_part(prepared, part)
+            part_records, weights, quantizers = _read_part(prepared, part)
             graph = without_input_quantizers(prepared)
-            deploy_part(graph, part_plans, weights, quantizers)
+            deploy_part(graph, part_records, weights, quantizers)
             converted.set_submodule(part.path, as_part(graph))
-            plans += part_plans
-    mark_deployed(converted, plans)
+            records += part_records
+    record_layers(converted, records)
     return converted
 
 
-def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPlan:
+def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerRecord:
     """What a fake-quantized layer of a part will be deployed as.
 
     Args:
@@ -91,7 +91,7 @@ def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPla
         layer: Name of the layer in the graph.
 
     Returns:
-        Its plan.
+        Its record.
 
     Raises:
         QConfigError: A quantizer of more than 8 bits.
@@ -100,7 +100,7 @@ def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPla
     where, quantizer = part.layer_name(layer), module.weight_fake_quant
     found = input_quantizer(prepared, layer)
     group_size = getattr(quantizer, "group_size", None)
-    return LayerPlan(
+    return LayerRecord(
         region=part.region,
         part=part.path,
         layer=layer,
@@ -117,24 +117,24 @@ def describe_layer(prepared: fx.GraphModule, part: Part, layer: str) -> LayerPla
 
 def _read_part(
     prepared: fx.GraphModule, part: Part
-) -> tuple[list[LayerPlan], dict[str, PackedIntxTensor], dict[str, ActivationQuantizer]]:
+) -> tuple[list[LayerRecord], dict[str, PackedIntxTensor], dict[str, ActivationQuantizer]]:
     layers = dict(quantized_layers(prepared))
-    plans: list[LayerPlan] = []
+    records: list[LayerRecord] = []
     weights: dict[str, PackedIntxTensor] = {}
     quantizers: dict[str, ActivationQuantizer] = {}
     for name in [node for node in layer_nodes(prepared) if node in layers]:
         layer, where = layers[name], part.layer_name(name)
-        plan = describe_layer(prepared, part, name)
-        weights[name] = _pack_weight(layer.weight_fake_quant, layer.weight, plan)
+        record = describe_layer(prepared, part, name)
+        weights[name] = _pack_weight(layer.weight_fake_quant, layer.weight, record)
         found = input_quantizer(prepared, name)
         if found is not None and found[0] not in quantizers:
             quantizers[found[0]] = _activation_quantizer(found[1], where)
-        plans.append(plan)
-    return plans, weights, quantizers
+        records.append(record)
+    return records, weights, quantizers
 
 
-def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -> PackedIntxTensor:
-    where, group_size = plan.name, plan.group_size
+def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, record: LayerRecord) -> PackedIntxTensor:
+    where, group_size = record.name, record.group_size
     if not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(f"{where}: the weight has NaN or infinite values; the training may have diverged")
     quantizer.float().enable_fake_quant()
@@ -152,7 +152,7 @@ def _pack_weight(quantizer: FakeQuantizeBase, weight: Tensor, plan: LayerPlan) -
     scale_b, zero_b = (broadcast_qparam(t, weight.shape, group_size) for t in (scale, zero_point))
     codes = torch.round(fake_quantized / scale_b + zero_b)
     packed = PackedIntxTensor.from_codes(
-        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, plan.bits, group_size, weight.dtype
+        (codes - quant_min).to(torch.uint8), scale, zero_point - quant_min, record.bits, group_size, weight.dtype
     )
     error = (packed.dequantize(torch.float32) - fake_quantized).abs().max()
     if not bool(error <= 1e-5 * fake_quantized.abs().max()):

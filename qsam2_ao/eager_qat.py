@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchao.quantization import register_quantize_module_handler
 from torchao.quantization.qat import FakeQuantizeConfigBase, FakeQuantizedLinear, FakeQuantizerBase, QATConfig, QATStep
 
+from .deploy.inputs import ActivationQuantizer
+from .deploy.packed import PackedIntxTensor
 from .errors import QConfigError, UnsupportedLayerError
-from .lowering.activation import ActivationQuantizer
 from .quantizers import LSCFakeQuantize, quantize_affine
-from .tensors import PackedIntxTensor
 
 
 @dataclass

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .models.config import model_config
 from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
 from .qconfig_rules import check_rules
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
+from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def prepare_qsam2(
     """
     recipe = resolve_qconfig(qconfig)
     parts = find_parts(model, recipe)
-    if hasattr(model, "qsam2_info"):
+    if stage_of(model).name != "float":
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     check_rules(recipe, model)
     _check_finite(model)
@@ -102,7 +104,7 @@ def prepare_qsam2(
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.state_dict().values()):
         model = copy.deepcopy(model).float()
     prepared = copy.deepcopy(model)
-    prepared.qsam2_config = _config(model)
+    set_stage(prepared, ModelStage(config=_config(model)))
     layers: dict[str, Any] = {}
     for part in parts:
         mapping = recipe[part.region]
@@ -143,7 +145,7 @@ def prepare_qsam2(
                 start_layer(layer, layer.weight_fake_quant, None, rounding, name)
         if images is not None:
             calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
-    prepared.qsam2_info = info
+    set_stage(prepared, replace(stage_of(prepared), info=info))
     return prepared
 
 

@@ -28,6 +28,7 @@ from qsam2_ao import convert_qsam2, load_qsam2, prepare_qsam2, save_qsam2
 from qsam2_ao.checkpoint import read_header
 from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.stage import stage_of
 
 
 def photos() -> list[np.ndarray]:
@@ -87,9 +88,9 @@ def test_threads_load_at_once_and_leave_the_garbage_collector_as_it_was(saved: P
 
 
 def test_the_file_is_as_small_as_its_bits(quantized: SAM2Base, saved: Path) -> None:
-    weights = sum(torch.Size(plan.shape).numel() * plan.bits for plan in quantized.qsam2_plan) / 8
-    scales = sum(4 * plan.shape[0] + 8 for plan in quantized.qsam2_plan)
-    names = {f"{plan.name}.weight" for plan in quantized.qsam2_plan}
+    weights = sum(torch.Size(record.shape).numel() * record.bits for record in stage_of(quantized).layers) / 8
+    scales = sum(4 * record.shape[0] + 8 for record in stage_of(quantized).layers)
+    names = {f"{record.name}.weight" for record in stage_of(quantized).layers}
     left = sum(4 * value.numel() for name, value in quantized.state_dict().items() if name not in names)
     with safe_open(saved, framework="pt") as file:
         header = sum(len(key) + len(value) for key, value in file.metadata().items()) + 300 * len(list(file.keys()))
@@ -165,7 +166,7 @@ def test_another_class_can_be_asked_for(saved: Path) -> None:
 
 def test_the_header_tells_what_is_inside(quantized: SAM2Base, saved: Path) -> None:
     header = read_header(saved)
-    assert header.plan == quantized.qsam2_plan
+    assert header.plan == stage_of(quantized).layers
     assert header.config["_target_"].endswith("SAM2VideoPredictor")
     assert header.info["qconfig"] == "w2a8"
     assert header.info["versions"]["torch"] == torch.__version__
@@ -192,8 +193,8 @@ def test_no_float_weight_of_a_quantized_layer_is_made(quantized: SAM2Base, saved
         load_qsam2(saved)
     # Float tensors of the same shape that the model has anyway, such as scales and embeddings.
     others = {tuple(value.shape) for value in quantized.state_dict().values() if type(value) is Tensor}
-    scales = {(1,), *((plan.shape[0],) for plan in quantized.qsam2_plan)}
-    weights = {plan.shape for plan in quantized.qsam2_plan} - others - scales
+    scales = {(1,), *((record.shape[0],) for record in stage_of(quantized).layers)}
+    weights = {record.shape for record in stage_of(quantized).layers} - others - scales
     assert len(weights) > 20
     assert seen.shapes  # the mode did watch
     assert not seen.shapes & weights
@@ -314,7 +315,7 @@ def test_a_layout_of_this_machine_is_never_saved(tmp_path: Path) -> None:
     model = convert_qsam2(build_embedded(SAM2VideoPredictor), qconfig, progress=False)
     save_qsam2(model, tmp_path / "w4.safetensors")
     lowered = load_qsam2(tmp_path / "w4.safetensors", target="int4")
-    taken = {name for name, (target, _) in lowered.qsam2_targets.items() if target == "int4"}
+    taken = {name for name, (target, _) in stage_of(lowered).targets.items() if target == "int4"}
     assert taken
     with torch.no_grad():
         for a, b in zip(run_video(lowered, images(1, 96)), run_video(model, images(1, 96)), strict=True):

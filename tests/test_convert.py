@@ -14,6 +14,7 @@ from qsam2_ao import PackedIntxTensor, convert_qsam2, lsc_qconfig, prepare_qsam2
 from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError
 from qsam2_ao.fake_quant import quantized_layers
 from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.stage import stage_of
 
 
 def photos() -> list[np.ndarray]:
@@ -58,9 +59,9 @@ def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> No
         weight = converted.get_submodule(name).weight
         assert isinstance(weight, PackedIntxTensor)
         assert torch.equal(weight.dequantize(), layer.weight_fake_quant(layer.weight)), name
-    for plan in converted.qsam2_plan:
-        learned = prepared.get_submodule(plan.part).get_submodule(plan.activation)
-        deployed = converted.get_submodule(plan.part).get_submodule(plan.activation)
+    for record in stage_of(converted).layers:
+        learned = prepared.get_submodule(record.part).get_submodule(record.activation)
+        deployed = converted.get_submodule(record.part).get_submodule(record.activation)
         scale, zero_point = learned.qparams()
         assert torch.equal(deployed.scale, scale)
         assert torch.equal(deployed.zero_point, zero_point)
@@ -70,11 +71,11 @@ def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> No
 def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w2a4", calibration_data=photos(), vrc=None, progress=False)
     converted = convert_qsam2(prepared)
-    plans = {plan.name: plan for plan in converted.qsam2_plan}
-    assert plans.keys() == {name for name, _ in quantized_layers(prepared)}
-    first = plans["image_encoder.trunk.patch_embed.proj"]
+    records = {record.name: record for record in stage_of(converted).layers}
+    assert records.keys() == {name for name, _ in quantized_layers(prepared)}
+    first = records["image_encoder.trunk.patch_embed.proj"]
     assert (first.kind, first.bits, first.activation_bits) == ("conv2d", 8, 8)
-    inner = plans["memory_attention.layers.0.linear1"]
+    inner = records["memory_attention.layers.0.linear1"]
     assert (inner.kind, inner.bits, inner.activation_bits, inner.grid) == ("linear", 2, 4, "midrise")
 
 
@@ -102,7 +103,7 @@ def test_every_granularity_converts_to_the_bit(model: SAM2Base, granularity: str
     qconfig = lsc_qconfig(3, 8, granularity=granularity, group_size=20 if granularity == "group" else None)
     prepared = prepare_qsam2(model, {"memory_encoder": qconfig}, calibration_data=photos(), vrc=None, progress=False)
     converted = convert_qsam2(prepared)
-    assert {plan.granularity for plan in converted.qsam2_plan} == {granularity}
+    assert {record.granularity for record in stage_of(converted).layers} == {granularity}
     batch = images(1, 96)
     assert_identical(run_video(converted, batch), run_video(prepared.eval(), batch))
 
@@ -118,11 +119,11 @@ def test_a_model_cast_to_another_dtype_keeps_its_codes(encoder_only: SAM2Base, d
     prepared = copy.deepcopy(encoder_only).to(dtype).eval()
     converted = convert_qsam2(prepared)
     as_float32 = convert_qsam2(copy.deepcopy(prepared).float())  # of the rounded weights
-    for plan in converted.qsam2_plan:
-        ours, theirs = (m.get_submodule(plan.name).weight for m in (converted, as_float32))
+    for record in stage_of(converted).layers:
+        ours, theirs = (m.get_submodule(record.name).weight for m in (converted, as_float32))
         assert ours.dtype == dtype
-        assert torch.equal(ours.unpack(), theirs.unpack()), plan.name
-        assert torch.equal(ours.scale, theirs.scale), plan.name
+        assert torch.equal(ours.unpack(), theirs.unpack()), record.name
+        assert torch.equal(ours.scale, theirs.scale), record.name
     x = images(1, 96).to(dtype)
     for name in ("backbone_fpn", "vision_pos_enc"):
         assert_identical(converted.image_encoder(x)[name], prepared.image_encoder(x)[name])
@@ -141,9 +142,9 @@ def test_torch_aos_quantizers_convert_in_another_dtype(model: SAM2Base, dtype: t
     qconfig = {"memory_encoder": get_default_qat_qconfig("fbgemm")}
     prepared = prepare_qsam2(model, qconfig, calibration_data=photos(), vrc=None, progress=False).to(dtype)
     converted, as_float32 = convert_qsam2(prepared), convert_qsam2(copy.deepcopy(prepared).float())
-    for plan in converted.qsam2_plan:
-        ours, theirs = (m.get_submodule(plan.name).weight for m in (converted, as_float32))
-        assert torch.equal(ours.unpack(), theirs.unpack()), plan.name
+    for record in stage_of(converted).layers:
+        ours, theirs = (m.get_submodule(record.name).weight for m in (converted, as_float32))
+        assert torch.equal(ours.unpack(), theirs.unpack()), record.name
 
 
 def test_torch_aos_weights_keep_their_codes(model: SAM2Base) -> None:

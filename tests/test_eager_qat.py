@@ -11,10 +11,10 @@ from torchao.quantization import quantize_
 from torchao.quantization.qat import QATConfig
 from torchao.quantization.qat.linear import disable_linear_fake_quant, enable_linear_fake_quant
 
+from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.eager_qat import LSCActivationConfig, LSCQATConfig, LSCWeightConfig, is_linear_or_conv
 from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from qsam2_ao.quantizers import calibrating, range_parameters
-from qsam2_ao.tensors import PackedIntxTensor
 
 
 def prepare(net, weight=None, activation=None, filter_fn=is_linear_or_conv):

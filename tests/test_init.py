@@ -25,7 +25,7 @@ def test_every_public_name_is_where_type_checkers_look_for_it() -> None:
 
 
 def test_rooms_are_attributes_and_other_names_are_not() -> None:
-    assert qsam2_ao.lowering is importlib.import_module("qsam2_ao.lowering")
+    assert qsam2_ao.deploy is importlib.import_module("qsam2_ao.deploy")
     with pytest.raises(AttributeError, match="'qsam2_ao' has no attribute 'nothing'"):
         qsam2_ao.nothing  # noqa: B018
     with pytest.raises(ImportError):

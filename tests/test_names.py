@@ -22,9 +22,9 @@ from training.model.sam2 import SAM2Train
 from training.optimizer import construct_optimizer
 from training.utils.checkpoint_utils import load_state_dict_into_model
 
-from qsam2_ao import build_embedded, convert_qsam2, load_qsam2, lsc_qconfig, prepare_qsam2, rehouse, save_qsam2
+from qsam2_ao import as_class, build_embedded, convert_qsam2, load_qsam2, lsc_qconfig, prepare_qsam2, save_qsam2
+from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.errors import CheckpointError
-from qsam2_ao.lowering.activation import ActivationQuantizer
 from qsam2_ao.models.config import build_from_config, model_config
 
 LONE = ("sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1", "obj_ptr_tpos_proj")
@@ -67,7 +67,7 @@ def test_prepared_and_loaded_models_add_the_names_of_quantizers_alone(
 ) -> None:
     names = list(model.state_dict())
     assert {f"{name}.weight" for name in LONE} < set(names)
-    for quantized in (prepared, convert_qsam2(prepared), loaded, rehouse(loaded, SAM2Base)):
+    for quantized in (prepared, convert_qsam2(prepared), loaded, as_class(loaded, SAM2Base)):
         keys = quantizer_keys(quantized)
         assert keys
         assert [name for name in quantized.state_dict() if name not in keys] == names  # the order is the float one, too
@@ -121,7 +121,7 @@ def test_patterns_match_what_they_match_in_float(model: SAM2Base, prepared: SAM2
 
 def test_float_weights_are_refused_by_a_converted_model_and_change_nothing(model: SAM2Base, loaded: SAM2Base) -> None:
     before = copy.deepcopy(loaded.state_dict())
-    for quantized in (loaded, copy.deepcopy(loaded), rehouse(loaded, SAM2Base)):
+    for quantized in (loaded, copy.deepcopy(loaded), as_class(loaded, SAM2Base)):
         for options in ({"strict": False}, {"strict": True}, {"strict": False, "assign": True}):
             with pytest.raises(CheckpointError, match=r"proj\.weight is a float weight, and the model is converted"):
                 quantized.load_state_dict({n: v + 1 for n, v in model.state_dict().items()}, **options)

@@ -30,6 +30,7 @@ from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, Q
 from qsam2_ao.fake_quant import fake_quantizers, quantized_layers
 from qsam2_ao.graph import REGIONS, find_parts
 from qsam2_ao.models.embedded import build_embedded, load_embedded
+from qsam2_ao.stage import stage_of
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -92,7 +93,7 @@ def test_every_quantizer_is_started_and_knows_its_name(prepared: SAM2Base) -> No
 
 
 def test_calibration_says_what_it_did(prepared: SAM2Base) -> None:
-    info = prepared.qsam2_info
+    info = stage_of(prepared).info
     assert (info["qconfig"], info["images"]) == ("w4a8", 2)
     layers = info["vrc"]["layers"]
     assert layers

@@ -28,9 +28,10 @@ def inspect(
     from ..reporting.coverage import coverage_report
     from ..reporting.size import file_size, human_bytes, model_size
     from ..reporting.speed import layer_times
+    from ..stage import stage_of
 
     loaded = load_model(model, checkpoint)
-    packed = hasattr(loaded, "qsam2_plan")
+    packed = bool(stage_of(loaded).layers)
     file = Path(model) if packed else checkpoint
     size = model_size(loaded)
     coverage = coverage_report(loaded)

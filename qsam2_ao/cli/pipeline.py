@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,6 +18,7 @@ from ..files import save_torch
 from ..prepare import prepare_qsam2
 from ..qconfig import QConfigLike, preset_qconfig
 from ..sensitivity import Assignment
+from ..stage import set_stage, stage_of
 from ..training.distillation import RECOMMENDED
 from ..training.qat import train_qat
 from .common import EMBEDDED, note
@@ -118,7 +119,7 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
             raise CheckpointError(
                 f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
             ) from error
-        prepared.qsam2_info = stored["info"]
+        set_stage(prepared, replace(stage_of(prepared), info=stored["info"]))
         return prepared
     prepared = prepare_qsam2(
         model,
@@ -128,11 +129,14 @@ def _prepare(model: Any, recipe: Recipe, path: Path, calibration_data: Any) -> A
         max_images=recipe.images,
         seed=recipe.seed,
     )
+    stage = stage_of(prepared)
+    info = dict(stage.info or {})
     if recipe.assignment is not None:
-        prepared.qsam2_info["qconfig"] = recipe.preset
+        info["qconfig"] = recipe.preset
     elif recipe.first_last_bits is not None:
-        prepared.qsam2_info["qconfig"] = f"{recipe.preset}, first and last layers {recipe.first_last_bits} bits"
-    save_torch({"state": prepared.state_dict(), "info": prepared.qsam2_info}, path)
+        info["qconfig"] = f"{recipe.preset}, first and last layers {recipe.first_last_bits} bits"
+    set_stage(prepared, replace(stage, info=info))
+    save_torch({"state": prepared.state_dict(), "info": info}, path)
     return prepared
 
 

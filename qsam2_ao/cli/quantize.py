@@ -58,6 +58,7 @@ def quantize(
     from ..qconfig import PRESETS
     from ..reporting.size import file_size, human_bytes, model_size
     from ..sensitivity import Assignment
+    from ..stage import stage_of
     from .pipeline import Recipe, calibration_source, data_source, quantize_file
     from .train_data import clip_batches
 
@@ -74,7 +75,7 @@ def quantize(
     if steps:
         train_data = data_source("--train-data", train_data, model)
     loaded = load_model(model, checkpoint, device)
-    if hasattr(loaded, "qsam2_plan"):
+    if stage_of(loaded).layers:
         raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
     if assignment is None:
         recipe = Recipe(preset or "w4a8", images, steps, lr, seed, first_last_bits)

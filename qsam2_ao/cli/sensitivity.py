@@ -70,6 +70,7 @@ def sensitivity(
     from ..sensitivity.assign import check_budget
     from ..sensitivity.measure import METRICS
     from ..sensitivity.plot import region_figure
+    from ..stage import stage_of
     from .pipeline import calibration_source, data_source
 
     widths = _parse_bits(bits)
@@ -81,7 +82,7 @@ def sensitivity(
     if metric == "jf":
         data = data_source("--data", data, model)
     loaded = load_model(model, checkpoint, device)
-    if hasattr(loaded, "qsam2_plan"):
+    if stage_of(loaded).layers:
         raise QSAM2Error(f"{model} is quantized already; measure its float model instead")
     layers = quantizable_layers(loaded)
     size = budget_bytes(budget, layers)

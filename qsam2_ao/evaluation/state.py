@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..compat.rebind import rebound
 from ..data.types import Indexed
 from ..errors import DataError
-from ..models.config import rehouse
+from ..models.config import as_class
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -76,7 +76,7 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-    return model if isinstance(model, SAM2VideoPredictor) else rehouse(model, SAM2VideoPredictor)
+    return model if isinstance(model, SAM2VideoPredictor) else as_class(model, SAM2VideoPredictor)
 
 
 def preprocess(frames: Indexed, size: int) -> Tensor:

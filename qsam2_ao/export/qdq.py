@@ -11,12 +11,14 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
+from ..deploy.inputs import ActivationQuantizer
+from ..deploy.kernels.codes import CodeGrid
+from ..deploy.kernels.linear import weight_centre
+from ..deploy.packed import PackedIntxTensor
 from ..errors import UnsupportedLayerError
 from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
-from ..lowering.activation import ActivationQuantizer
-from ..lowering.int8 import Grid, weight_centre
-from ..tensors.packed import PackedIntxTensor
+from ..stage import stage_of
 from .rope import use_real_rope
 
 
@@ -53,7 +55,7 @@ class QuantizeDequantize(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        grid = Grid.of(quantizer)
+        grid = CodeGrid.of(quantizer)
         self.register_buffer("scale", torch.tensor(grid.scale))
         self.register_buffer("zero_point", torch.tensor(int(grid.zero_point), dtype=torch.uint8))
         self.register_buffer("low", torch.tensor(-grid.zero_point * grid.scale))
@@ -112,20 +114,20 @@ def for_export(model: SAM2Base) -> SAM2Base:
         UnsupportedLayerError: The model is lowered, or a layer's grid has no int8 form, naming the layer.
     """
     model = copy.deepcopy(model).eval()
-    for part in dict.fromkeys(plan.part for plan in getattr(model, "qsam2_plan", ())):
+    for part in dict.fromkeys(record.part for record in stage_of(model).layers):
         model.set_submodule(part, graph_of(model.get_submodule(part)))
-    for plan in getattr(model, "qsam2_plan", ()):
-        path = f"{plan.part}.{plan.layer}"
+    for record in stage_of(model).layers:
+        path = f"{record.part}.{record.layer}"
         layer: Any = model.get_submodule(path)
         packed = getattr(layer, "weight", None)
         if not isinstance(packed, PackedIntxTensor):
-            raise UnsupportedLayerError(f'{plan.name} is lowered: load the file with target="packed" to export it')
+            raise UnsupportedLayerError(f'{record.name} is lowered: load the file with target="packed" to export it')
         if packed.group_size is not None:
-            raise UnsupportedLayerError(f"{plan.name} has scales per group, which the export does not write")
+            raise UnsupportedLayerError(f"{record.name} has scales per group, which the export does not write")
         try:
             model.set_submodule(path, DequantizedLayer(layer, packed))
         except UnsupportedLayerError as error:
-            raise UnsupportedLayerError(f"{plan.name} cannot be exported: {error}") from error
+            raise UnsupportedLayerError(f"{record.name} cannot be exported: {error}") from error
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationQuantizer):
             model.set_submodule(name, QuantizeDequantize(module))

@@ -1,1 +1,1 @@
-"""From integer codes to a deployed module: one file per target, and the plan that records what was done."""
+"""Old paths of what is in :mod:`qsam2_ao.deploy` now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
@@ -19,6 +20,7 @@ from torch.nn.modules.module import (
 
 from ..compat.random import OwnGenerator
 from ..errors import CheckpointError, GraphTraceError, QSAM2Error
+from ..stage import stage_of
 from .describe import (
     DESCRIBERS,
     INFERENCE_SETTINGS,
@@ -39,8 +41,8 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     """Describe a SAM2 model by the classes and arguments that build it, laid out like SAM2's own configs.
 
     The description is checked: what it builds has the model's modules, tensor names and shapes, and settings.
-    A model whose parts were replaced (prepared or quantized) carries the config of its parts as
-    ``qsam2_config``.
+    A model whose parts were replaced (prepared or quantized) carries the config of its parts in
+    its stage.
 
     Args:
         model: A model of the SAM2Base family. A user's subclass is described as its nearest SAM2 class.
@@ -61,7 +63,7 @@ def model_config(model: nn.Module) -> dict[str, Any]:
         raise GraphTraceError(
             f"expected a model of the SAM2Base family, got {class_path(type(model))}; build one with sam2.build_sam"
         )
-    stored = getattr(model, "qsam2_config", None)
+    stored = stage_of(model).config
     parts = {} if stored is None else {name: copy.deepcopy(stored[name]) for name in _PARTS}
     config = _describe(model, {id(module): name for name, module in model.named_modules()}, parts)
     if stored is None:
@@ -273,7 +275,7 @@ def _one_table() -> Iterator[None]:
             del table.__deepcopy__
 
 
-def rehouse(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:
+def as_class(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:
     """The same model as an object of another SAM2 class, sharing every submodule, parameter and buffer.
 
     For example a ``SAM2VideoPredictor`` as ``SAM2Train`` and back. Nothing is copied: training one trains the
@@ -294,7 +296,7 @@ def rehouse(model: nn.Module, model_class: type[Model], **overrides: Any) -> Mod
         GraphTraceError: ``model`` is not a SAM2 model.
 
     Example:
-        >>> train = rehouse(predictor, SAM2Train, num_correction_pt_per_frame=1)  # doctest: +SKIP
+        >>> train = as_class(predictor, SAM2Train, num_correction_pt_per_frame=1)  # doctest: +SKIP
     """
     base = importlib.import_module("sam2.modeling.sam2_base").SAM2Base
     if not (isinstance(model_class, type) and issubclass(model_class, base)):
@@ -316,3 +318,9 @@ def rehouse(model: nn.Module, model_class: type[Model], **overrides: Any) -> Mod
     for name in overrides:
         result.__dict__[name] = getattr(pattern, name)
     return result
+
+
+def rehouse(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:
+    """The old name of :func:`as_class`."""
+    warnings.warn("rehouse is called as_class now", DeprecationWarning, stacklevel=2)
+    return as_class(model, model_class, **overrides)

@@ -12,8 +12,9 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import fx, nn
 
 from ..convert import describe_layer
+from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
-from ..lowering.plan import LayerPlan
+from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {
@@ -124,23 +125,25 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
         >>> [layer.name for layer in coverage_report(quantized).layers if layer.target == "float"]
     """
     parts = find_parts(model)
-    deployed = {_path(model, plan): plan for plan in getattr(model, "qsam2_plan", ())}
-    targets = getattr(model, "qsam2_targets", {})
+    stage = stage_of(model)
+    deployed = {_path(model, record): record for record in stage.layers}
     rows = []
     for path, module in model.named_modules():
         part = _part_of(path, parts)
         if part is not None and hasattr(module, "weight_fake_quant"):
             rows.append(_prepared_row(model, part, path, module))
         elif path in deployed:
-            rows.append(_deployed_row(deployed[path], module, targets))
+            rows.append(_deployed_row(deployed[path], module, stage.targets))
         else:
-            rows += _float_rows(path, module, part, quantized=bool(deployed) or hasattr(model, "qsam2_info"))
+            rows += _float_rows(path, module, part, quantized=stage.name != "float")
     return CoverageReport(tuple(replace(row, time=(times or {}).get(row.name)) for row in rows))
 
 
-def _path(model: SAM2Base, plan: LayerPlan) -> str:
+def _path(model: SAM2Base, record: LayerRecord) -> str:
     """Where a deployed layer is: where the model had it, but for the graph that a lone layer was lowered to."""
-    return f"{plan.part}.{plan.layer}" if isinstance(model.get_submodule(plan.part), fx.GraphModule) else plan.name
+    return (
+        f"{record.part}.{record.layer}" if isinstance(model.get_submodule(record.part), fx.GraphModule) else record.name
+    )
 
 
 def _part_of(path: str, parts: list[Part]) -> Part | None:
@@ -157,27 +160,27 @@ def _float_bits(tensor: torch.Tensor) -> int:
 
 def _prepared_row(model: SAM2Base, part: Part, path: str, module: Any) -> LayerCoverage:
     layer = SINGLE_LAYER if path == part.path else path.removeprefix(part.path + ".")
-    plan = describe_layer(graph_of(model.get_submodule(part.path)), part, layer)
-    return _row(plan, module, "fake-quantized", "")
+    record = describe_layer(graph_of(model.get_submodule(part.path)), part, layer)
+    return _row(record, module, "fake-quantized", "")
 
 
-def _deployed_row(plan: LayerPlan, module: Any, targets: dict[str, tuple[str, str | None]]) -> LayerCoverage:
-    target, reason = targets.get(plan.name, ("packed", None))
-    return _row(plan, module, target, reason or "")
+def _deployed_row(record: LayerRecord, module: Any, targets: Mapping[str, LayerTarget]) -> LayerCoverage:
+    target, reason = targets.get(record.name, ("packed", None))
+    return _row(record, module, target, reason or "")
 
 
-def _row(plan: LayerPlan, module: nn.Module, target: str, reason: str) -> LayerCoverage:
+def _row(record: LayerRecord, module: nn.Module, target: str, reason: str) -> LayerCoverage:
     bias = getattr(module, "bias", None)
-    count = torch.Size(plan.shape).numel() + (0 if bias is None else bias.numel())
+    count = torch.Size(record.shape).numel() + (0 if bias is None else bias.numel())
     return LayerCoverage(
-        name=plan.name,
-        region=plan.region,
-        type=plan.kind,
-        shape=plan.shape,
+        name=record.name,
+        region=record.region,
+        type=record.kind,
+        shape=record.shape,
         parameters=count,
-        weight_bits=plan.bits,
-        activation_bits=plan.activation_bits or 32,
-        granularity=plan.granularity + (f" ({plan.group_size})" if plan.group_size else ""),
+        weight_bits=record.bits,
+        activation_bits=record.activation_bits or 32,
+        granularity=record.granularity + (f" ({record.group_size})" if record.group_size else ""),
         target=target,
         reason=reason,
     )

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..compat.quiet import propagate_quietly
+from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
+from ..deploy.packed import PackedIntxTensor
 from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
-from ..lowering.int8 import Int8Conv2d, Int8Linear
 from ..native import fast_float
-from ..tensors.packed import PackedIntxTensor
+from ..stage import stage_of
 
 _FRAMES = 3
 """Of the video that shows the layers' input sizes: a prompt, and memories of one and of two frames."""
@@ -95,12 +96,12 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
         for hook in hooks:
             hook.remove()
     found: dict[str, tuple[Any, Tensor, Tensor | None]] = {}
-    for plan in getattr(model, "qsam2_plan", ()):
+    for record in stage_of(model).layers:
         for module, kept in seen.items():
             path = names[module]
             # Layers of the bands that the first blocks run in are below them.
-            if path == plan.name or (path.startswith(f"{plan.part}.") and path.endswith(f".{plan.layer}")):
-                found.setdefault(plan.name, (module, *kept))
+            if path == record.name or (path.startswith(f"{record.part}.") and path.endswith(f".{record.layer}")):
+                found.setdefault(record.name, (module, *kept))
     return found
 
 

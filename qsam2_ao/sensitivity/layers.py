@@ -16,12 +16,13 @@ from ..calibration.calibrate import calibrate_layer
 from ..calibration.gram import InputStatistics
 from ..calibration.report import VRCReport
 from ..calibration.start import start_layer
+from ..deploy.packed import PackedIntxTensor
 from ..errors import GraphTraceError
 from ..fake_quant import fake_quantizers
 from ..graph import REGIONS, find_parts
 from ..qconfig import lsc_qconfig
 from ..reporting.size import tensor_bytes
-from ..tensors.packed import PackedIntxTensor
+from ..stage import stage_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def quantizable_layers(model: SAM2Base) -> dict[str, QuantizableLayer]:
         1280
     """
     parts = find_parts(model)
-    if hasattr(model, "qsam2_plan") or any(True for _ in fake_quantizers(model)):
+    if stage_of(model).layers or any(True for _ in fake_quantizers(model)):
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     found = [
         QuantizableLayer(f"{part.path}.{name}" if name else part.path, part.region, tuple(layer.weight.shape))

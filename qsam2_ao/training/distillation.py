@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
-from ..models.config import rehouse
+from ..models.config import as_class
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 
 
@@ -73,7 +73,7 @@ class Distillation:
 
     def __init__(self, teacher: nn.Module, weights: DistillationWeights) -> None:
         frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.teacher: Any = rehouse(frozen, SAM2Train, **TRAIN_OVERRIDES)
+        self.teacher: Any = as_class(frozen, SAM2Train, **TRAIN_OVERRIDES)
         # A choice between masks that SAM2 makes in eval mode alone would have the student learn from another one.
         self.teacher.sam_mask_decoder.dynamic_multimask_via_stability = False
         self.weights, self.own = weights, SAM2Loss()

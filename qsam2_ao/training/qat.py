@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
-from ..models.config import rehouse
+from ..models.config import as_class
 from ..quantizers import range_parameters
 from .batches import BatchKind, ProceduralBatches, Stage
 from .distillation import Distillation, DistillationWeights
@@ -140,5 +140,5 @@ def as_trainable(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, SAM2Train):
         return model
-    trainable: nn.Module = rehouse(model, SAM2Train, **TRAIN_OVERRIDES)
+    trainable: nn.Module = as_class(model, SAM2Train, **TRAIN_OVERRIDES)
     return trainable

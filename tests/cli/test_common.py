@@ -11,12 +11,13 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from qsam2_ao.cli.common import load_model, parse_device
 from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.official import build_official
+from qsam2_ao.stage import stage_of
 
 
 def test_a_packed_file(packed_file: Path):
     model = load_model(str(packed_file))
     assert type(model) is SAM2VideoPredictor
-    assert model.qsam2_plan
+    assert stage_of(model).layers
 
 
 def test_the_embedded_model():

@@ -14,7 +14,7 @@ from qsam2_ao.data.davis import read_davis
 from qsam2_ao.data.procedural import Sequence, generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
 from qsam2_ao.evaluation import evaluate_video, score_sequence, track_sequence
-from qsam2_ao.models.config import rehouse
+from qsam2_ao.models.config import as_class
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_scores(predictor: Any, sequence: Sequence) -> None:
 
 
 def test_any_class_and_mode(predictor: Any, sequence: Sequence) -> None:
-    train = rehouse(predictor, SAM2Train).train()
+    train = as_class(predictor, SAM2Train).train()
     train.image_encoder.eval()
     scores = evaluate_video(train, [sequence]).scores
     assert scores == evaluate_video(predictor, [sequence]).scores

@@ -20,8 +20,8 @@ from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export
 from qsam2_ao.export.runtimes import openvino_core
-from qsam2_ao.lowering.plan import LayerPlan
 from qsam2_ao.native import unavailable_reason
+from qsam2_ao.stage import stage_of
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -155,7 +155,7 @@ def test_files_run_in_openvino(trained: SAM2Base, parts: dict[str, ExportPart], 
 
 def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[str, ExportPart]) -> None:
     # Rounded differently, some inputs of a later layer fall on the other side of a step, which is wide with 4 bits.
-    tolerance = 0.3 if any(plan.activation_bits == 4 for plan in trained.qsam2_plan) else 0.1  # type: ignore[union-attr]
+    tolerance = 0.3 if any(record.activation_bits == 4 for record in stage_of(trained).layers) else 0.1
     assert [file.stem for file in files] == list(parts)
     for file, part in zip(files, parts.values(), strict=True):
         check(run(file, part.inputs), torch_run(part, part.inputs), tolerance)
@@ -176,17 +176,17 @@ def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[s
 
 @pytest.mark.slow
 def test_onnx_holds_quantized_layers_and_small_weights(trained: SAM2Base, onnx_files: list[Path]) -> None:
-    plans: tuple[LayerPlan, ...] = trained.qsam2_plan  # type: ignore[assignment]
-    bits = min(plan.bits for plan in plans)
+    records = stage_of(trained).layers
+    bits = min(record.bits for record in records)
     proto = onnx.load(str(onnx_files[0]))
     onnx.checker.check_model(proto)
     kinds = [node.op_type for node in proto.graph.node]
     # SAM2's image path applies two convolutions of the decoder to the features as well.
     paths = ("image_encoder", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
-    quantized = {(plan.part, plan.activation) for plan in plans if plan.part in paths and plan.activation}
+    quantized = {(record.part, record.activation) for record in records if record.part in paths and record.activation}
     assert kinds.count("QuantizeLinear") == len(quantized)
     types = [tensor.data_type for tensor in proto.graph.initializer]
-    layers = sum(plan.part == "image_encoder" for plan in plans)
+    layers = sum(record.part == "image_encoder" for record in records)
     assert types.count(onnx.TensorProto.INT4) + types.count(onnx.TensorProto.INT8) >= layers
     if bits == 2:
         assert types.count(onnx.TensorProto.INT4) > layers / 2

@@ -19,9 +19,10 @@ from torch import nn
 from training.model.sam2 import SAM2Train
 
 from qsam2_ao.errors import CheckpointError, GraphTraceError, QSAM2Error
-from qsam2_ao.models.config import _meta_parameters, build_from_config, model_config, rehouse
+from qsam2_ao.models.config import _meta_parameters, as_class, build_from_config, model_config
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.models.official import OFFICIAL
+from qsam2_ao.stage import ModelStage, set_stage, stage_of
 
 # What sam2.build_sam adds for inference.
 IMAGE = [
@@ -386,9 +387,9 @@ def test_configs_that_are_none(config: Any) -> None:
 # --- the same model in another class
 
 
-def test_rehouse_shares_everything() -> None:
+def test_as_class_shares_everything() -> None:
     model = build_embedded(SAM2VideoPredictor, fill_hole_area=5).train()
-    train = rehouse(model, SAM2Train, num_correction_pt_per_frame=2, prob_to_use_pt_input_for_train=0.5)
+    train = as_class(model, SAM2Train, num_correction_pt_per_frame=2, prob_to_use_pt_input_for_train=0.5)
     assert type(train) is SAM2Train
     assert train.training
     assert train.num_correction_pt_per_frame == 2
@@ -400,7 +401,7 @@ def test_rehouse_shares_everything() -> None:
         assert parameter is other
     assert all(a is b for a, b in zip(model.buffers(), train.buffers(), strict=True))
     assert train.image_encoder is model.image_encoder
-    back = rehouse(train, SAM2VideoPredictor)
+    back = as_class(train, SAM2VideoPredictor)
     assert back.fill_hole_area == 5
     assert back.no_mem_embed is model.no_mem_embed
 
@@ -410,9 +411,9 @@ def _parts() -> dict[str, Any]:
     return {name: getattr(model, name) for name in ("image_encoder", "memory_attention", "memory_encoder")}
 
 
-def test_rehouse_is_a_new_object() -> None:
+def test_as_class_is_a_new_object() -> None:
     model = build_embedded()
-    other = rehouse(model, SAM2Base)
+    other = as_class(model, SAM2Base)
     assert other is not model
     other.extra = nn.Identity()
     other.register_parameter("more", nn.Parameter(torch.zeros(1)))
@@ -423,49 +424,49 @@ def test_rehouse_is_a_new_object() -> None:
     assert not other.training
 
 
-def test_rehoused_predictor_computes_the_same_as_one_built_so() -> None:
+def test_a_predictor_of_another_class_computes_the_same_as_one_built_so() -> None:
     built = build_embedded(SAM2VideoPredictor, fill_hole_area=1, non_overlap_masks=True)
-    moved = rehouse(build_embedded(SAM2Base), SAM2VideoPredictor, fill_hole_area=1, non_overlap_masks=True)
+    moved = as_class(build_embedded(SAM2Base), SAM2VideoPredictor, fill_hole_area=1, non_overlap_masks=True)
     assert dict(settings_of(moved)) == dict(settings_of(built))
     assert all(torch.equal(a, b) for a, b in zip(built.state_dict().values(), moved.state_dict().values(), strict=True))
 
 
-def test_rehouse_takes_inference_settings() -> None:
+def test_as_class_takes_inference_settings() -> None:
     model = build_embedded()
-    moved = rehouse(model, SAM2VideoPredictor, binarize_mask_from_pts_for_mem_enc=True)
+    moved = as_class(model, SAM2VideoPredictor, binarize_mask_from_pts_for_mem_enc=True)
     assert moved.binarize_mask_from_pts_for_mem_enc is True
     assert model.binarize_mask_from_pts_for_mem_enc is False
     assert model_config(moved)["binarize_mask_from_pts_for_mem_enc"] is True
 
 
 @pytest.mark.parametrize("name", ["image_size", "pred_obj_scores", "freeze_image_encoder", "nonsense"])
-def test_rehouse_refuses_what_would_change_the_network(name: str) -> None:
+def test_as_class_refuses_what_would_change_the_network(name: str) -> None:
     with pytest.raises(QSAM2Error, match=f"{name} is not a setting of SAM2Train"):
-        rehouse(build_embedded(), SAM2Train, **{name: 64})
+        as_class(build_embedded(), SAM2Train, **{name: 64})
 
 
-def test_rehouse_refuses_other_classes() -> None:
+def test_as_class_refuses_other_classes() -> None:
     with pytest.raises(QSAM2Error, match="model_class must be SAM2Base"):
-        rehouse(build_embedded(), nn.Linear)  # type: ignore[type-var]
+        as_class(build_embedded(), nn.Linear)  # type: ignore[type-var]
     with pytest.raises(QSAM2Error, match="model_class must be SAM2Base"):
-        rehouse(build_embedded(), "SAM2Base")  # type: ignore[arg-type]
+        as_class(build_embedded(), "SAM2Base")  # type: ignore[arg-type]
 
 
 def test_models_with_replaced_parts_use_the_config_they_carry() -> None:
     model = build_embedded(SAM2VideoPredictor, fill_hole_area=4)
     config = model_config(model)
-    model.qsam2_config = config
+    set_stage(model, ModelStage(config=config))
     # Any module in place of the part, as the traced graphs are.
     model.image_encoder.trunk = nn.Sequential(model.image_encoder.trunk)
     model.memory_attention = nn.Sequential(model.memory_attention)
     assert model_config(model) == config
-    train = rehouse(model, SAM2Train, num_correction_pt_per_frame=1)
+    train = as_class(model, SAM2Train, num_correction_pt_per_frame=1)
     assert train.memory_attention is model.memory_attention
-    assert train.qsam2_config == config
+    assert stage_of(train).config == config
     assert model_config(train)["_target_"] == "training.model.sam2.SAM2Train"
     assert model_config(train)["num_correction_pt_per_frame"] == 1
     assert model_config(train)["memory_attention"] == config["memory_attention"]
-    assert model_config(rehouse(train, SAM2VideoPredictor)) == config
+    assert model_config(as_class(train, SAM2VideoPredictor)) == config
 
 
 def test_the_compiled_predictor_is_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from threads import at_once
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.native import build, fast_float, load_kernels, unavailable_reason
+from qsam2_ao.stage import stage_of
 
 needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 
@@ -206,7 +207,7 @@ def _check_goes_on(packed_file: Path, said: str) -> None:
         model: Any = load_qsam2(packed_file, target="auto")
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert {target for target, _ in model.qsam2_targets.values()} == {"packed"}
+    assert {target for target, _ in stage_of(model).targets.values()} == {"packed"}
     rows = [row for row in coverage_report(model).layers if row.target == "packed"]
     assert rows
     assert all(re.search(said, row.reason) for row in rows)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.reporting.size import file_size, human_bytes, model_size, tensor_bytes
-from qsam2_ao.tensors.packed import PackedIntxTensor
 
 
 def packed(bits: int, shape: tuple[int, ...] = (8, 16)) -> PackedIntxTensor:

@@ -17,6 +17,7 @@ from qsam2_ao.reporting.size import model_size
 from qsam2_ao.sensitivity import quantizable_layers
 from qsam2_ao.sensitivity.layers import quantized_layer, replaced_parameters
 from qsam2_ao.sensitivity.measure import _with_inputs
+from qsam2_ao.stage import stage_of
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def prepared(model: Any) -> Any:
 def test_all_layers_that_prepare_quantizes_with_their_real_size(model: Any, prepared: Any):
     layers = quantizable_layers(model)
     deployed = convert_qsam2(prepared)
-    assert set(layers) == {plan.name for plan in deployed.qsam2_plan}
-    assert {plan.name: (plan.region, plan.shape) for plan in deployed.qsam2_plan} == {
+    assert set(layers) == {record.name for record in stage_of(deployed).layers}
+    assert {record.name: (record.region, record.shape) for record in stage_of(deployed).layers} == {
         layer.name: (layer.region, layer.shape) for layer in layers.values()
     }
     assert sum(layer.packed_bytes(3) for layer in layers.values()) == model_size(deployed).packed_bytes

@@ -16,6 +16,7 @@ from torch import nn
 from ...calibration.equalize import equalize_qsam2
 from ...convert import convert_qsam2
 from ...data.procedural import Sequence, generate_sequence, generate_split
+from ...deploy.packed import PackedIntxTensor
 from ...errors import NonFiniteError
 from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
 from ...fake_quant import quantized_layers
@@ -23,7 +24,6 @@ from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
 from ...reporting.size import model_size
 from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
-from ...tensors import PackedIntxTensor
 from ...training.batches import ProceduralBatches, RawBatch, to_datapoint
 from ...training.qat import QAT_STAGES, Rates, train_qat
 from .methods import METHODS, Method, Setting, parse_setting

@@ -14,7 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
 from ...checkpoint import load_qsam2
-from ...lowering.compiled import compile_qsam2
+from ...deploy.compiled import compile_qsam2
 from ..processes import alone
 from .case import Case
 from .methods import BASELINE, compile_float

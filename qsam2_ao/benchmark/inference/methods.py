@@ -16,7 +16,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ...checkpoint import load_qsam2
-from ...lowering.targets import lower_float
+from ...deploy.targets import lower_float
 from ...native import fast_float
 from .case import Case
 from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run

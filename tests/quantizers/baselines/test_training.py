@@ -12,6 +12,7 @@ from qsam2_ao.fake_quant import fake_quantizers
 from qsam2_ao.models.embedded import load_embedded
 from qsam2_ao.quantizers import range_parameters
 from qsam2_ao.quantizers.baselines import BASELINES, baseline_qconfig
+from qsam2_ao.stage import stage_of
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.qat import train_qat
 
@@ -32,7 +33,7 @@ def test_prepares_trains_and_converts(method, bits):
     train_qat(prepared, steps=2, batches=SMALL.stream(2), progress=False)
     assert not learned or any(not torch.equal(a, b) for a, b in zip(before, learned, strict=True))
     converted = convert_qsam2(prepared)
-    assert {(plan.bits, plan.activation_bits) for plan in converted.qsam2_plan} == {bits}
+    assert {(record.bits, record.activation_bits) for record in stage_of(converted).layers} == {bits}
     state = copy.deepcopy(prepared.state_dict())
     seen = []
     for m in (prepared.eval(), converted):

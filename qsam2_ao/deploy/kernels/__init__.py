@@ -1,0 +1,1 @@
+"""Parts on the int8 kernels: codes in, one kernel per layer, the rest in bfloat16."""

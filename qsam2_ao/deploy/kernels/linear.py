@@ -1,0 +1,212 @@
+"""Linear layers and convolutions on int8: codes in, one kernel per layer.
+
+A layer computes ``act((x - zx) (w - zw)^T sx sw + bias) + residual`` with the integer codes that the fake-quantized
+layer has; the sum of products is exact, and what is folded into it (GELU, a residual, rounding to the next layer's
+codes) is computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedLayerError
+from ...native import code_offset, load_kernels, unavailable_reason
+from ..inputs import ActivationQuantizer
+from ..packed import PackedIntxTensor
+from ..portable import why_not_packed
+from .codes import NO_GRID, CodeGrid
+from .machine import OfThisMachine
+
+_KERNEL_BITS = (2, 3, 4, 8)
+
+
+class Int8Linear(OfThisMachine):
+    """A linear layer or convolution on codes, its weight in the kernels' layout at its own bits.
+
+    Attributes:
+        weight: The packed codes, uint8.
+        table: What each code stands for, int8 ``[16]``.
+        alpha: Step of a sum of products, float32 ``[out]``: the input's scale times the weight's.
+        beta: Bias less what the zero point of the input adds, float32 ``[out]``.
+        activation: "none", "gelu" or "relu".
+        grid: The codes that come out; None for ``dtype``.
+    """
+
+    weight: Tensor
+    table: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, module: nn.Module, packed: PackedIntxTensor, grid: CodeGrid, dtype: torch.dtype) -> None:
+        super().__init__()
+        codes, bits = packed.unpack(), int(packed.bits)
+        zero_point, step = weight_centre(packed)
+        bias = module.bias
+        if isinstance(module, nn.Conv2d):
+            codes = codes.permute(0, 2, 3, 1)  # channels last, as the patches are gathered
+        codes = codes.flatten(1)
+        # Patches are padded with the input's zero point, so that the weights there, whatever they are, add nothing.
+        if codes.shape[1] % 4:
+            codes = nn.functional.pad(codes, (0, -codes.shape[1] % 4))
+        # The kernels take 8-bit codes as int8 around 128; fewer bits go through the table.
+        middle = 128 if bits == 8 else int(zero_point * step)
+        if bits == 8 and zero_point != middle:
+            codes = codes + (middle - int(zero_point))
+        weight, sums = torch.ops.qsam2.pack_weight(codes.contiguous(), bits)
+        self.register_buffer("weight", weight)
+        sums = sums * step - codes.shape[1] * middle
+        table = torch.arange(16, device=codes.device) * step - middle
+        self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
+        scale = (packed.scale.float() / step).expand(packed.shape[0])
+        self.register_buffer("alpha", scale * grid.scale)
+        bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros((), device=codes.device)
+        shift = grid.zero_point - code_offset(codes.device)
+        self.register_buffer("beta", bias - shift * self.alpha * sums.float())
+        self.bits, self.out_features, self.in_features = bits, packed.shape[0], packed.shape[1]
+        self.dtype = dtype
+        self.activation = "none"
+        self.grid: CodeGrid | None = None
+        self.input_grid = grid
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Codes ``[..., in]``, and what is added after the activation ``[..., out]`` -> ``[..., out]``."""
+        grid = self.grid.arguments if self.grid else NO_GRID
+        fused = residual if residual is not None and residual.shape[:-1] == x.shape[:-1] else None
+        out = torch.ops.qsam2.linear(
+            x.contiguous(),
+            self.weight,
+            self.bits,
+            self.table,
+            self.alpha,
+            self.beta,
+            fused,
+            self.activation,
+            torch.uint8 if self.grid else self.dtype,
+            *grid,
+        )
+        return out if fused is residual else out + residual
+
+    def extra_repr(self) -> str:
+        """Size, bits, and what is folded in."""
+        sizes = f"{self.in_features}, {self.out_features}, bits={self.bits}"
+        return f"{sizes}, {self.activation}, to {self.grid or self.dtype}"
+
+
+class Int8Conv2d(Int8Linear):
+    """A convolution as a linear layer on patches: codes ``[B, C, H, W]`` -> ``[B, out, H', W']``, channels last."""
+
+    def __init__(self, module: nn.Conv2d, packed: PackedIntxTensor, grid: CodeGrid, dtype: torch.dtype) -> None:
+        super().__init__(module, packed, grid, dtype)
+        self.kernel, self.stride, self.padding = module.kernel_size, module.stride, module.padding
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve; ``residual`` is added to the result."""
+        patches = x.permute(0, 2, 3, 1)
+        if self.kernel != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0):
+            fill = int(self.input_grid.zero_point)
+            patches = torch.ops.qsam2.patches(patches, *self.kernel, *self.stride, *self.padding, fill)
+        kept = None if residual is None else residual.permute(0, 2, 3, 1)
+        return super().forward(patches, kept).permute(0, 3, 1, 2)
+
+
+def why_not_int8(
+    module: nn.Module,
+    packed: PackedIntxTensor,
+    device: torch.device | str | None = None,
+    quantizer: ActivationQuantizer | None = None,
+) -> str | None:
+    """Why the int8 kernels cannot run a layer.
+
+    Args:
+        module: The float layer.
+        packed: Its weight.
+        device: Where the layer will run; by default where ``packed`` is.
+        quantizer: Of its input; None if that stays float.
+
+    Returns:
+        None if they can, else the reason as a sentence for the coverage report.
+    """
+    target = torch.device(device) if device is not None else packed.device
+    if (reason := unavailable_reason(target) or why_not_packed(module, packed)) is not None:
+        return reason
+    if quantizer is None:
+        return "Its input is not quantized, and the int8 kernels multiply codes."
+    if packed.bits not in _KERNEL_BITS:
+        return f"The int8 kernels have weights of {', '.join(map(str, _KERNEL_BITS))} bits, not {packed.bits}."
+    if packed.group_size is not None:
+        return "The int8 kernels sum whole rows, which scales per group do not allow."
+    grid = CodeGrid.of(quantizer)
+    if grid.high > 255 or not grid.zero_point.is_integer():
+        return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
+    try:
+        zero_point, step = weight_centre(packed)
+    except UnsupportedLayerError as error:
+        return str(error)
+    if (largest := _largest_sum(packed, zero_point, step, grid)) >= 2**31:
+        return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            return "The int8 kernels have no grouped, dilated or wrapped convolutions."
+        if isinstance(module.padding, str):
+            return f"The int8 kernels take padding in pixels, not {module.padding!r}."
+    elif packed.shape[1] % 4:
+        return f"The int8 kernels need in_features divisible by 4, not {packed.shape[1]}."
+    return None
+
+
+def lower_int8(
+    module: nn.Module, packed: PackedIntxTensor, quantizer: ActivationQuantizer, dtype: torch.dtype = torch.bfloat16
+) -> Int8Linear:
+    """Build the int8 layer of a packed one, which takes the codes of ``quantizer``.
+
+    Args:
+        module: The float layer, for its bias and geometry.
+        packed: Its weight, on the device that will run it.
+        quantizer: Of its input.
+        dtype: What comes out, bfloat16 or float32.
+
+    Returns:
+        The layer.
+
+    Raises:
+        UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`why_not_int8`.
+
+    Example:
+        >>> layer = lower_int8(linear, packed, quantizer)
+        >>> y = layer(QuantizeCodes(CodeGrid.of(quantizer))(x))
+    """
+    reason = why_not_int8(module, packed, None, quantizer)
+    if reason is not None:
+        raise UnsupportedLayerError(f"cannot lower this layer to int8: {reason}")
+    load_kernels(packed.device)
+    kind = Int8Conv2d if isinstance(module, nn.Conv2d) else Int8Linear
+    return kind(module, packed, CodeGrid.of(quantizer), dtype)  # type: ignore[arg-type]
+
+
+def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: CodeGrid) -> int:
+    """What the sum of an output's products can reach, whatever the codes of the input are."""
+    inputs = packed.shape.numel() // packed.shape[0]
+    padding = -inputs % 4
+    farthest = int(max(zero_point, 2**packed.bits - 1 - zero_point) * step)
+    code = max(grid.high, 128)  # GPUs take 128 off
+    bound = code * farthest * (inputs + padding)
+    if bound < 2**31:
+        return bound
+    values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1)
+    return int(code * (values.max() + padding * farthest))
+
+
+def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:
+    """The one zero point of a weight, and 2 if it lies between two codes (values are doubled then), else 1."""
+    zero_point = float(packed.zero_point.flatten()[0])
+    if not bool((packed.zero_point == zero_point).all()):
+        raise UnsupportedLayerError("The int8 kernels need one zero point for all output channels.")
+    step = 1 if zero_point.is_integer() else 2
+    highest = 2**packed.bits - 1 if packed.bits < 8 else int(packed.unpack().max())
+    low, high = -zero_point * step, (highest - zero_point) * step
+    if not low.is_integer() or low < -128 or high > 127 or (packed.bits == 8 and step == 2):
+        raise UnsupportedLayerError(
+            f"The int8 kernels have no {packed.bits}-bit weights with the zero point {zero_point}."
+        )
+    return zero_point, step

@@ -1,0 +1,296 @@
+"""A deployed part -> a part that runs on the int8 kernels: what is folded into what, as passes over its graph."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam2_utils import DropPath
+from torch import Tensor, fx, nn
+
+from ...graph import PartGraph
+from ...graph.leaves import ScaledDotProductAttention, hiera_pos_embed
+from ..inputs import ActivationQuantizer
+from ..packed import PackedIntxTensor
+from .attention import Attention, WindowAttention
+from .bands import run_in_bands
+from .casts import caller_dtype, to_bfloat16, to_dtype
+from .codes import CodeGrid, QuantizeCodes
+from .hiera_block import back, hiera_block, only_user
+from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
+from .nonfinite import carry_nonfinite
+from .norm import Norm
+from .positions import PositionEmbedding, SinePosition
+
+_ACTIVATIONS: dict[Any, str] = {
+    nn.GELU: "gelu",
+    nn.ReLU: "relu",
+    nn.functional.gelu: "gelu",
+    nn.functional.relu: "relu",
+}
+_SDPA = nn.functional.scaled_dot_product_attention
+
+
+def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule, dict[str, str | None]]:
+    """Lower the layers of a part that the int8 kernels can run, and what lies between them.
+
+    Args:
+        part: A deployed part in eval mode on its device; not modified.
+        batch_dim: Dimension of its inputs and outputs that counts samples.
+
+    Returns:
+        The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
+        The part computes in bfloat16 between its layers and returns its caller's dtype: that of autocast, else that of
+        its first input.
+
+    Example:
+        >>> lowered, reasons = lower_part(model.image_encoder)
+    """
+    lowered = _Lowering(part)
+    reasons = lowered.layers()
+    lowered.window_attention()
+    lowered.attention()
+    lowered.drop_identities()
+    lowered.position_embedding()
+    lowered.norms()
+    lowered.activations()
+    lowered.residuals()
+    lowered.output_codes()
+    lowered.tokens()
+    lowered.dtypes()
+    carry_nonfinite(lowered.part, batch_dim)
+    if lowered.device.type == "cpu":
+        run_in_bands(lowered.part)
+    return lowered.finish(), reasons
+
+
+class _Lowering:
+    """The graph being changed; one method a pass, in the order of ``lower_part``."""
+
+    def __init__(self, part: fx.GraphModule) -> None:
+        # Its layers are shared; those that a pass changes are replaced.
+        self.part = PartGraph(part, copy.deepcopy(part.graph), compiled=False)
+        self.graph = self.part.graph
+        self.device = next(part.parameters()).device
+        self.count = 0
+        self.biases: dict[str, Tensor | None] = {}
+
+    def finish(self) -> fx.GraphModule:
+        self.graph.eliminate_dead_code()
+        self.part.delete_all_unused_submodules()
+        self.graph.lint()
+        self.part.recompile()
+        return self.part.eval()
+
+    def module(self, node: Any) -> nn.Module | None:
+        if isinstance(node, fx.Node) and node.op == "call_module":
+            return self.part.get_submodule(str(node.target))
+        return None
+
+    def nodes(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
+        return [(n, m) for n in self.graph.nodes if isinstance(m := self.module(n), kind)]
+
+    def call(self, before: fx.Node, name: str, module: nn.Module, *args: Any) -> fx.Node:
+        """Insert a call of a new module, which reports of errors and profiles will know as `name`."""
+        path = f"{name}_{self.count}"
+        self.count += 1
+        self.part.add_submodule(path, module)
+        with self.graph.inserting_before(before):
+            return self.graph.call_module(path, args)
+
+    def replace(self, node: fx.Node, new: fx.Node) -> None:
+        """Put a node in another's place, and erase what nobody reads any more."""
+        node.replace_all_uses_with(new)
+        unread = [node]
+        while unread:
+            old = unread.pop()
+            if not old.users and old.op != "placeholder":
+                inputs = old.all_input_nodes
+                self.graph.erase_node(old)
+                unread += inputs
+
+    def layers(self) -> dict[str, str | None]:
+        """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
+        reasons: dict[str, str | None] = {}
+        coded: dict[fx.Node, fx.Node] = {}
+        for node in list(self.graph.nodes):
+            module: Any = self.module(node)
+            if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
+                continue
+            source = node.args[0]
+            quantizer: Any = self.module(source)
+            if not isinstance(quantizer, ActivationQuantizer):
+                quantizer = None
+            name = str(node.target)
+            reasons[name] = why_not_int8(module, module.weight, None, quantizer)
+            if reasons[name] is not None:
+                continue
+            self.biases[name] = module.bias
+            self.part.set_submodule(name, lower_int8(module, module.weight, quantizer))
+            if source not in coded:
+                coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
+            node.update_arg(0, coded[source])
+        self.graph.eliminate_dead_code()
+        return reasons
+
+    def window_attention(self) -> None:
+        """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""
+        for sdpa in [n for n in self.graph.nodes if n.target is _SDPA]:
+            block = hiera_block(sdpa, self.module)
+            if block is None:
+                continue
+            layer: Any = self.module(block.qkv)
+            name = str(block.qkv.target)
+            bias = self.biases[name] if name in self.biases else layer.bias  # noqa: SIM401 - Int8Linear has no bias
+            pad = bias if bias is not None else torch.zeros(layer.out_features, device=self.device)
+            attended = self.call(
+                block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
+            )
+            block.merged.replace_all_uses_with(attended)
+            if block.partition is not None and block.unpartition is not None:
+                block.inside.replace_input_with(block.inside.args[0], block.partition.args[0])  # type: ignore[arg-type]
+                block.unpartition.replace_all_uses_with(block.unpartition.args[0])  # type: ignore[arg-type]
+        self.graph.eliminate_dead_code()
+
+    def attention(self) -> None:
+        """Any other attention -> the kernel's."""
+        for node, module in self.nodes(ScaledDotProductAttention):
+            self.part.set_submodule(str(node.target), Attention().train(module.training))
+        for node in [n for n in self.graph.nodes if n.target is _SDPA and not n.kwargs and len(n.args) == 3]:
+            node.replace_all_uses_with(self.call(node, "attention", Attention(), *node.args))
+        self.graph.eliminate_dead_code()
+
+    def drop_identities(self) -> None:
+        """Dropout and stochastic depth, which do nothing in eval."""
+        for node, _ in self.nodes(nn.Identity) + self.nodes(nn.Dropout) + self.nodes(DropPath):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            self.graph.erase_node(node)
+
+    def position_embedding(self) -> None:
+        """Hiera's, computed once per image size."""
+        for node in [n for n in self.graph.nodes if n.target is hiera_pos_embed]:
+            embeddings = [_attribute(self.part, str(arg.target)) for arg in node.args[:2]]
+            node.replace_all_uses_with(self.call(node, "position", PositionEmbedding(*embeddings), node.args[2]))
+        self.graph.eliminate_dead_code()
+
+    def norms(self) -> None:
+        """Layer normalization, with the rounding to codes behind it."""
+        for node, module in self.nodes(nn.LayerNorm):
+            if not module.elementwise_affine or len(module.normalized_shape) != 1:
+                continue
+            coded = [(user, m) for user in node.users if isinstance(m := self.module(user), QuantizeCodes)]
+            for user, codes in coded:
+                user.replace_all_uses_with(self.call(user, "norm", Norm(module, codes.grid), node.args[0]))
+                self.graph.erase_node(user)
+            if node.users:
+                node.replace_all_uses_with(self.call(node, "norm", Norm(module), node.args[0]))
+        self.graph.eliminate_dead_code()
+
+    def activations(self) -> None:
+        """GELU and ReLU -> into the layer before them."""
+        for node, layer in self.nodes(Int8Linear):
+            user = only_user(node)
+            if user is None:
+                continue
+            name = _ACTIVATIONS.get(user.target if user.op == "call_function" else type(self.module(user)))
+            exact = getattr(self.module(user), "approximate", user.kwargs.get("approximate", "none")) == "none"
+            if name is not None and exact:
+                layer.activation = name
+                user.replace_all_uses_with(node)
+                self.graph.erase_node(user)
+
+    def residuals(self) -> None:
+        """Fold an addition into the layer that computes one of its terms, if nothing else reads that term."""
+        for node in [n for n in self.graph.nodes if n.target is operator.add]:
+            for index in (1, 0):
+                term, other = node.args[index], node.args[1 - index]
+                if not isinstance(other, fx.Node) or not isinstance(term, fx.Node) or len(term.users) != 1:
+                    continue
+                if type(self.module(term)) is Int8Linear and len(term.args) == 1:
+                    with self.graph.inserting_before(node):
+                        fused = self.graph.call_module(str(term.target), (term.args[0], other))
+                    self.replace(node, fused)
+                    break
+                conv = term.args[0] if term.op == "call_method" and term.target == "permute" else None
+                # The patch embedding: a convolution whose result is made channels last.
+                if (
+                    isinstance(conv, fx.Node)
+                    and isinstance(self.module(conv), Int8Conv2d)
+                    and term.args[1:] == (0, 2, 3, 1)
+                    and not _depends(other, conv)
+                    and len(conv.users) == 1
+                ):
+                    with self.graph.inserting_before(node):
+                        first = self.graph.call_method("permute", (other, 0, 3, 1, 2))
+                        fused = self.graph.call_module(str(conv.target), (conv.args[0], first))
+                        fused = self.graph.call_method("permute", (fused, 0, 2, 3, 1))
+                    self.replace(node, fused)
+                    break
+
+    def output_codes(self) -> None:
+        """Let a layer round its own output, if its rounded output is all that is read."""
+        for node, layer in self.nodes(Int8Linear):
+            user = only_user(node)
+            codes = self.module(user)
+            if type(layer) is Int8Linear and user is not None and isinstance(codes, QuantizeCodes):
+                layer.grid = codes.grid
+                user.replace_all_uses_with(node)
+                self.graph.erase_node(user)
+
+    def tokens(self) -> None:
+        """An image read as tokens -> laid out as tokens once, not strided in every addition."""
+        for node in [n for n in self.graph.nodes if back(back(n, "permute", (0, 2, 1)), "flatten", (2,)) is not None]:
+            with self.graph.inserting_after(node):
+                tokens = self.graph.call_method("contiguous", (node,))
+            node.replace_all_uses_with(tokens, delete_user_cb=lambda user, tokens=tokens: user is not tokens)
+
+    def dtypes(self) -> None:
+        """bfloat16 inside, also in front of layers that stay packed or float, and the caller's dtype outside."""
+        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            outside = self.graph.call_function(caller_dtype, (placeholders[0],))
+            for node in placeholders:
+                users = [user for user in node.users if user is not outside]
+                rest = [user for user in users if not isinstance(self.module(user), QuantizeCodes)]
+                if rest:
+                    inside = self.graph.call_function(to_bfloat16, (node,))
+                    for user in rest:
+                        user.replace_input_with(node, inside)
+        for node, encoding in self.nodes(PositionEmbeddingSine):
+            kept = self.call(node, "position", SinePosition(encoding), node.args[0], outside)
+            for user in [user for user in node.users if user.op == "call_method" and user.target == "to"]:
+                user.replace_all_uses_with(kept)
+                self.graph.erase_node(user)
+            node.replace_all_uses_with(kept)
+        for node in list(self.graph.nodes):
+            module: Any = self.module(node)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                self.part.set_submodule(str(node.target), _in_bfloat16(module))
+                with self.graph.inserting_before(node):
+                    node.update_arg(0, self.graph.call_function(to_bfloat16, (node.args[0],)))
+        output = next(n for n in self.graph.nodes if n.op == "output")
+        with self.graph.inserting_before(output):
+            output.update_arg(0, self.graph.call_function(to_dtype, (output.args[0], outside)))
+
+
+def _depends(node: fx.Node, on: fx.Node) -> bool:
+    return node is on or any(_depends(argument, on) for argument in node.all_input_nodes)
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
+
+
+def _in_bfloat16(module: Any) -> nn.Module:
+    """A layer that stays as it is, with a bias (and a float weight) of the inputs' dtype."""
+    other = copy.copy(module)
+    other._parameters = dict(module._parameters)
+    for name, value in other._parameters.items():
+        if value is not None and not isinstance(value, PackedIntxTensor):
+            other._parameters[name] = nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
+    return other

@@ -1,0 +1,54 @@
+"""Positional embeddings and encodings, kept for the last size instead of made for every image."""
+
+from __future__ import annotations
+
+import torch
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from torch import Tensor, nn
+
+from ...graph.leaves import hiera_pos_embed
+from .machine import OfThisMachine
+
+
+class PositionEmbedding(OfThisMachine):
+    """Hiera's positional embedding, kept for the last size of the grid: tokens ``[B, H, W, C]`` -> ``[1, H, W, C]``."""
+
+    pos_embed: Tensor
+    window_embed: Tensor
+
+    def __init__(self, pos_embed: Tensor, window_embed: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("pos_embed", pos_embed.detach())
+        self.register_buffer("window_embed", window_embed.detach())
+        self._kept: tuple[torch.Size, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The embedding for the grid of ``x``, in bfloat16."""
+        kept = self._kept
+        if kept is None or kept[0] != x.shape[1:3] or torch.compiler.is_compiling():
+            embedding = hiera_pos_embed(self.pos_embed, self.window_embed, x)
+            kept = x.shape[1:3], embedding.to(torch.bfloat16).contiguous()
+            if not torch.compiler.is_compiling():
+                self._kept = kept
+        return kept[1]
+
+
+class SinePosition(nn.Module):
+    """SAM2's sine position encoding, kept for the last size and dtype instead of made for every image.
+
+    Features ``[B, C, H, W]`` -> ``[B, C', H, W]`` in ``dtype``; all of a batch share one memory.
+    """
+
+    def __init__(self, encoding: PositionEmbeddingSine) -> None:
+        super().__init__()
+        self.encoding = encoding
+        self._kept: tuple[tuple[torch.Size, torch.dtype], Tensor] | None = None
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The encoding of the grid of ``x``."""
+        if torch.compiler.is_compiling():
+            return self.encoding(x).to(dtype)
+        key, kept = (x.shape[-2:], dtype), self._kept
+        if kept is None or kept[0] != key:
+            self._kept = kept = key, self.encoding(x[:1]).to(dtype)
+        return kept[1].expand(x.shape[0], -1, -1, -1)

@@ -1,0 +1,78 @@
+"""The portable target: the float layer with a packed weight, computing in float on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedLayerError
+from .packed import PackedIntxTensor
+
+
+def why_not_packed(module: nn.Module, packed: PackedIntxTensor) -> str | None:
+    """Why a layer cannot take a packed weight.
+
+    Args:
+        module: The float or fake-quantized layer.
+        packed: Its weight.
+
+    Returns:
+        None if :func:`lower_packed` supports it, else the reason as a sentence.
+    """
+    kind = type(module)
+    # Fake-quantized layers derive from the float ones and differ in how they come by their weight only; what
+    # another subclass computes is unknown.
+    if not isinstance(module, nn.Linear | nn.Conv2d) or (
+        kind not in (nn.Linear, nn.Conv2d) and not hasattr(module, "weight_fake_quant")
+    ):
+        return f"{kind.__module__}.{kind.__qualname__} is neither nn.Linear nor nn.Conv2d."
+    if module.weight.shape != packed.shape:
+        return f"The weight of {kind.__name__} is {list(module.weight.shape)}, the codes {list(packed.shape)}."
+    return None
+
+
+def lower_packed(
+    module: nn.Module, packed: PackedIntxTensor, device: torch.device | str | None = None
+) -> nn.Linear | nn.Conv2d:
+    """Build the deployed layer of a linear layer or convolution: the same but for its packed weight.
+
+    Args:
+        module: ``nn.Linear``, ``nn.Conv2d`` or the fake-quantized version of one, on any device, the meta
+            device included; not modified.
+        packed: The weight's codes, in the shape of ``module.weight``.
+        device: Where the layer will run; by default everything stays where it is.
+
+    Returns:
+        A plain ``nn.Linear`` or ``nn.Conv2d`` that shares ``module``'s bias, in ``module``'s train or eval
+        mode.
+
+    Raises:
+        UnsupportedLayerError: Another kind of module, or shapes that differ.
+
+    Example:
+        >>> deployed = lower_packed(torch.nn.Linear(2, 2), packed)
+    """
+    reason = why_not_packed(module, packed)
+    if reason is not None:
+        raise UnsupportedLayerError(f"cannot give this layer a packed weight: {reason}")
+    lowered: nn.Linear | nn.Conv2d
+    if isinstance(module, nn.Linear):
+        lowered = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+    else:
+        assert isinstance(module, nn.Conv2d)  # by why_not_packed
+        lowered = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            bias=False,
+            padding_mode=module.padding_mode,
+            device="meta",
+        )
+    lowered.weight = nn.Parameter(packed, requires_grad=False)
+    lowered.bias = module.bias
+    lowered.train(module.training)
+    return lowered if device is None else lowered.to(device)

@@ -1,0 +1,248 @@
+"""The registry of targets: what can become of a packed model when it is loaded, and whether that can run here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+
+from ..errors import QConfigError, UnsupportedLayerError
+from ..graph import graph_of, trace_regions
+from ..native import load_kernels, unavailable_reason
+from ..stage import LayerTarget, set_stage, stage_of
+from .inputs import ActivationQuantizer
+from .int4 import lower_int4, why_no_int4_on, why_not_int4
+from .kernels.linear import why_not_int8
+from .kernels.passes import lower_part
+from .kernels.upscaling import lower_upscaling
+from .packed import PackedIntxTensor
+from .portable import why_not_packed
+from .record import LayerRecord
+
+Device = torch.device | str
+Taken = dict[str, LayerTarget]
+"""What became of the layers, by name."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A way to run a packed model.
+
+    Attributes:
+        name: What users call it.
+        device_check: ``(device) -> None`` where some layer can run there, else the reason as a sentence.
+        layer_check: ``(module, packed, device, quantizer) -> None`` where that layer can run there, else the reason.
+        lower: Lowers a deployed model in place, and returns what each layer was lowered to.
+    """
+
+    name: str
+    device_check: Callable[[torch.device], str | None]
+    layer_check: Callable[[nn.Module, PackedIntxTensor, torch.device, ActivationQuantizer | None], str | None]
+    lower: Callable[[nn.Module], Taken]
+
+    def why_not(
+        self,
+        device: Device = "cpu",
+        module: nn.Module | None = None,
+        packed: PackedIntxTensor | None = None,
+        quantizer: ActivationQuantizer | None = None,
+    ) -> str | None:
+        """Why this target cannot run here: on a device of this machine, or one layer there.
+
+        Args:
+            device: Where the model will run.
+            module: A float, fake-quantized or packed layer to ask about; None asks about the device alone.
+            packed: Its weight; by default ``module.weight``.
+            quantizer: Of its input; None if that stays float.
+
+        Returns:
+            None if it can run, else the reason as a sentence. "auto" takes what there is and always can.
+
+        Example:
+            >>> get_target("int8").why_not("cpu") is None  # on x86-64 with AVX512-VNNI, and a compiler
+            True
+        """
+        device = torch.device(device)
+        if module is None:
+            return self.device_check(device)
+        weight = module.weight if packed is None else packed
+        if not isinstance(weight, PackedIntxTensor):
+            return f"The weight of {type(module).__name__} is a {type(weight).__name__}, not packed codes."
+        return self.layer_check(module, weight, device, quantizer)
+
+
+def get_target(name: str) -> Target:
+    """Look a target up.
+
+    Args:
+        name: A key of ``TARGETS``.
+
+    Returns:
+        The target.
+
+    Raises:
+        QConfigError: There is none of that name.
+
+    Example:
+        >>> get_target("packed").name
+        'packed'
+    """
+    if name not in TARGETS:
+        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def lower_to(model: nn.Module, target: str) -> nn.Module:
+    """Lower a deployed model to a target, in place.
+
+    Args:
+        model: A deployed model on the device it will run on.
+        target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
+            the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
+            (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
+            "auto" is "int8" where the kernels run, else "packed", with a warning that says why.
+
+    Returns:
+        The model, with a stage whose ``targets`` say of each layer what it runs on, and why where that is not the
+        target asked for.
+
+    Raises:
+        QConfigError: An unknown target.
+        UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
+            machine or the model's device has no kernels.
+    """
+    targets = get_target(target).lower(model)
+    set_stage(model, replace(stage_of(model), targets=targets))
+    return model
+
+
+def _lower_auto(model: nn.Module) -> Taken:
+    missing = get_target("int8").why_not(_device(model))
+    if missing is None:
+        return _lower_parts(model)
+    # Past lower_to, load_qsam2 and its decorator.
+    warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
+    return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
+
+
+def _lower_int8(model: nn.Module) -> Taken:
+    if (missing := get_target("int8").why_not(_device(model))) is not None:
+        raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
+    return _lower_parts(model)
+
+
+def _lower_packed(model: nn.Module) -> Taken:
+    """It is what it should be already."""
+    _check_packed(model, stage_of(model).layers)
+    return {record.name: LayerTarget("packed", None) for record in stage_of(model).layers}
+
+
+def _lower_int4(model: nn.Module) -> Taken:
+    taken: Taken = {}
+    _check_packed(model, stage_of(model).layers)
+    for record in stage_of(model).layers:
+        module: Any = model.get_submodule(record.name)
+        packed = module.weight
+        reason = _QUANTIZED_INPUT if record.activation is not None else why_not_int4(module, packed, packed.device)
+        if reason is None:
+            model.set_submodule(record.name, lower_int4(module, packed, packed.device))
+        taken[record.name] = LayerTarget("int4" if reason is None else "packed", reason)
+    return taken
+
+
+def _lower_parts(model: nn.Module) -> Taken:
+    """The int8 kernels fold layers into each other, so they are chosen part by part."""
+    taken: Taken = {}
+    for path in dict.fromkeys(record.part for record in stage_of(model).layers):
+        records = [record for record in stage_of(model).layers if record.part == path]
+        _check_packed(model, records)
+        lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(records[0].region))
+        model.set_submodule(path, lowered)
+        for record in records:
+            reason = reasons[record.layer]
+            taken[record.name] = LayerTarget("int8" if reason is None else "packed", reason)
+    if any(record.region == "mask_decoder" for record in stage_of(model).layers):
+        lower_upscaling(cast(SAM2Base, model))
+    return taken
+
+
+def _missing_kernels(device: torch.device) -> str | None:
+    """Load the int8 kernels; why that cannot be done, as a sentence."""
+    if (reason := unavailable_reason(device)) is None:
+        try:
+            load_kernels(device)
+        except UnsupportedLayerError as error:
+            return str(error)
+    return reason
+
+
+_QUANTIZED_INPUT = "Its input is quantized, and this target runs weight-only layers."
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("auto", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_auto),
+        Target("int8", _missing_kernels, why_not_int8, _lower_int8),
+        Target("packed", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_packed),
+        Target(
+            "int4",
+            why_no_int4_on,
+            lambda module, packed, device, quantizer: (
+                _QUANTIZED_INPUT if quantizer is not None else why_not_int4(module, packed, device)
+            ),
+            _lower_int4,
+        ),
+    )
+}
+"""What ``load_qsam2`` takes, by name."""
+
+
+def lower_float(model: SAM2Base) -> SAM2Base:
+    """Give a float model the attention, the layer norms and the layout that a quantized one is lowered to, in place.
+
+    Its weights become bfloat16, so that it computes what bfloat16 autocast computes. It cannot be saved any more.
+    On x86-64 CPUs without AVX512-BF16, where bfloat16 is emulated, a model in float32 is faster.
+
+    Args:
+        model: A float model in eval mode, on the device it will run on.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedLayerError: The model's device has no kernels.
+        GraphTraceError: A part is of a class that the sam2 package does not have.
+
+    Example:
+        >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
+    """
+    if (missing := get_target("int8").why_not(_device(model))) is not None:
+        raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
+    for part in trace_regions(model):
+        lowered, _ = lower_part(graph_of(model.get_submodule(part.path)), _batch_dim(part.region))
+        model.set_submodule(part.path, lowered)
+    lower_upscaling(model)
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _batch_dim(region: str) -> int:
+    """Memory attention takes and gives ``[tokens, samples, channels]``."""
+    return 1 if region == "memory_attention" else 0
+
+
+def _check_packed(model: nn.Module, records: Sequence[LayerRecord]) -> None:
+    for record in records:
+        weight = getattr(model.get_submodule(record.name), "weight", None)
+        if not isinstance(weight, PackedIntxTensor):
+            raise UnsupportedLayerError(
+                f"the weight of {record.name} is a {type(weight).__name__}, not packed codes: load the model "
+                "again to lower it to another target"
+            )
