@@ -10,8 +10,16 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
+from .calibration import CalibrationData
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
-from .fake_quant import (
+from .graph import Part, as_part, find_parts, graph_of
+from .lowering.activation import ActivationQuantizer
+from .lowering.deploy import deploy_part, mark_deployed
+from .lowering.plan import LayerPlan
+from .prepare import prepare_qsam2
+from .quantizers import LSCFakeQuantize, broadcast_qparam
+from .recipe import QConfigLike
+from .recipe.prepared import (
     code_range,
     fake_quantizers,
     input_quantizer,
@@ -20,19 +28,15 @@ from .fake_quant import (
     quantized_layers,
     without_input_quantizers,
 )
-from .graph import Part, as_part, find_parts, graph_of
-from .lowering.activation import ActivationQuantizer
-from .lowering.deploy import deploy_part, mark_deployed
-from .lowering.plan import LayerPlan
-from .prepare import prepare_qsam2
-from .qconfig import QConfigLike
-from .quantizers import LSCFakeQuantize, broadcast_qparam
 from .tensors.packed import PackedIntxTensor
 
 
 @torch.inference_mode(False)
 def convert_qsam2(
-    model: SAM2Base, qconfig: QConfigLike | None = None, calibration_data: Any = None, **prepare_options: Any
+    model: SAM2Base,
+    qconfig: QConfigLike | None = None,
+    calibration_data: CalibrationData | None = None,
+    **prepare_options: Any,
 ) -> SAM2Base:
     """Turn a prepared model into a deployed one: packed weights, and inputs quantized with the learned ranges.
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from ..convert import describe_layer
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
+from ..graph.paths import is_inside
 from ..lowering.plan import LayerPlan
 from .speed import LayerTime
 
@@ -144,7 +145,7 @@ def _path(model: SAM2Base, plan: LayerPlan) -> str:
 
 
 def _part_of(path: str, parts: list[Part]) -> Part | None:
-    return next((p for p in parts if path == p.path or path.startswith(p.path + ".")), None)
+    return next((part for part in parts if is_inside(path, part.path)), None)
 
 
 def _count(module: nn.Module) -> int:

@@ -9,8 +9,8 @@ from typing import Literal
 from torch.ao.quantization import QConfig
 
 from ...errors import QConfigError
-from ...qconfig import lsc_qconfig, with_first_and_last
 from ...quantizers.baselines import baseline_qconfig
+from ...recipe import lsc_qconfig, with_first_and_last
 from ...training.distillation import RECOMMENDED, DistillationWeights
 
 FLOAT = "float"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...calibration.scaling import rescale, scale_groups
+from ...calibration.scale_groups import rescale, scale_groups
 from ...errors import QConfigError
 from ...models.embedded import load_embedded
 

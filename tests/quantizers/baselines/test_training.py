@@ -7,11 +7,11 @@ import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao import convert_qsam2, prepare_qsam2
-from qsam2_ao.calibration import exercise
-from qsam2_ao.fake_quant import fake_quantizers
+from qsam2_ao.calibration import exercise, load_images
 from qsam2_ao.models.embedded import load_embedded
 from qsam2_ao.quantizers import range_parameters
 from qsam2_ao.quantizers.baselines import BASELINES, baseline_qconfig
+from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.qat import train_qat
 
@@ -38,7 +38,7 @@ def test_prepares_trains_and_converts(method, bits):
     for m in (prepared.eval(), converted):
         for path in ("image_encoder", "memory_encoder", "sam_mask_decoder"):
             m.get_submodule(path).register_forward_hook(lambda *call: seen.append(_tensors(call[-1])))
-        exercise(m, others)
+        exercise(m, load_images(others))
     for name, value in prepared.state_dict().items():
         assert torch.equal(value, state[name]), name
     half = len(seen) // 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from qsam2_ao.calibration import exercise
-from qsam2_ao.calibration.scaling import rescale, scale_groups
+from qsam2_ao.calibration import exercise, load_images
+from qsam2_ao.calibration.scale_groups import rescale, scale_groups
 from qsam2_ao.errors import CalibrationError
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.models.official import build_official
@@ -28,7 +28,7 @@ def outputs_of(model):
             [flatten(item) for item in value]
 
     hooks = [model.get_submodule(n).register_forward_hook(lambda m, i, o: flatten(o)) for n in SEEN]
-    exercise(model, torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    exercise(model, load_images(torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))))
     for hook in hooks:
         hook.remove()
     return seen

@@ -9,51 +9,38 @@ from torch import nn
 from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.fx.qconfig_mapping_utils import _maybe_adjust_qconfig_for_module_type_or_name
 
-from qsam2_ao.errors import QConfigError
+from qsam2_ao.errors import GraphTraceError, QConfigError
 from qsam2_ao.graph import REGIONS
-from qsam2_ao.qconfig import PRESETS, layer_qconfig, lsc_qconfig, preset_qconfig, resolve_qconfig
+from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.recipe import layer_qconfig, lsc_qconfig, resolve_qconfig, resolve_recipe
 
 QCONFIGS = (None, *(lsc_qconfig(bits, None) for bits in (2, 3, 4)))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_cover_every_region_with_their_bits(name: str) -> None:
-    recipe = preset_qconfig(name)
-    assert tuple(recipe) == REGIONS
-    qconfig = layer_qconfig(recipe["image_encoder"], "image_encoder.trunk.blocks.0.attn.qkv", nn.Linear(1, 1))
-    assert qconfig is not None
-    assert qconfig.weight().bits == PRESETS[name].weight_bits
-    assert getattr(qconfig.activation(), "bits", None) == PRESETS[name].activation_bits
+def test_every_layer_of_a_model_gets_what_its_regions_mapping_says() -> None:
+    model, head = build_embedded(), lsc_qconfig(3, 8)
+    mapping = QConfigMapping().set_global(lsc_qconfig(2, 8)).set_object_type(nn.Conv2d, None)
+    recipe = resolve_recipe({"image_encoder": mapping, "obj_ptr_proj": head}, model)
+    layers = dict(model.named_modules())
+    regions = {"image_encoder": nn.Linear, "obj_ptr_proj": (nn.Linear, nn.Conv2d), "obj_ptr_tpos_proj": nn.Linear}
+    expected = [
+        name
+        for name, layer in layers.items()
+        for path, kind in regions.items()
+        if f"{name}.".startswith(f"{path}.") and isinstance(layer, kind)
+    ]
+    assert sorted(recipe) == sorted(expected)
+    for name, layer in recipe.items():
+        assert layer.name == name
+        assert name.startswith(layer.part.path)
+        assert layer.qconfig is (head if layer.part.region == "obj_ptr_proj" else mapping.global_qconfig)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        "image_encoder.trunk.patch_embed.proj",
-        "sam_mask_decoder.output_hypernetworks_mlps.2.layers.2",
-        "sam_mask_decoder.pred_obj_score_head",
-        "sam_mask_decoder.iou_prediction_head.layers.2",
-        "memory_encoder.mask_downsampler.encoder.0",
-    ],
-)
-def test_first_and_last_layers_have_8_bits_unless_asked_otherwise(layer: str) -> None:
-    def bits(first_last_bits: int | None) -> tuple[int, int]:
-        recipe = preset_qconfig("w2a4", first_last_bits=first_last_bits)
-        qconfig = layer_qconfig(recipe["image_encoder"], layer, nn.Linear(1, 1))
-        assert qconfig is not None
-        return qconfig.weight().bits, qconfig.activation().bits
-
-    assert bits(None) == (8, 8)
-    assert bits(4) == (4, 4)
-    assert bits(2) == (2, 4)
-
-
-def test_a_regions_inner_layers_are_no_exception() -> None:
-    mapping = preset_qconfig("w2a8")["image_encoder"]
-    for layer in ("image_encoder.trunk.patch_embed.projection", "image_encoder.trunk.blocks.0.mlp.layers.0"):
-        qconfig = layer_qconfig(mapping, layer, nn.Linear(1, 1))
-        assert qconfig is not None
-        assert qconfig.weight().bits == 2
+def test_a_recipe_for_no_layer_or_no_sam2_is_refused() -> None:
+    with pytest.raises(QConfigError, match="names no layer"):
+        resolve_recipe(QConfigMapping(), build_embedded())
+    with pytest.raises(GraphTraceError, match="expected a SAM2 model"):
+        resolve_recipe("w4a8", nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 def test_precedence_is_torch_aos() -> None:
@@ -66,7 +53,7 @@ def test_precedence_is_torch_aos() -> None:
         .set_module_name("a.b", by_parent)
         .set_module_name("a.b.c.qkv", by_name)
     )
-    linear, conv = nn.Linear(1, 1), nn.Conv2d(1, 1, 1)
+    linear, conv = nn.Linear, nn.Conv2d
     assert layer_qconfig(mapping, "a.b.c.qkv", linear) is by_name
     assert layer_qconfig(mapping, "a.b.d.qkv", linear) is by_parent
     assert layer_qconfig(mapping, "z.qkv", linear) is by_regex
@@ -93,9 +80,9 @@ def test_precedence_is_that_of_torch_aos_own_code(data: st.DataObject) -> None:
         for key, qconfig in rules(keys).items():
             set_rule(key, qconfig)
     for name in NAMES[1:]:
-        for layer in (nn.Linear(1, 1), nn.Conv2d(1, 1, 1)):
-            wanted = _maybe_adjust_qconfig_for_module_type_or_name(mapping, type(layer), name, mapping.global_qconfig)
-            assert layer_qconfig(mapping, name, layer) is wanted
+        for kind in (nn.Linear, nn.Conv2d):
+            wanted = _maybe_adjust_qconfig_for_module_type_or_name(mapping, kind, name, mapping.global_qconfig)
+            assert layer_qconfig(mapping, name, kind) is wanted
 
 
 def test_every_form_is_accepted() -> None:
@@ -121,9 +108,3 @@ def test_every_form_is_accepted() -> None:
 def test_bad_qconfigs_are_refused(qconfig: object, message: str) -> None:
     with pytest.raises(QConfigError, match=message):
         resolve_qconfig(qconfig)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("settings", [(1, 8), (9, 8), (4, 3), (4, 16)])
-def test_bits_out_of_range_are_refused(settings: tuple[int, int]) -> None:
-    with pytest.raises(QConfigError, match="bits"):
-        lsc_qconfig(*settings)

@@ -1,4 +1,4 @@
-"""How a weight's fake-quantizer starts: its range, from the weight and the layer's inputs, its rounding, its bias."""
+"""How a weight is rounded at the start: its quantizer's range, nearest or GPTQ, and the bias that makes up for it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def start_quantizer(
     """Start the range of a weight's quantizer, and round the weight.
 
     Args:
-        quantizer: The weight's fake-quantizer; ranges of other than learnable ones start by themselves.
+        quantizer: The weight's fake-quantizer. torch.ao's own observe the weight by themselves and are not started.
         weight: [out, ...].
         gram: X^T X of the layer's inputs, centred where a bias makes up for the mean; None where it is not known: the
             range then has the least error of the weight instead of the output's.

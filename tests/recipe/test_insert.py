@@ -25,19 +25,20 @@ from torch.ao.quantization import qconfig_mapping as torch_ao_mapping
 
 from qsam2_ao import convert_qsam2, prepare_qsam2
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
-from qsam2_ao.fake_quant import (
+from qsam2_ao.graph import Part, trace_part
+from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.quantizers import LSCFakeQuantize
+from qsam2_ao.recipe import QConfigLike, lsc_qconfig
+from qsam2_ao.recipe.insert import fake_quantize_part
+from qsam2_ao.recipe.prepared import (
     code_range,
-    fake_quantize_part,
     fake_quantizers,
     input_quantizer,
     layer_nodes,
     quantized_layers,
     without_input_quantizers,
 )
-from qsam2_ao.graph import Part, trace_part
-from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.qconfig import QConfigLike, lsc_qconfig
-from qsam2_ao.quantizers import LSCFakeQuantize
+from qsam2_ao.recipe.resolve import part_recipe
 
 WIDE = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=65535, dtype=torch.qint32)
 HALF = PlaceholderObserver.with_args(dtype=torch.float16)
@@ -46,10 +47,14 @@ LSC, LSC_WEIGHT = LSCFakeQuantize.with_args(bits=8), LSCFakeQuantize.with_args(b
 ENCODER = Part("image_encoder", "image_encoder")
 
 
+def quantize(graph: fx.GraphModule, part: Part, mapping: QConfigMapping) -> fx.GraphModule:
+    return fake_quantize_part(graph, part, part_recipe(mapping, part, graph))
+
+
 @pytest.fixture(scope="module")
 def prepared() -> fx.GraphModule:
     graph = trace_part(build_embedded().image_encoder, ENCODER.path)
-    return fake_quantize_part(graph, ENCODER, QConfigMapping().set_global(lsc_qconfig(4, 8)))
+    return quantize(graph, ENCODER, QConfigMapping().set_global(lsc_qconfig(4, 8)))
 
 
 def test_every_layer_is_swapped_and_reads_a_quantizer(prepared: fx.GraphModule) -> None:
@@ -88,7 +93,7 @@ def test_layers_that_ask_for_different_bits_do_not_share() -> None:
 
     graph = fx.symbolic_trace(_Fork())
     mapping = QConfigMapping().set_module_name("part.a", lsc_qconfig(4, 8)).set_module_name("part.b", lsc_qconfig(4, 4))
-    prepared = fake_quantize_part(graph, part, mapping)
+    prepared = quantize(graph, part, mapping)
     a, b = input_quantizer(prepared, "a"), input_quantizer(prepared, "b")
     assert a is not None
     assert b is not None
@@ -106,7 +111,7 @@ class _Fork(nn.Module):
 
 def test_layers_without_a_qconfig_stay_float() -> None:
     mapping = QConfigMapping().set_global(lsc_qconfig(4, None)).set_module_name("part.c", None)
-    prepared = fake_quantize_part(fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), mapping)
+    prepared = quantize(fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), mapping)
     assert [name for name, _ in quantized_layers(prepared)] == ["a", "b"]
     assert type(prepared.c) is nn.Linear
     assert input_quantizer(prepared, "a") is None  # weight-only
@@ -119,12 +124,12 @@ def test_a_layer_with_several_inputs_is_refused() -> None:
 
     mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
     with pytest.raises(UnsupportedLayerError, match=r"part\.a is called 2 times"):
-        fake_quantize_part(fx.symbolic_trace(Twice()), Part("obj_ptr_proj", "part"), mapping)
+        quantize(fx.symbolic_trace(Twice()), Part("obj_ptr_proj", "part"), mapping)
 
 
 def test_nothing_to_quantize_returns_the_graph() -> None:
     graph = fx.symbolic_trace(_Fork())
-    assert fake_quantize_part(graph, Part("obj_ptr_proj", "part"), QConfigMapping()) is graph
+    assert quantize(graph, Part("obj_ptr_proj", "part"), QConfigMapping()) is graph
 
 
 @pytest.mark.parametrize(
@@ -153,9 +158,7 @@ def test_nothing_to_quantize_returns_the_graph() -> None:
 )
 def test_a_qconfig_that_torch_ao_would_ignore_is_an_error(qconfig: QConfig, message: str) -> None:
     with pytest.raises(QConfigError, match=rf"part\.a: .*{message}"):
-        fake_quantize_part(
-            fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), QConfigMapping().set_global(qconfig)
-        )
+        quantize(fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), QConfigMapping().set_global(qconfig))
 
 
 BACKENDS = ("x86", "fbgemm", "qnnpack", "onednn")
@@ -242,7 +245,7 @@ def test_torch_aos_qconfigs_train_and_convert_or_are_refused_by_name(name: str) 
 def test_switched_off_it_computes_what_the_float_graph_does(prepared: fx.GraphModule) -> None:
     model = build_embedded()
     graph = trace_part(model.image_encoder, ENCODER.path)
-    ours = fake_quantize_part(graph, ENCODER, QConfigMapping().set_global(lsc_qconfig(4, 8)))
+    ours = quantize(graph, ENCODER, QConfigMapping().set_global(lsc_qconfig(4, 8)))
     for _, quantizer in fake_quantizers(ours):
         quantizer.disable_fake_quant()
         quantizer.disable_observer()

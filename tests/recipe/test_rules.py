@@ -12,11 +12,17 @@ from torch.ao.quantization.qconfig import default_qat_qconfig
 
 from qsam2_ao import prepare_qsam2
 from qsam2_ao.errors import QConfigError
-from qsam2_ao.fake_quant import quantized_layers
 from qsam2_ao.graph import REGIONS
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.qconfig import FIRST_AND_LAST_LAYERS, PRESETS, lsc_qconfig, preset_qconfig, resolve_qconfig
-from qsam2_ao.qconfig_rules import check_rules
+from qsam2_ao.recipe import (
+    FIRST_AND_LAST_LAYERS,
+    PRESETS,
+    lsc_qconfig,
+    preset_qconfig,
+    quantized_layers,
+    resolve_qconfig,
+)
+from qsam2_ao.recipe.rules import check_rules
 
 FOUR, EIGHT = lsc_qconfig(4, None), lsc_qconfig(8, None)
 QKV = "image_encoder.trunk.blocks.0.attn.qkv"

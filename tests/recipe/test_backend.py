@@ -5,7 +5,7 @@ import torch.ao.nn.quantized.reference as nnqr
 from torch import nn
 
 from qsam2_ao import lsc_qconfig
-from qsam2_ao.backend_config import QATConv2d, QATLinear, qsam2_backend_config
+from qsam2_ao.recipe.backend import QATConv2d, QATLinear, qsam2_backend_config
 
 
 def test_float_and_qat_layers_each_have_a_pattern() -> None:
