@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.ao.quantization import default_weight_fake_quant
 
+from qsam2_ao.benchmark.accuracy.rivals import LSQFakeQuantize
 from qsam2_ao.calibration import start
 from qsam2_ao.calibration.gram import VRCObserver
 from qsam2_ao.calibration.rounding import ROUNDINGS, start_layer, start_quantizer
 from qsam2_ao.calibration.vrc import output_energy
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.quantizers import LSCFakeQuantize
-from qsam2_ao.quantizers.baselines import LSQFakeQuantize
 from qsam2_ao.quantizers.grids import WEIGHT_GRIDS
 
 

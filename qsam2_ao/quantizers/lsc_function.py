@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .affine import broadcast_qparam, fake_quantize_affine
 from .grids import ClipRange
-from .host import NumberRange, as_vector
+from .scalar_ranges import ScalarRange, as_vector
 from .statistics import sum_rows
 
 _EPS = torch.finfo(torch.float32).eps
@@ -19,7 +19,7 @@ _EPS = torch.finfo(torch.float32).eps
 _pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward.default
 
 
-class Settings(NamedTuple):
+class LSCSettings(NamedTuple):
     """What does not change while training.
 
     Attributes:
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     one_sided: bool = True
 
 
-class SharedInput(NamedTuple):
+class CachedWeight(NamedTuple):
     """What a weight's fake quantization keeps by itself when several calls share its output.
 
     Attributes:
@@ -68,10 +68,10 @@ class LSCFunction(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         alpha: Tensor,
-        clip: ClipRange | NumberRange,
+        clip: ClipRange | ScalarRange,
         alpha_factor: Tensor | float,
-        settings: Settings,
-        shared: SharedInput | None = None,
+        settings: LSCSettings,
+        shared: CachedWeight | None = None,
     ) -> Tensor:
         """Fake-quantize ``x``; ``alpha`` only takes part in the gradient.
 
@@ -94,7 +94,7 @@ class LSCFunction(torch.autograd.Function):
         ctx.settings, ctx.shared = settings, shared
         if shared is not None:  # autograd would free what is saved with the first backward pass
             ctx.leaf, ctx.numbers = (shared.copy, *parameters), None
-        elif isinstance(clip, NumberRange):
+        elif isinstance(clip, ScalarRange):
             ctx.numbers = parameters
             ctx.save_for_backward(x, out if x.dtype == torch.float32 else None)
         else:
@@ -136,7 +136,7 @@ def _from_input(
     x: Tensor,
     scale: Any,
     zero_point: Any,
-    settings: Settings,
+    settings: LSCSettings,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradient to ``x``, and sum(g * d) per scale, computed once more from ``x``."""
@@ -159,7 +159,7 @@ def _from_input_and_output(
     out: Tensor,
     scale: float,
     zero_point: float,
-    settings: Settings,
+    settings: LSCSettings,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same for a range of Python numbers: s * d is output - x inside the range and the output outside."""
@@ -181,7 +181,7 @@ def _just_outside(low: float, high: float) -> tuple[float, float]:
     return low - _EPS * abs(low) - 1e-30, high + _EPS * abs(high) + 1e-30
 
 
-def _broadcast(x: Tensor, scale: Any, zero_point: Any, settings: Settings) -> tuple[Any, Any]:
+def _broadcast(x: Tensor, scale: Any, zero_point: Any, settings: LSCSettings) -> tuple[Any, Any]:
     """Scale and zero point in a shape that broadcasts against ``x``; numbers as they are."""
     if not isinstance(scale, Tensor):
         return scale, zero_point

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qsam2_ao.quantizers.baselines import PACTFakeQuantize, SAWBFakeQuantize
+from qsam2_ao.benchmark.accuracy.rivals import PACTFakeQuantize, SAWBFakeQuantize
 
 
 def random(*shape, seed=0):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..grids import RangeStats, activation_grid
-from ..mse import search_alpha
+from ....quantizers.alpha_search import search_alpha
+from ....quantizers.grids import RangeStats, activation_grid
 from .base import SMALLEST_SCALE, RivalFakeQuantize, affine_from_range, straight_through
 
 # clip = c1 * sqrt(E[w^2]) + c2 * E|w|, fitted by the paper to six distributions; none are given for 6 and 7 bits.

@@ -8,7 +8,7 @@ from data_parallel import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qsam2_ao.quantizers.baselines import baseline_qconfig
+from qsam2_ao.benchmark.accuracy.rivals import rival_qconfig
 
 LEARNED = ("lsq", "lsq+", "pact-sawb", "torchao")
 
@@ -17,7 +17,7 @@ class Layer(nn.Module):
     def __init__(self, method):
         super().__init__()
         self.linear = nn.Linear(8, 8)
-        qconfig = baseline_qconfig(method, 4, 4)
+        qconfig = rival_qconfig(method, 4, 4)
         self.weight_fake_quant, self.input_fake_quant = qconfig.weight(), qconfig.activation()
         self.weight_fake_quant.initialize(self.linear.weight)
 
@@ -42,7 +42,7 @@ def train(rank):
             optimizer.zero_grad()
             model(batch(rank, step)).square().mean().backward()
             optimizer.step()
-        calibrated = baseline_qconfig(method, 4, 4).activation()
+        calibrated = rival_qconfig(method, 4, 4).activation()
         with calibrated.calibrating():
             calibrated(batch(rank, 0))
         states[method] = {"trained": layer.state_dict(), "calibrated": calibrated.state_dict()}

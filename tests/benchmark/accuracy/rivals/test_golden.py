@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsam2_ao.quantizers.baselines import PACTFakeQuantize, SAWBFakeQuantize
+from qsam2_ao.benchmark.accuracy.rivals import PACTFakeQuantize, SAWBFakeQuantize
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 

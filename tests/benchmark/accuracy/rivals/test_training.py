@@ -7,10 +7,10 @@ import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao import convert_qsam2, prepare_qsam2
+from qsam2_ao.benchmark.accuracy.rivals import RIVALS, rival_qconfig
 from qsam2_ao.calibration import exercise, load_images
 from qsam2_ao.models.embedded import load_embedded
 from qsam2_ao.quantizers import range_parameters
-from qsam2_ao.quantizers.baselines import BASELINES, baseline_qconfig
 from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.qat import train_qat
@@ -20,11 +20,11 @@ SMALL = ProceduralBatches((Stage(0, ((BatchKind(1, 2, 1), 0.5), (BatchKind(1, 2,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [(2, 4), (3, 8), (4, None), (8, 8)])
-@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("method", RIVALS)
 def test_prepares_trains_and_converts(method, bits):
     model = load_embedded(SAM2VideoPredictor)
     images, others = (torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    qconfig = baseline_qconfig(method, *bits)
+    qconfig = rival_qconfig(method, *bits)
     prepared = prepare_qsam2(model, qconfig, calibration_data=images, vrc=None, progress=False)
     assert all(quantizer.name == name and quantizer.is_initialized for name, quantizer in fake_quantizers(prepared))
     learned = range_parameters(prepared)

@@ -11,7 +11,7 @@ from torchao.quantization.qat import (
     initialize_fake_quantizers,
 )
 
-from qsam2_ao.quantizers.baselines import TorchAOFakeQuantize
+from qsam2_ao.benchmark.accuracy.rivals import TorchAOFakeQuantize
 
 
 def random(*shape, seed=0):

@@ -10,12 +10,12 @@ from torch import nn
 from torch.ao.quantization import PlaceholderObserver, disable_fake_quant, disable_observer
 
 from qsam2_ao import QSAM2Error
+from qsam2_ao.benchmark.accuracy.rivals import RIVALS, MinMaxFakeQuantize, rival_qconfig
 from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError
 from qsam2_ao.lowering.activation import ActivationQuantizer
 from qsam2_ao.quantizers import LSCFakeQuantize, RangedFakeQuantize, range_parameters
-from qsam2_ao.quantizers.baselines import BASELINES, MinMaxFakeQuantize, baseline_qconfig
 
-METHODS = pytest.mark.parametrize("method", BASELINES)
+METHODS = pytest.mark.parametrize("method", RIVALS)
 
 
 def random(*shape, seed=0):
@@ -23,14 +23,14 @@ def random(*shape, seed=0):
 
 
 def weight_quantizer(method, bits, weight=None):
-    quantizer = baseline_qconfig(method, bits, None).weight()
+    quantizer = rival_qconfig(method, bits, None).weight()
     if weight is not None:
         quantizer.initialize(weight)
     return quantizer
 
 
 def activation_quantizer(method, bits, x=None):
-    quantizer = baseline_qconfig(method, 4, bits).activation()
+    quantizer = rival_qconfig(method, 4, bits).activation()
     if x is not None:
         with quantizer.calibrating():
             assert quantizer(x) is x
@@ -129,7 +129,7 @@ def test_an_activation_starts_from_the_first_training_batch(method):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("method", [name for name in BASELINES if name != "minmax"])
+@pytest.mark.parametrize("method", [name for name in RIVALS if name != "minmax"])
 def test_training_refuses_what_is_not_finite(method):
     quantizer = activation_quantizer(method, 8, random(50))
     with pytest.raises(NonFiniteError):
@@ -151,7 +151,7 @@ def test_state_travels(method, is_weight):
     assert torch.equal(fresh(x), quantizer(x))
 
 
-@pytest.mark.parametrize("method", [name for name in BASELINES if name != "minmax"])
+@pytest.mark.parametrize("method", [name for name in RIVALS if name != "minmax"])
 def test_ranges_stay_float32_in_a_model_of_a_shorter_type(method):
     x = random(6, 40)
     quantizer = weight_quantizer(method, 4, x)
@@ -190,9 +190,9 @@ def test_learned_ranges_are_found(method):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(QConfigError, match="unknown baseline 'lsc'"):
-        baseline_qconfig("lsc", 4, 8)
+    with pytest.raises(QConfigError, match="unknown rival 'lsc'"):
+        rival_qconfig("lsc", 4, 8)
     for bits in ((1, 8), (9, 8), (4, 3), (4, 16)):
         with pytest.raises(QSAM2Error):
-            baseline_qconfig("lsq", *bits)
-    assert baseline_qconfig("lsq", 4, None).activation is PlaceholderObserver
+            rival_qconfig("lsq", *bits)
+    assert rival_qconfig("lsq", 4, None).activation is PlaceholderObserver

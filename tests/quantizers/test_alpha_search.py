@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qsam2_ao.quantizers import mse
+from qsam2_ao.quantizers.alpha_search import quantize_with_alpha, search_alpha
 from qsam2_ao.quantizers.grids import weight_grid
-from qsam2_ao.quantizers.mse import quantize_with_alpha, search_alpha
 from qsam2_ao.quantizers.statistics import sum_rows, weight_statistics
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class SharedOutput:
+class WeightCache:
     """The quantized weight that the calls of one training step share.
 
     SAM2 runs its mask decoder, memory attention and memory encoder once per frame and click, each time with the

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..grids import RangeStats, activation_grid
-from ..mse import search_alpha
+from ....quantizers.alpha_search import search_alpha
+from ....quantizers.grids import RangeStats, activation_grid
 from .base import SMALLEST_SCALE, RivalFakeQuantize, affine_from_range, straight_through
 
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase
 
-from ...errors import CalibrationError, NonFiniteError, QConfigError
-from ..affine import broadcast_qparam, fake_quantize_affine
-from ..flags import CachedFlags, FiniteCheck
-from ..grids import RangeStats
-from ..sampling import CalibrationSample, even_sample
-from ..statistics import merge_across_ranks, row_views, tensor_statistics, world_size
+from ....quantizers.affine import broadcast_qparam, fake_quantize_affine
+from ....quantizers.base import QuantizerBase
+from ....quantizers.flags import CachedFlags
+from ....quantizers.grids import RangeStats, check_bit_width
+from ....quantizers.statistics import row_views, world_size
 
 SMALLEST_SCALE = 1e-8
 
 
-class RivalFakeQuantize(FakeQuantizeBase):
+class RivalFakeQuantize(QuantizerBase):
     """Base of the rivals: weights per output channel, signed; activations per tensor, unsigned.
 
     As with LSC, a weight's state is sized by :meth:`initialize` (or a state dict), and an activation's is started by
@@ -42,7 +39,7 @@ class RivalFakeQuantize(FakeQuantizeBase):
         QConfigError: Bits out of range.
     """
 
-    initialized: Tensor
+    _TRANSIENT: ClassVar[tuple[str, ...]] = (*QuantizerBase._TRANSIENT, "_flags")
 
     def __init__(
         self,
@@ -53,7 +50,7 @@ class RivalFakeQuantize(FakeQuantizeBase):
         factory_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_bits(bits, is_weight)
+        check_bit_width(bits, is_weight)
         self.bits, self.is_weight, self.name = bits, is_weight, name
         self.quant_min: int = -(2 ** (bits - 1)) if is_weight else 0
         self.quant_max: int = self.quant_min + 2**bits - 1
@@ -70,94 +67,29 @@ class RivalFakeQuantize(FakeQuantizeBase):
     # --- state -------------------------------------------------------------------------------------------
 
     def _reset_transients(self) -> None:
+        super()._reset_transients()
         self._flags = CachedFlags()
-        self._check_finite = FiniteCheck()
-        self._calibration: CalibrationSample | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        transient = ("_flags", "_check_finite", "_calibration")
-        return {key: value for key, value in self.__dict__.items() if key not in transient}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._reset_transients()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for key, current in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
-            incoming = state_dict.get(prefix + key)
-            if incoming is not None and incoming.dim() == 1 and current.numel() == 0:
-                current.data = torch.empty(incoming.shape, dtype=current.dtype, device=current.device)
+        state = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        self._take_sizes(state_dict, prefix, [key for key, _ in state])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RivalFakeQuantize:
-        # Ranges stay float32 when the model is cast to a shorter type.
-        def keep_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved.float() if tensor.is_floating_point() else moved
-
-        return super()._apply(keep_float32, recurse)
-
-    def _flag(self, key: str) -> bool:
-        return self._flags.read(key, getattr(self, key))
-
     @property
-    def is_initialized(self) -> bool:
-        """Whether the range has been started, by data, by :meth:`initialize` or by a state dict."""
-        return self._flag("initialized")
-
-    @property
-    def activation_post_process(self) -> RivalFakeQuantize:
-        """The observer that torch.ao's FX mode looks for inside a fake-quantizer."""
-        return self
-
-    @property
-    def who(self) -> str:
-        """What error messages call this quantizer."""
-        return describe(self, self.is_weight, self.name)
+    def kind(self) -> str:
+        """What error messages call quantizers like this one."""
+        return describe(self, self.is_weight)
 
     # --- starting ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Size and start the range from a weight or a batch of an activation.
+    def _start_from_weight(self, weight: Tensor, gram: Tensor | None) -> None:
+        (rows,) = row_views(weight.detach().float(), "channel", None)
+        self._refuse_non_finite(rows)
+        self._set(self.start_weight(rows))
 
-        Raises:
-            NonFiniteError: ``x`` holds NaN or infinity.
-            CalibrationError: ``x`` is empty.
-        """
-        if x.numel() == 0:
-            raise CalibrationError(f"{self.who}: cannot start from an empty tensor of shape {list(x.shape)}")
-        if self.is_weight:
-            (rows,) = row_views(x.detach().float(), "channel", None)
-            self._refuse_non_finite(rows)
-            self._set(self.start_weight(rows))
-        else:
-            stats = tensor_statistics(x)
-            self._start_activation(merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats, even_sample(x))
-
-    @contextmanager
-    def calibrating(self) -> Iterator[None]:
-        """Collect an activation's statistics, passing it through; start the range at the end.
-
-        A quantizer that saw no data in the block is left as it was.
-
-        Raises:
-            CalibrationError: It is a weight's.
-            NonFiniteError: The data held NaN or infinity.
-        """
-        if self.is_weight:
-            raise CalibrationError(f"{self.who}: a weight quantizer starts from its weight; call initialize")
-        collected = self._calibration = CalibrationSample()
-        try:
-            yield
-        finally:
-            self._calibration = None
-        stats = collected.statistics(self.initialized.device)
-        if stats is not None and collected.counts:
-            self._start_activation(stats, collected.sample())
-
-    @torch.no_grad()
-    def _start_activation(self, stats: RangeStats, sample: Tensor) -> None:
+    def _start_from_sample(self, stats: RangeStats, sample: Tensor) -> None:
+        if sample.numel() == 0:
+            return
         self._refuse_non_finite(torch.cat(stats))
         values = self.start_activation(stats, sample)
         if world_size() > 1:  # each rank has a sample of its own: agree on the mean
@@ -165,10 +97,6 @@ class RivalFakeQuantize(FakeQuantizeBase):
                 dist.all_reduce(value)
                 value /= world_size()
         self._set(values)
-
-    def _refuse_non_finite(self, values: Tensor) -> None:
-        if not bool(torch.isfinite(values).all()):
-            raise NonFiniteError(f"{self.who}: cannot start from a tensor with NaN or infinite values")
 
     @torch.no_grad()
     def _set(self, values: dict[str, Tensor]) -> None:
@@ -213,15 +141,12 @@ class RivalFakeQuantize(FakeQuantizeBase):
             self._calibration.add(x.detach())
             return x
         quantizing = self._flag("fake_quant_enabled")
-        learning = self.training and self._flag("observer_enabled")
+        learning = self.follows
         if x.numel() == 0 or not (quantizing or learning):
             return x
         if not self.is_initialized:
-            if not self.is_weight and not learning:
-                raise CalibrationError(
-                    f"{self.who}: no range yet; run calibration data through the prepared model "
-                    "(calibrate_activations) or a training step before evaluating it"
-                )
+            if not learning:
+                self._refuse_unstarted_activation()
             self.initialize(x)
         if not quantizing:
             return x
@@ -251,20 +176,9 @@ class RivalFakeQuantize(FakeQuantizeBase):
         return f"bits={self.bits}, is_weight={self.is_weight}"
 
 
-def check_bits(bits: int, is_weight: bool) -> None:
-    """Refuse bit widths that a rival's quantizer does not have.
-
-    Raises:
-        QConfigError: Naming the bits and what is allowed.
-    """
-    if bits not in (range(2, 9) if is_weight else range(4, 9)):
-        raise QConfigError(f"{'weights have 2' if is_weight else 'activations have 4'} to 8 bits, not {bits!r}")
-
-
-def describe(quantizer: nn.Module, is_weight: bool, name: str) -> str:
-    """What error messages call a rival's quantizer."""
-    kind = f"{'weight' if is_weight else 'activation'} quantizer ({type(quantizer).__name__})"
-    return f"{kind} of {name!r}" if name else kind
+def describe(quantizer: nn.Module, is_weight: bool) -> str:
+    """What error messages call a rival's quantizers."""
+    return f"{'weight' if is_weight else 'activation'} quantizer ({type(quantizer).__name__})"
 
 
 @torch.no_grad()

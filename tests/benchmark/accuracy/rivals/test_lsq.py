@@ -7,7 +7,7 @@ import torch
 from torch.ao.quantization import MovingAverageMinMaxObserver
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
-from qsam2_ao.quantizers.baselines import LSQFakeQuantize
+from qsam2_ao.benchmark.accuracy.rivals import LSQFakeQuantize
 
 
 def random(*shape, seed=0):

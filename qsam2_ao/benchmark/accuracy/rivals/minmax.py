@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
-from ...errors import CalibrationError, NonFiniteError
-from .base import check_bits, deployed_values, describe, straight_through
+from ....quantizers.base import from_weight_alone, named, no_range, non_finite_start
+from ....quantizers.grids import check_bit_width
+from .base import deployed_values, describe, straight_through
 
 
 class MinMaxFakeQuantize(FakeQuantize):
@@ -35,7 +36,7 @@ class MinMaxFakeQuantize(FakeQuantize):
     def __init__(
         self, bits: int, *, is_weight: bool = False, name: str = "", factory_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        check_bits(bits, is_weight)
+        check_bit_width(bits, is_weight)
         quant_min = -(2 ** (bits - 1)) if is_weight else 0
         settings: dict[str, Any] = {"quant_min": quant_min, "quant_max": quant_min + 2**bits - 1}
         if factory_kwargs:
@@ -52,7 +53,7 @@ class MinMaxFakeQuantize(FakeQuantize):
     @property
     def who(self) -> str:
         """What error messages call this quantizer."""
-        return describe(self, self.is_weight, self.name)
+        return named(describe(self, self.is_weight), self.name)
 
     @property
     def is_initialized(self) -> bool:
@@ -82,7 +83,7 @@ class MinMaxFakeQuantize(FakeQuantize):
             NonFiniteError: The data held NaN or infinity.
         """
         if self.is_weight:
-            raise CalibrationError(f"{self.who}: a weight quantizer starts from its weight; call initialize")
+            raise from_weight_alone(self.who)
         collecting = self._collecting = copy.deepcopy(self.activation_post_process)
         collecting.reset_min_max_vals()
         try:
@@ -98,7 +99,7 @@ class MinMaxFakeQuantize(FakeQuantize):
         """Take over the observer's scale and zero point, as training does at every call."""
         observer = self.activation_post_process
         if not bool(torch.isfinite(observer.min_val).all() & torch.isfinite(observer.max_val).all()):
-            raise NonFiniteError(f"{self.who}: cannot start from a tensor with NaN or infinite values")
+            raise non_finite_start(self.who)
         for stored, value in zip((self.scale, self.zero_point), self.calculate_qparams(), strict=True):
             stored.resize_(value.shape).copy_(value)
 
@@ -118,10 +119,7 @@ class MinMaxFakeQuantize(FakeQuantize):
             return X
         if not self.is_initialized:
             if not self.is_weight:
-                raise CalibrationError(
-                    f"{self.who}: no range yet; run calibration data through the prepared model "
-                    "(calibrate_activations) or a training step before evaluating it"
-                )
+                raise no_range(self.who)
             self.initialize(X)
         x = X.float()
         values, low, high = deployed_values(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchao.quantization.granularity import PerAxis, PerToken
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
-from ..grids import RangeStats
+from ....quantizers.grids import RangeStats
 from .base import SMALLEST_SCALE, RivalFakeQuantize, straight_through
 
 _SIGNED = {bits: getattr(torch, f"int{bits}") for bits in range(2, 9)}

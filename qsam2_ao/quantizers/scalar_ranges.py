@@ -15,7 +15,7 @@ LARGEST_LOG_ALPHA = 88.0
 """Where exp overflows float32; the range is at its limit long before."""
 
 
-class NumberStats(NamedTuple):
+class ScalarStats(NamedTuple):
     """:class:`~qsam2_ao.quantizers.grids.RangeStats` of one tensor."""
 
     mean: float
@@ -24,7 +24,7 @@ class NumberStats(NamedTuple):
     high: float
 
 
-class NumberRange(NamedTuple):
+class ScalarRange(NamedTuple):
     """:class:`~qsam2_ao.quantizers.grids.ClipRange` of one scale; ``scale`` is a float32 number."""
 
     scale: float
@@ -38,7 +38,7 @@ def on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def number_statistics(x: Tensor) -> NumberStats:
+def scalar_statistics(x: Tensor) -> ScalarStats:
     """Statistics of a whole activation tensor.
 
     Args:
@@ -56,7 +56,7 @@ def number_statistics(x: Tensor) -> NumberStats:
     var = torch.dot(flat, flat).item() / flat.numel() - mean * mean
     if not var > 1e-3 * mean * mean:
         var, mean = (value.item() for value in torch.var_mean(flat, correction=0))
-    return NumberStats(mean, math.sqrt(var), low.item(), high.item())
+    return ScalarStats(mean, math.sqrt(var), low.item(), high.item())
 
 
 def as_vector(x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def as_vector(x: Tensor) -> Tensor:
     return x.reshape(-1)
 
 
-def clip_numbers(grid: Grid, mean: float, std: float, low: float, high: float, alpha: float) -> NumberRange:
+def scalar_clip_range(grid: Grid, mean: float, std: float, low: float, high: float, alpha: float) -> ScalarRange:
     """:meth:`~qsam2_ao.quantizers.grids.Grid.clip_range` of an activation, in double precision.
 
     Args:
@@ -85,4 +85,4 @@ def clip_numbers(grid: Grid, mean: float, std: float, low: float, high: float, a
     scale: float = struct.unpack("f", struct.pack("f", max((right - left) / grid.steps, MIN_SCALE)))[0]
     zero_point = min(max(round(grid.quant_min - left / scale), grid.quant_min), grid.quant_max)
     at_limit = half >= high - mean and half >= mean - low
-    return NumberRange(scale, float(zero_point), max(free_ends, 1) * std / grid.steps, at_limit)
+    return ScalarRange(scale, float(zero_point), max(free_ends, 1) * std / grid.steps, at_limit)

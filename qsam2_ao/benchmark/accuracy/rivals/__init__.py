@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.ao.quantization import PlaceholderObserver, QConfig
 
-from ...errors import QConfigError
+from ....errors import QConfigError
+from ....quantizers.grids import check_bit_width
 from .base import RivalFakeQuantize
 from .lsq import LSQFakeQuantize
 from .minmax import MinMaxFakeQuantize
@@ -15,20 +16,20 @@ from .pact_sawb import PACTFakeQuantize, SAWBFakeQuantize
 from .torchao_ranges import TorchAOFakeQuantize
 
 __all__ = [
-    "BASELINES",
+    "RIVALS",
     "LSQFakeQuantize",
     "MinMaxFakeQuantize",
     "PACTFakeQuantize",
     "RivalFakeQuantize",
     "SAWBFakeQuantize",
     "TorchAOFakeQuantize",
-    "baseline_qconfig",
+    "rival_qconfig",
 ]
 
 Pair = tuple[Callable[[int], Any], Callable[[int], Any]]
 
 
-BASELINES: dict[str, Pair] = {
+RIVALS: dict[str, Pair] = {
     "minmax": (
         lambda bits: MinMaxFakeQuantize.with_args(bits=bits, is_weight=True),
         lambda bits: MinMaxFakeQuantize.with_args(bits=bits),
@@ -53,7 +54,7 @@ BASELINES: dict[str, Pair] = {
 """Name -> what makes the constructor of the weight's and of the input's quantizer at given bits."""
 
 
-def baseline_qconfig(method: str, weight_bits: int, activation_bits: int | None) -> QConfig:
+def rival_qconfig(name: str, weight_bits: int, activation_bits: int | None) -> QConfig:
     """A rival's ``QConfig``: weights per output channel, inputs per tensor.
 
     - "minmax": torch.ao's ``FakeQuantize`` with moving averages of minimum and maximum, as in torch.ao's default QAT
@@ -68,7 +69,7 @@ def baseline_qconfig(method: str, weight_bits: int, activation_bits: int | None)
       zero point is an integer. See :class:`TorchAOFakeQuantize`.
 
     Args:
-        method: One of ``BASELINES``.
+        name: One of ``RIVALS``.
         weight_bits: 2 to 8.
         activation_bits: 4 to 8, or None to leave the inputs in float.
 
@@ -76,19 +77,17 @@ def baseline_qconfig(method: str, weight_bits: int, activation_bits: int | None)
         A QConfig for ``prepare_qsam2`` or for torch.ao's own graph mode.
 
     Raises:
-        QConfigError: An unknown method, or bits out of range.
+        QConfigError: An unknown rival, or bits out of range.
 
     Example:
-        >>> prepared = prepare_qsam2(model, baseline_qconfig("lsq", 4, 8), calibration_data=images, vrc=None)
+        >>> prepared = prepare_qsam2(model, rival_qconfig("lsq", 4, 8), calibration_data=images, vrc=None)
     """
-    if method not in BASELINES:
-        raise QConfigError(f"unknown baseline {method!r}; the baselines are {', '.join(BASELINES)}")
-    if weight_bits not in range(2, 9) or activation_bits not in (None, *range(4, 9)):
-        raise QConfigError(
-            f"baseline {method!r}: weights have 2 to 8 bits and inputs 4 to 8 or None, not {weight_bits!r} and "
-            f"{activation_bits!r}"
-        )
-    weight, activation = BASELINES[method]
+    if name not in RIVALS:
+        raise QConfigError(f"unknown rival {name!r}; the rivals are {', '.join(RIVALS)}")
+    check_bit_width(weight_bits, is_weight=True)
+    if activation_bits is not None:
+        check_bit_width(activation_bits, is_weight=False)
+    weight, activation = RIVALS[name]
     return QConfig(
         weight=weight(weight_bits),
         activation=PlaceholderObserver if activation_bits is None else activation(activation_bits),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qsam2_ao.quantizers.affine import dequantize_affine, expand_groups, quantize_affine
-from qsam2_ao.quantizers.function import LSCFunction, Settings
 from qsam2_ao.quantizers.grids import ClipRange
 from qsam2_ao.quantizers.lsc import LSCFakeQuantize
+from qsam2_ao.quantizers.lsc_function import LSCFunction, LSCSettings
 
 
 def round_through(x):
@@ -107,7 +107,7 @@ def test_activation_gradients_match_the_float64_reference(bits):
 def apply(x, alpha, scale, zero_point, quant_range, granularity="tensor"):
     ones, free = torch.ones_like(scale), torch.zeros_like(scale, dtype=torch.bool)
     clip = ClipRange(scale, zero_point, ones, free)
-    return LSCFunction.apply(x, alpha, clip, ones, Settings(*quant_range, granularity, None))
+    return LSCFunction.apply(x, alpha, clip, ones, LSCSettings(*quant_range, granularity, None))
 
 
 def away_from_the_ends(x, scale, zero_point, low, high):
@@ -161,7 +161,7 @@ def test_at_the_limit_only_shrinking_gradients_reach_alpha():
     for sign in (1.0, -1.0):
         alpha = torch.ones(1, requires_grad=True)
         clip = ClipRange(torch.tensor([1.0]), torch.tensor([0.0]), torch.ones(1), torch.tensor([True]))
-        out = LSCFunction.apply(x, alpha, clip, torch.ones(1), Settings(-3, 3, "tensor", None))
+        out = LSCFunction.apply(x, alpha, clip, torch.ones(1), LSCSettings(-3, 3, "tensor", None))
         # d = (q - z) - x / s is -0.4 and 0.3.
         (out[0] * sign).backward()
         assert alpha.grad.item() == pytest.approx(0.0 if sign > 0 else 0.4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, get_default_qat_qconfig
 
-from qsam2_ao.quantizers.baselines import MinMaxFakeQuantize
+from qsam2_ao.benchmark.accuracy.rivals import MinMaxFakeQuantize
 
 
 def random(*shape, seed=0):

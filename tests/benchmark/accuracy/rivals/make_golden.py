@@ -4,7 +4,7 @@ It cannot be installed beside this package, as it pins other versions of its dep
 
     pip install torch==2.13.0 "numpy<2.3" packaging
     pip install --no-deps fms-model-optimizer==0.8.7
-    python tests/quantizers/baselines/make_golden.py
+    python tests/benchmark/accuracy/rivals/make_golden.py
 """
 
 from __future__ import annotations
