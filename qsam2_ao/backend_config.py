@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-# Models pickled before the move name the classes here.
 from .recipe.backend import QAT_MODULES as QAT_MODULES
 from .recipe.backend import QATConv2d as QATConv2d
 from .recipe.backend import QATLinear as QATLinear

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from .recipe.insert import fake_quantize_part as fake_quantize_part
 from .recipe.prepared import code_range as code_range
 from .recipe.prepared import fake_quantizers as fake_quantizers
 from .recipe.prepared import input_quantizer as input_quantizer

@@ -52,7 +52,7 @@ _WEIGHT_ONLY = DTypeConfig(
 )
 
 
-def quantizable_layers(part: Part, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def layers_of_part(part: Part, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The float layers of a part that can be quantized, by their paths in the model.
 
     Args:

@@ -18,7 +18,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 
 from ..errors import QConfigError
 from ..graph import REGIONS, Part, find_parts
-from .backend import quantizable_layers
+from .backend import layers_of_part
 from .presets import everywhere, preset_qconfig
 from .rules import check_rules
 
@@ -83,7 +83,7 @@ def part_recipe(mapping: QConfigMapping, part: Part, module: nn.Module) -> dict[
     """
     return {
         name: LayerRecipe(name, part, qconfig)
-        for name, layer in quantizable_layers(part, module)
+        for name, layer in layers_of_part(part, module)
         if (qconfig := layer_qconfig(mapping, name, type(layer))) is not None
     }
 

@@ -17,7 +17,7 @@ from torch.ao.quantization import QConfig, QConfigMapping, get_default_qat_qconf
 from ..errors import QConfigError
 from ..graph import find_parts
 from ..graph.paths import is_inside
-from .backend import QAT_MODULES, quantizable_layers
+from .backend import QAT_MODULES, layers_of_part
 from .presets import FIRST_AND_LAST_LAYERS
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def check_rules(recipe: Mapping[str, QConfigMapping], model: SAM2Base) -> None:
         region: {
             name: type(layer)
             for part in find_parts(model, [region])
-            for name, layer in quantizable_layers(part, model.get_submodule(part.path))
+            for name, layer in layers_of_part(part, model.get_submodule(part.path))
         }
         for region in recipe
     }

@@ -18,7 +18,7 @@ from ..calibration.rounding import start_layer
 from ..errors import GraphTraceError
 from ..graph import REGIONS, find_parts
 from ..recipe import fake_quantizers, lsc_qconfig
-from ..recipe.backend import quantizable_layers as layers_of_part
+from ..recipe.backend import layers_of_part
 from ..reporting.size import tensor_bytes
 from ..tensors.packed import PackedIntxTensor
 
