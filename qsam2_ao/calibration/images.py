@@ -159,7 +159,7 @@ def _single_images(items: Iterable[tuple[str, object]]) -> Iterator[_Item]:
     for name, item in items:
         normalized = hasattr(item, "flat_img_batch")
         if normalized:
-            item = item.flat_img_batch
+            item = getattr(item, "flat_img_batch")  # noqa: B009
         elif isinstance(item, Mapping):
             if "image" not in item:
                 raise CalibrationError(f"{name}: a mapping without 'image': {sorted(map(str, item))}")

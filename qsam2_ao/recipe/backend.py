@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.ao.nn.qat as nnqat
@@ -52,7 +53,7 @@ _WEIGHT_ONLY = DTypeConfig(
 )
 
 
-def layers_of_part(part: Part, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def layers_of_part(part: Part, module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """The float layers of a part that can be quantized, by their paths in the model.
 
     Args:
@@ -61,7 +62,7 @@ def layers_of_part(part: Part, module: nn.Module) -> Iterator[tuple[str, nn.Modu
     """
     for name, layer in module.named_modules():
         if type(layer) in QAT_MODULES:
-            yield part.layer_name(name), layer
+            yield part.layer_name(name), cast("nn.Linear | nn.Conv2d", layer)
 
 
 def qsam2_backend_config() -> BackendConfig:

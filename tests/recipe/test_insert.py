@@ -218,6 +218,7 @@ def test_the_table_has_all_of_torch_aos_qconfigs() -> None:
 @pytest.mark.filterwarnings("ignore:.*reduce_range will be deprecated.*")
 @pytest.mark.parametrize("name", [*OF_TORCH_AO, *MADE])
 def test_torch_aos_qconfigs_train_and_convert_or_are_refused_by_name(name: str) -> None:
+    torch.manual_seed(0)
     qconfig, error = MADE[name] if name in MADE else (getattr(torch_ao, name), OF_TORCH_AO[name])
     model = build_embedded()
     if error is not None:
