@@ -7,7 +7,6 @@ import torch
 from torch.ao.quantization import default_weight_fake_quant
 
 from qsam2_ao.benchmark.accuracy.rivals import LSQFakeQuantize
-from qsam2_ao.calibration import start
 from qsam2_ao.calibration.gram import VRCObserver
 from qsam2_ao.calibration.rounding import ROUNDINGS, start_layer, start_quantizer
 from qsam2_ao.calibration.vrc import output_energy
@@ -193,7 +192,7 @@ def test_gptq_takes_the_best_of_several_ranges(options, monkeypatch):
     weight, gram = layer()
     errors = {}
     for multiples in ((1.0,), (0.8,), (1.0, 0.8, 1.2)):
-        monkeypatch.setattr(start, "_MULTIPLES", multiples)
+        monkeypatch.setattr("qsam2_ao.calibration.rounding._MULTIPLES", multiples)
         difference = start_quantizer(quantizer(**options), weight, gram, "gptq").double() - weight.double()
         errors[multiples] = ((difference @ gram.double()) * difference).sum(1)
     best = errors[1.0, 0.8, 1.2]

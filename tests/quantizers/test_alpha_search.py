@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qsam2_ao.quantizers import mse
+from qsam2_ao.quantizers import alpha_search
 from qsam2_ao.quantizers.alpha_search import quantize_with_alpha, search_alpha
 from qsam2_ao.quantizers.grids import weight_grid
 from qsam2_ao.quantizers.statistics import sum_rows, weight_statistics
@@ -53,7 +53,7 @@ def test_chunks_change_nothing(monkeypatch, granularity):
     grid = weight_grid(None, 3)
     stats = weight_statistics(weight, granularity, zero_centred=True)
     whole = search_alpha(weight, stats, grid, granularity)
-    monkeypatch.setattr(mse, "_CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr(alpha_search, "_CHUNK_ELEMENTS", 300)
     torch.testing.assert_close(search_alpha(weight, stats, grid, granularity), whole)
 
 
