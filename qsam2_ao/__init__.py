@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .models.official import build_official
     from .prepare import calibrate_activations, prepare_qsam2
     from .pt2e import QSAM2Quantizer
-    from .qconfig import PRESETS, lsc_qconfig, preset_qconfig
     from .quantizers import LSCFakeQuantize, calibrating, snap_weights
+    from .recipe import PRESETS, lsc_qconfig, preset_qconfig
     from .reporting.coverage import CoverageReport, coverage_report
     from .reporting.speed import layer_times
 
@@ -80,7 +80,7 @@ _HOMES = {
     "LSCFakeQuantize": "quantizers",
     "LSCQATConfig": "eager_qat",
     "LSCWeightConfig": "eager_qat",
-    "PRESETS": "qconfig",
+    "PRESETS": "recipe",
     "PackedIntxTensor": "deploy.packed",
     "QSAM2Error": "errors",
     "QSAM2Quantizer": "pt2e",
@@ -102,9 +102,9 @@ _HOMES = {
     "load_embedded": "models.embedded",
     "load_qsam2": "checkpoint",
     "lower_float": "deploy.targets",
-    "lsc_qconfig": "qconfig",
+    "lsc_qconfig": "recipe",
     "prepare_qsam2": "prepare",
-    "preset_qconfig": "qconfig",
+    "preset_qconfig": "recipe",
     "rehouse": "models.config",
     "save_qsam2": "checkpoint",
     "snap_weights": "quantizers",

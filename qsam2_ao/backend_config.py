@@ -1,89 +1,12 @@
-"""The torch.ao BackendConfig of this backend: which operators are quantized, and with which dtypes."""
+"""Moved to ``qsam2_ao.recipe.backend``; this module forwards to it."""
 
 from __future__ import annotations
 
-import torch
-import torch.ao.nn.qat as nnqat
-import torch.ao.nn.quantized.reference as nnqr
-from torch import nn
-from torch.ao.quantization.backend_config import (
-    BackendConfig,
-    BackendPatternConfig,
-    DTypeConfig,
-    ObservationType,
-    get_native_backend_config,
-)
+import warnings
 
-from .quantizers import snap_weights
+from .recipe.backend import QAT_MODULES as QAT_MODULES
+from .recipe.backend import QATConv2d as QATConv2d
+from .recipe.backend import QATLinear as QATLinear
+from .recipe.backend import qsam2_backend_config as qsam2_backend_config
 
-
-class QATLinear(nnqat.Linear):
-    """torch.ao's linear layer in training; converting it puts a weight that LSC quantizes on its grid first."""
-
-    def to_float(self) -> nn.Linear:
-        """The float layer that torch.ao's conversion starts from."""
-        snap_weights(self)
-        layer: nn.Linear = super().to_float()
-        return layer
-
-
-class QATConv2d(nnqat.Conv2d):
-    """torch.ao's convolution in training; converting it puts a weight that LSC quantizes on its grid first."""
-
-    def to_float(self) -> nn.Conv2d:
-        """The float layer that torch.ao's conversion starts from."""
-        snap_weights(self)
-        layer: nn.Conv2d = super().to_float()
-        return layer
-
-
-# Float layer -> the module that fake-quantizes its weight during training.
-QAT_MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: QATLinear, nn.Conv2d: QATConv2d}
-_REFERENCE_MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: nnqr.Linear, nn.Conv2d: nnqr.Conv2d}
-
-_WEIGHT_AND_INPUT = DTypeConfig(
-    input_dtype=torch.quint8, output_dtype=torch.quint8, weight_dtype=torch.qint8, bias_dtype=torch.float
-)
-_WEIGHT_ONLY = DTypeConfig(
-    input_dtype=torch.float, output_dtype=torch.float, weight_dtype=torch.qint8, bias_dtype=torch.float
-)
-
-
-def qsam2_backend_config() -> BackendConfig:
-    """Linear and Conv2d layers with quantized weights, and quantized or float inputs.
-
-    Everything else (attention, normalization, residual additions, transposed convolutions) stays float. Integer
-    grids of fewer than 8 bits live inside the 8-bit dtypes that torch.ao knows. Any network can be prepared and
-    converted with it, by all of torch.ao's conversions in graph mode; operations that torch.ao's ``convert_fx`` runs
-    on the codes as they are (ReLU, pooling, reshaping) have the range of their input.
-
-    Returns:
-        A config for ``torch.ao.quantization.quantize_fx``'s ``prepare_qat_fx`` and, the same one, its ``convert_fx``,
-        ``convert_to_reference_fx`` and ``_convert_to_reference_decomposed_fx``.
-
-    Example:
-        >>> mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
-        >>> prepared = prepare_qat_fx(model.train(), mapping, inputs, backend_config=qsam2_backend_config())
-        >>> ...  # train it
-        >>> quantized = convert_fx(prepared.eval(), backend_config=qsam2_backend_config())
-    """
-    patterns = []
-    for float_class, qat_class in QAT_MODULES.items():
-        # One pattern for the float layer (to be swapped) and one for the swapped layer (to get an input
-        # fake-quantizer): with the first alone torch.ao quantizes nothing, without a word.
-        for pattern in (float_class, qat_class):
-            patterns.append(
-                BackendPatternConfig(pattern)
-                .set_observation_type(ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT)
-                .set_dtype_configs([_WEIGHT_AND_INPUT, _WEIGHT_ONLY])
-                .set_root_module(float_class)
-                .set_qat_module(qat_class)
-                .set_reference_quantized_module(_REFERENCE_MODULES[float_class])
-            )
-    # What torch.ao's kernels run on codes keeps their scale: quantized with a range of its own, the result is lost.
-    patterns += [
-        config
-        for config in get_native_backend_config().configs
-        if config.observation_type == ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
-    ]
-    return BackendConfig("qsam2").set_backend_pattern_configs(patterns)
+warnings.warn("qsam2_ao.backend_config has moved to qsam2_ao.recipe.backend", DeprecationWarning, stacklevel=2)

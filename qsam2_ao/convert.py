@@ -10,12 +10,17 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
+from .calibration import CalibrationData
 from .deploy.assemble import deploy_part, record_layers
 from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
-from .fake_quant import (
+from .graph import Part, as_part, find_parts, graph_of
+from .prepare import prepare_qsam2
+from .quantizers import LSCFakeQuantize, broadcast_qparam
+from .recipe import QConfigLike
+from .recipe.prepared import (
     code_range,
     fake_quantizers,
     input_quantizer,
@@ -24,15 +29,14 @@ from .fake_quant import (
     quantized_layers,
     without_input_quantizers,
 )
-from .graph import Part, as_part, find_parts, graph_of
-from .prepare import prepare_qsam2
-from .qconfig import QConfigLike
-from .quantizers import LSCFakeQuantize, broadcast_qparam
 
 
 @torch.inference_mode(False)
 def convert_qsam2(
-    model: SAM2Base, qconfig: QConfigLike | None = None, calibration_data: Any = None, **prepare_options: Any
+    model: SAM2Base,
+    qconfig: QConfigLike | None = None,
+    calibration_data: CalibrationData | None = None,
+    **prepare_options: Any,
 ) -> SAM2Base:
     """Turn a prepared model into a deployed one: packed weights, and inputs quantized with the learned ranges.
 

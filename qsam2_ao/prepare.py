@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,20 +12,16 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
-from torch.ao.quantization import FakeQuantize, FakeQuantizeBase, QConfigMapping
+from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
-from .backend_config import QAT_MODULES
-from .calibration import VRCReport, exercise, load_images
-from .calibration.calibrate import calibrate_layer, is_calibratable, observed_layers
+from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
+from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
-from .calibration.start import start_layer
-from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
-from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
-from .graph import Part, as_part, find_parts, trace_part
+from .calibration.rounding import start_layer
+from .errors import GraphTraceError, NonFiniteError, QSAM2Error
 from .models.config import model_config
-from .qconfig import QConfigLike, layer_qconfig, resolve_qconfig
-from .qconfig_rules import check_rules
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
+from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
@@ -37,7 +33,7 @@ def prepare_qsam2(
     model: SAM2Base,
     qconfig: QConfigLike,
     *,
-    calibration_data: Any = None,
+    calibration_data: CalibrationData | None = None,
     vrc: str | float | None = "auto",
     vrc_regions: tuple[str, ...] = ("image_encoder",),
     rounding: str = "nearest",
@@ -86,73 +82,74 @@ def prepare_qsam2(
         >>> ...  # train it
         >>> quantized = convert_qsam2(prepared)
     """
-    recipe = resolve_qconfig(qconfig)
-    parts = find_parts(model, recipe)
     if stage_of(model).name != "float":
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
-    check_rules(recipe, model)
+    recipe = resolve_recipe(qconfig, model)
     _check_finite(model)
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
-    info: dict[str, Any] = {
+    if images is None and (vrc is not None or rounding != "nearest"):
+        logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
+    model = _in_float32(model)
+    prepared = copy.deepcopy(model)
+    set_stage(prepared, ModelStage(config=_config(model)))
+    layers = insert_fake_quantizers(prepared, recipe)
+    report: VRCReport | None = None
+    with one_thread_if_small(model):
+        if images is None:
+            for name, layer in layers.items():
+                start_layer(layer, layer.weight_fake_quant, None, rounding, name)
+        else:
+            report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress)
+            _start_inputs(prepared, images, images_at_once(model), seed, progress)
+    info = {
         "qconfig": qconfig if isinstance(qconfig, str) else "custom",
         "images": 0 if images is None else len(images),
         "seed": seed,
-        "vrc": None,
+        "vrc": report.to_dict() if report is not None and report.layers else None,
     }
-    if images is None and (vrc is not None or rounding != "nearest"):
-        logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.state_dict().values()):
-        model = copy.deepcopy(model).float()
-    prepared = copy.deepcopy(model)
-    set_stage(prepared, ModelStage(config=_config(model)))
-    layers: dict[str, Any] = {}
-    for part in parts:
-        mapping = recipe[part.region]
-        module = prepared.get_submodule(part.path)
-        if _has_quantized(module, part, mapping):
-            graph = fake_quantize_part(trace_part(module, part.path), part, mapping)
-            prepared.set_submodule(part.path, as_part(graph))
-            layers.update({part.layer_name(name): layer for name, layer in quantized_layers(graph)})
-    if not layers:
-        raise QConfigError("the qconfig names no layer of the model, so there is nothing to quantize")
-    for name, quantizer in fake_quantizers(prepared):
-        if isinstance(quantizer, RangedFakeQuantize):
-            quantizer.name = name
-    with one_thread_if_small(model):
-        batch_size = images_at_once(model)
-        observed: dict[str, nn.Module] = {}
-        if images is not None:
-            vrc_paths = () if vrc is None else tuple(part.path for part in parts if part.region in vrc_regions)
-            observed = {
-                name: layer
-                for name, layer in layers.items()
-                if is_calibratable(layer)
-                and (_inside(name, vrc_paths) or isinstance(layer.weight_fake_quant, LSCFakeQuantize))
-            }
-            report = VRCReport([], images=len(images))
-            floats = {name: model.get_submodule(name) for name in observed}
-            for name, inputs in observed_layers(
-                model, floats, images, batch_size=batch_size, seed=seed, progress=progress
-            ):
-                layer = layers[name]
-                if vrc is not None and _inside(name, vrc_paths):
-                    factory = _weight_factory(recipe, parts, name, floats[name])
-                    calibrate_layer(name, layer, inputs, factory, report, damping=vrc)
-                start_layer(layer, layer.weight_fake_quant, inputs, rounding, name)
-            info["vrc"] = report.to_dict() if report.layers else None
-        for name, layer in layers.items():
-            if name not in observed:
-                start_layer(layer, layer.weight_fake_quant, None, rounding, name)
-        if images is not None:
-            calibrate_activations(prepared, images, batch_size=batch_size, seed=seed, progress=progress)
     set_stage(prepared, replace(stage_of(prepared), info=info))
     return prepared
+
+
+def _calibrate_weights(
+    model: SAM2Base,
+    layers: Mapping[str, Any],
+    recipe: Mapping[str, LayerRecipe],
+    images: CalibrationImages,
+    vrc: str | float | None,
+    vrc_regions: tuple[str, ...],
+    rounding: str,
+    seed: int,
+    progress: bool,
+) -> VRCReport:
+    """Calibrate the weights of the prepared ``layers`` on what their float twins read, and start their quantizers."""
+    by_vrc = {name for name in layers if vrc is not None and recipe[name].part.region in vrc_regions}
+    observed = {
+        name: layer
+        for name, layer in layers.items()
+        if is_calibratable(layer) and (name in by_vrc or isinstance(layer.weight_fake_quant, LSCFakeQuantize))
+    }
+    report = calibrate_layers(
+        model,
+        observed,
+        {name: recipe[name].qconfig.weight for name in observed if name in by_vrc},
+        images,
+        damping="auto" if vrc is None else vrc,
+        batch_size=images_at_once(model),
+        seed=seed,
+        progress=progress,
+        then=lambda name, layer, inputs: start_layer(layer, layer.weight_fake_quant, inputs, rounding, name),
+    )
+    for name, layer in layers.items():
+        if name not in observed:
+            start_layer(layer, layer.weight_fake_quant, None, rounding, name)
+    return report
 
 
 @torch.inference_mode(False)
 def calibrate_activations(
     prepared: SAM2Base,
-    calibration_data: Any,
+    calibration_data: CalibrationData,
     *,
     max_images: int = 50,
     batch_size: int = 1,
@@ -179,6 +176,10 @@ def calibrate_activations(
         >>> calibrate_activations(prepared, "photos/")
     """
     images = load_images(calibration_data, max_images=max_images, seed=seed)
+    _start_inputs(prepared, images, batch_size, seed, progress)
+
+
+def _start_inputs(prepared: SAM2Base, images: CalibrationImages, batch_size: int, seed: int, progress: bool) -> None:
     inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
     with ExitStack() as stack:
         for quantizer in inputs.values():
@@ -208,33 +209,17 @@ def _observing(quantizer: FakeQuantizeBase) -> Iterator[None]:
             stored.copy_(value)
 
 
-def _has_quantized(module: nn.Module, part: Part, mapping: QConfigMapping) -> bool:
-    """Whether any layer of a float part gets a QConfig."""
-    return any(
-        layer_qconfig(mapping, f"{part.path}.{name}" if name else part.path, layer) is not None
-        for name, layer in module.named_modules()
-        if type(layer) in QAT_MODULES
-    )
-
-
-def _inside(name: str, paths: tuple[str, ...]) -> bool:
-    return any(f"{name}.".startswith(f"{path}.") for path in paths)
-
-
-def _weight_factory(
-    recipe: dict[str, QConfigMapping], parts: list[Part], name: str, layer: nn.Module
-) -> Callable[[], FakeQuantizeBase]:
-    """What makes the weight quantizer of a layer of the float model."""
-    region = next(part.region for part in parts if _inside(name, (part.path,)))
-    qconfig = layer_qconfig(recipe[region], name, layer)
-    assert qconfig is not None
-    return qconfig.weight
-
-
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} has NaN or infinite values; the checkpoint is damaged or training diverged")
+
+
+def _in_float32(model: SAM2Base) -> SAM2Base:
+    """The model itself if its weights are float32, else a copy with weights that are."""
+    if all(not t.is_floating_point() or t.dtype == torch.float32 for t in model.state_dict().values()):
+        return model
+    return copy.deepcopy(model).float()
 
 
 def _config(model: SAM2Base) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Old names that scripts use go on working, with a word of where they went."""
+"""Old paths and names that scripts use go on working, with a word of where they went."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import pytest
 from sam2.modeling.sam2_base import SAM2Base
 
 import qsam2_ao
-from qsam2_ao.deploy.inputs import ActivationQuantizer
+
+MOVED = [
+    ("fake_quant", "fake_quantizers", "recipe"),
+    ("fake_quant", "quantized_layers", "recipe"),
+    ("backend_config", "qsam2_backend_config", "recipe.backend"),
+    ("qconfig", "lsc_qconfig", "recipe"),
+    ("calibration.scaling", "scale_groups", "calibration.scale_groups"),
+    ("lowering.activation", "ActivationQuantizer", "deploy.inputs"),
+]
 
 
-def test_the_quantizer_of_inputs_is_found_by_its_old_path() -> None:
-    sys.modules.pop("qsam2_ao.lowering.activation", None)
-    with pytest.warns(DeprecationWarning, match=r"moved to qsam2_ao\.deploy\.inputs"):
-        old = importlib.import_module("qsam2_ao.lowering.activation")
-    assert old.ActivationQuantizer is ActivationQuantizer
+@pytest.mark.parametrize(("old", "name", "new"), MOVED)
+def test_the_old_path_warns_and_gives_the_same(old: str, name: str, new: str) -> None:
+    sys.modules.pop(f"qsam2_ao.{old}", None)
+    with pytest.warns(DeprecationWarning, match=rf"qsam2_ao\.{old} has moved to qsam2_ao\.{new}"):
+        module = importlib.import_module(f"qsam2_ao.{old}")
+    assert getattr(module, name) is getattr(importlib.import_module(f"qsam2_ao.{new}"), name)
 
 
 def test_rehouse_is_as_class() -> None:

@@ -34,9 +34,9 @@ from torch.ao.quantization.quantize_fx import (
 )
 
 from qsam2_ao import LSCFakeQuantize, lsc_qconfig, snap_weights
-from qsam2_ao.backend_config import qsam2_backend_config
 from qsam2_ao.errors import NonFiniteError, QConfigError
 from qsam2_ao.quantizers.grids import WEIGHT_GRIDS
+from qsam2_ao.recipe import qsam2_backend_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -3,11 +3,12 @@
 from .calibrate import calibrate_qsam2
 from .exercise import exercise
 from .gram import VRCObserver
-from .images import CalibrationImages, load_images
+from .images import CalibrationData, CalibrationImages, load_images
 from .report import LayerReport, VRCReport
 from .vrc import calibrate_weight, solve_vrc
 
 __all__ = [
+    "CalibrationData",
     "CalibrationImages",
     "LayerReport",
     "VRCObserver",

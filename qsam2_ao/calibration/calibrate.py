@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CalibrationError
+from ..graph.paths import is_inside
 from ..quantizers import LSCFakeQuantize
 from .exercise import exercise, inference
 from .gram import InputStatistics, VRCObserver
-from .images import load_images
+from .images import CalibrationData, CalibrationImages, load_images
 from .report import VRCReport
-from .start import start_quantizer
+from .rounding import start_quantizer
 from .vrc import calibrate_weight
 
 _IMAGE_ENCODER = "image_encoder"
@@ -31,7 +32,7 @@ QuantizerFactory = Callable[[], Any]
 
 def calibrate_qsam2(
     model: nn.Module,
-    calibration_data: Any,
+    calibration_data: CalibrationData,
     *,
     damping: float | str = "auto",
     bits: int | Mapping[str, int] = 4,
@@ -91,14 +92,59 @@ def calibrate_qsam2(
     layers = _layers_in_scope(model, quantizers, scope)
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     calibrated = copy.deepcopy(model)
-    report = VRCReport([], images=len(images))
-    for name, inputs in observed_layers(
-        model, layers, images, batch_size=batch_size, seed=seed, max_gram_bytes=max_gram_bytes, progress=progress
-    ):
-        layer: Any = calibrated.get_submodule(name)
-        calibrate_layer(name, layer, inputs, quantizers[name], report, damping=damping, tolerance=tolerance)
-    report.passes = len(list(in_chunks(layers, max_gram_bytes)))
+    report = calibrate_layers(
+        model,
+        {name: calibrated.get_submodule(name) for name in layers},
+        quantizers,
+        images,
+        damping=damping,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        seed=seed,
+        max_gram_bytes=max_gram_bytes,
+        progress=progress,
+    )
     return calibrated, report
+
+
+def calibrate_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    quantizers: Mapping[str, QuantizerFactory],
+    images: CalibrationImages,
+    *,
+    damping: float | str,
+    tolerance: float = 0.01,
+    batch_size: int = 1,
+    seed: int = 0,
+    max_gram_bytes: int = 1 << 30,
+    progress: bool = True,
+    then: Callable[[str, Any, InputStatistics], None] | None = None,
+) -> VRCReport:
+    """Replace the weights of layers by their variance-reduced ones, in place.
+
+    Args:
+        model: The float model whose layers of the same names are observed; its mode is restored.
+        layers: Linear layers and 1x1 convolutions by name: of a copy of ``model``, or of one prepared from it.
+        quantizers: What makes the weight quantizers of the layers to calibrate; other layers keep their weights.
+        images: Calibration images.
+        damping: As for :func:`calibrate_qsam2`, likewise ``tolerance``, ``batch_size``, ``seed`` and ``progress``.
+        max_gram_bytes: Memory for Gram matrices.
+        then: Called for each layer when its weight is settled: its name, the layer, what was observed of its inputs.
+
+    Returns:
+        The report, with an entry for each calibrated layer.
+    """
+    floats = {name: model.get_submodule(name) for name in layers}
+    report = VRCReport([], images=len(images), passes=len(list(in_chunks(floats, max_gram_bytes))))
+    for name, inputs in observed_layers(
+        model, floats, images, batch_size=batch_size, seed=seed, max_gram_bytes=max_gram_bytes, progress=progress
+    ):
+        if name in quantizers:
+            calibrate_layer(name, layers[name], inputs, quantizers[name], report, damping=damping, tolerance=tolerance)
+        if then is not None:
+            then(name, layers[name], inputs)
+    return report
 
 
 def calibrate_layer(
@@ -136,7 +182,7 @@ def calibrate_layer(
 def observed_layers(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    images: Any,
+    images: CalibrationImages,
     *,
     batch_size: int = 1,
     seed: int = 0,
@@ -148,7 +194,7 @@ def observed_layers(
     Args:
         model: The model; its mode is restored.
         layers: Linear layers and 1x1 convolutions by name.
-        images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        images: Calibration images.
         batch_size: Images per forward pass.
         seed: Of the prompts.
         max_gram_bytes: Memory for Gram matrices.
@@ -175,7 +221,7 @@ def observed_layers(
 def observe_inputs(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    images: Any,
+    images: CalibrationImages,
     *,
     batch_size: int = 1,
     seed: int = 0,
@@ -187,7 +233,7 @@ def observe_inputs(
         model: The model; its mode is restored.
         layers: Linear layers and 1x1 convolutions by name. Where all are the image encoder's, it runs alone,
             without prompts.
-        images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        images: Calibration images.
         batch_size: Images per forward pass.
         seed: Of the prompts.
         progress: Title of a progress bar.
@@ -196,14 +242,13 @@ def observe_inputs(
         One observer per layer, summed over all data-parallel ranks. Of a layer's inputs, those that are more than 8
         per column and more than 20480 are left out, evenly over images and positions.
     """
-    images = load_images(images, seed=seed)
     observers: dict[str, VRCObserver] = {}
     hooks = []
     for name, layer in layers.items():
         observers[name] = make_observer(name, cast(Tensor, layer.weight), len(images), batch_size)
         hooks.append(layer.register_forward_pre_hook(feed(observers[name])))
     try:
-        if all(name.startswith(_IMAGE_ENCODER + ".") for name in layers):
+        if all(is_inside(name, _IMAGE_ENCODER) for name in layers):
             batches = images.batches(model, batch_size, progress)
             with inference(model):
                 for batch in batches:
@@ -309,7 +354,7 @@ def _layers_in_scope(
         in_scope = scope
     else:
         paths = (scope,) if isinstance(scope, str) else tuple(scope)
-        in_scope = lambda name: any(f"{name}.".startswith(f"{path}.") for path in paths)  # noqa: E731
+        in_scope = lambda name: is_inside(name, *paths)  # noqa: E731
     layers = {name: module for name, module in applicable.items() if name in quantizers and in_scope(name)}
     if not layers:
         raise CalibrationError("no linear layer or 1x1 convolution is in the calibration's scope; check `scope`")

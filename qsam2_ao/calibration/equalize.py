@@ -1,7 +1,7 @@
 """Equalisation: move scale between layers so that no channel stands out, in the weights or in the activations.
 
 A LayerNorm's gain and the columns that read it can hide a factor each from the other. A large column with small
-inputs costs every other weight of its rows their resolution. Rescaling (see :mod:`.scaling`) changes nothing in
+inputs costs every other weight of its rows their resolution. Rescaling (see :mod:`.scale_groups`) changes nothing in
 float, and with s_j = sqrt(std(x_j) / rms(w_j)) both sides are as even as they can be made together.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from .calibrate import observe_inputs
-from .images import load_images
-from .scaling import ScaleGroup, rescale, scale_groups
+from .images import CalibrationData, load_images
+from .scale_groups import ScaleGroup, rescale, scale_groups
 
 # A channel that is never active, or never read, has no say in the scale.
 _SILENT = 1e-6
@@ -24,7 +24,7 @@ _SILENT = 1e-6
 
 def equalize_qsam2(
     model: nn.Module,
-    calibration_data: Any,
+    calibration_data: CalibrationData,
     *,
     max_images: int = 50,
     batch_size: int = 1,
@@ -39,7 +39,7 @@ def equalize_qsam2(
     x_j is about its mean: a channel that is large all the time and hardly varies is not worth the resolution of its
     columns' neighbours. It is SmoothQuant's scale (arXiv 2211.10438) with strength 1/2
     and deviations in place of maxima, applied wherever
-    :func:`~qsam2_ao.calibration.scaling.scale_groups` allows.
+    :func:`~qsam2_ao.calibration.scale_groups.scale_groups` allows.
 
     Args:
         model: A float ``SAM2Base`` or a subclass; it is not modified.

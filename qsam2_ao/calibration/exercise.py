@@ -10,7 +10,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
-from .images import load_images
+from .images import CalibrationImages
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 def exercise(
     model: nn.Module,
-    images: Any,
+    images: CalibrationImages,
     *,
     batch_size: int = 1,
     seed: int = 0,
@@ -43,9 +43,9 @@ def exercise(
 
     Args:
         model: A ``SAM2Base`` or a subclass, float, prepared or quantized; its mode is restored.
-        images: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
+        images: Calibration images.
         batch_size: Images per forward pass; each image has one object.
-        seed: Of the prompts, and of the choice of images.
+        seed: Of the prompts.
         boxes: The box prompts of an earlier run over the same images, to prompt a changed model in the same way.
         progress: True or a title for a progress bar.
 
@@ -53,13 +53,13 @@ def exercise(
         The box prompts of each batch: corners in pixels, [batch, 2, 2].
 
     Raises:
-        CalibrationError: Empty or unusable images.
+        CalibrationError: Unusable images.
     """
     generator = torch.Generator().manual_seed(seed)
     title = progress if isinstance(progress, str) else "calibrating" if progress else None
     used: list[Tensor] = []
     with inference(model):
-        for batch in load_images(images, seed=seed).batches(model, batch_size, title):
+        for batch in images.batches(model, batch_size, title):
             used.append(_run_batch(model, batch, generator, None if boxes is None else boxes[len(used)]))
     return used
 

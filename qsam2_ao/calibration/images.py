@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,16 @@ from ..errors import CalibrationError
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+CalibrationData: TypeAlias = "str | os.PathLike[str] | Image.Image | Iterable[object] | CalibrationImages"
+"""What users give as calibration images; :class:`CalibrationImages` says which objects are images."""
+
+
+class _Item(NamedTuple):
+    """One image as it was given; it is looked at when it is read."""
+
+    name: str
+    picture: object
+    normalized: bool
 
 
 class CalibrationImages:
@@ -46,11 +56,11 @@ class CalibrationImages:
         ...     model.forward_image(batch)
     """
 
-    def __init__(self, data: Any, *, max_images: int = 50, seed: int = 0) -> None:
+    def __init__(self, data: CalibrationData, *, max_images: int = 50, seed: int = 0) -> None:
         if max_images < 1:
             raise CalibrationError(f"max_images must be positive, got {max_images}")
         chosen = _single_images(_choose(data, max_images, seed))
-        self._items: list[tuple[str, Any, bool]] = list(islice(chosen, max_images))
+        self._items: list[_Item] = list(islice(chosen, max_images))
         if not self._items:
             raise CalibrationError("the calibration set is empty: give at least one image")
 
@@ -79,7 +89,7 @@ class CalibrationImages:
         with tqdm(total=len(self), desc=progress, unit="image", disable=progress is None) as bar:
             for start in range(0, len(self), batch_size):
                 items = self._items[start : start + batch_size]
-                yield torch.stack([_normalized_tensor(*item, size) for item in items]).to(device)
+                yield torch.stack([_normalized_tensor(item, size) for item in items]).to(device)
                 bar.update(len(items))
 
 
@@ -89,7 +99,7 @@ def images_at_once(model: nn.Module) -> int:
     return max(1, min(16, (1 << 20) // size**2))
 
 
-def load_images(data: Any, *, max_images: int = 50, seed: int = 0) -> CalibrationImages:
+def load_images(data: CalibrationData, *, max_images: int = 50, seed: int = 0) -> CalibrationImages:
     """Calibration images from whatever the user has; a :class:`CalibrationImages` is returned as it is.
 
     Args:
@@ -105,9 +115,10 @@ def load_images(data: Any, *, max_images: int = 50, seed: int = 0) -> Calibratio
     return CalibrationImages(data, max_images=max_images, seed=seed)
 
 
-def _normalized_tensor(name: str, item: Any, normalized: bool, size: int) -> Tensor:
+def _normalized_tensor(item: _Item, size: int) -> Tensor:
     """Image as a normalised float32 tensor [3, size, size], as ``SAM2Transforms`` makes it."""
-    image = _to_tensor(name, item)
+    name, normalized = item.name, item.normalized
+    image = _to_tensor(name, item.picture)
     if not normalized and (float(image.min()) < 0 or float(image.max()) > 1):
         raise CalibrationError(
             f"{name}: float images must have values in 0..1 (they are normalised here), got "
@@ -120,7 +131,7 @@ def _normalized_tensor(name: str, item: Any, normalized: bool, size: int) -> Ten
     return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]
 
 
-def _choose(data: Any, max_images: int, seed: int) -> Iterable[tuple[str, Any]]:
+def _choose(data: CalibrationData, max_images: int, seed: int) -> Iterable[tuple[str, object]]:
     """Named items of ``data``: a seeded choice where its length is known and it can be indexed."""
     if isinstance(data, (str, os.PathLike)):
         folder = Path(data)
@@ -143,12 +154,12 @@ def _choose(data: Any, max_images: int, seed: int) -> Iterable[tuple[str, Any]]:
     return ((f"calibration item {i}", item) for i, item in enumerate(data))
 
 
-def _single_images(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any, bool]]:
-    """Split batches; yield (name, image, whether it is normalised already)."""
+def _single_images(items: Iterable[tuple[str, object]]) -> Iterator[_Item]:
+    """Split batches."""
     for name, item in items:
         normalized = hasattr(item, "flat_img_batch")
         if normalized:
-            item = item.flat_img_batch
+            item = getattr(item, "flat_img_batch")  # noqa: B009
         elif isinstance(item, Mapping):
             if "image" not in item:
                 raise CalibrationError(f"{name}: a mapping without 'image': {sorted(map(str, item))}")
@@ -159,12 +170,12 @@ def _single_images(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any,
             name = f"calibration image {item}"
         if isinstance(item, torch.Tensor) and item.dim() == 4:
             for k, image in enumerate(item):
-                yield f"{name}[{k}]", image, normalized
+                yield _Item(f"{name}[{k}]", image, normalized)
         else:
-            yield name, item, normalized
+            yield _Item(name, item, normalized)
 
 
-def _to_tensor(name: str, item: Any) -> Tensor:
+def _to_tensor(name: str, item: object) -> Tensor:
     """Image as float32 [3, H, W]; RGB in 0..1, or already normalised."""
     if isinstance(item, (str, os.PathLike)):
         try:

@@ -47,7 +47,7 @@ def demo(
     """
     from ..data.procedural import generate_sequence
     from ..models.embedded import EMBEDDED_WEIGHTS
-    from ..qconfig import PRESETS
+    from ..recipe import PRESETS
     from ..reporting.size import file_size
     from ..reporting.tables import ModelRow, comparison_table
     from ..threads import one_thread_if_small

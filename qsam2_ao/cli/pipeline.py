@@ -16,7 +16,7 @@ from ..data.procedural import generate_sequence
 from ..errors import CheckpointError, QSAM2Error
 from ..files import save_torch
 from ..prepare import prepare_qsam2
-from ..qconfig import QConfigLike, preset_qconfig
+from ..recipe import QConfigLike, preset_qconfig
 from ..sensitivity import Assignment
 from ..stage import set_stage, stage_of
 from ..training.distillation import RECOMMENDED

@@ -55,7 +55,7 @@ def quantize(
     --calibration photographs/ --train-data DAVIS/ --steps 500 -o tiny-w4a8.safetensors[/bold]
     """
     from ..data.davis import read_davis
-    from ..qconfig import PRESETS
+    from ..recipe import PRESETS
     from ..reporting.size import file_size, human_bytes, model_size
     from ..sensitivity import Assignment
     from ..stage import stage_of

@@ -62,7 +62,7 @@ def sensitivity(
     Example: [bold]qsam2 sensitivity embedded --budget w3 -o out && qsam2 quantize embedded --bits-file out/bits.json
     -o mixed.safetensors[/bold]
     """
-    from ..calibration.start import ROUNDINGS
+    from ..calibration.rounding import ROUNDINGS
     from ..graph import REGIONS
     from ..reporting.figures import save_figure
     from ..reporting.size import human_bytes

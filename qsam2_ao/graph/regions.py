@@ -13,6 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..errors import GraphTraceError, QConfigError
+from .paths import is_inside
 from .single import SINGLE_LAYER, as_part
 from .tracer import trace_part
 
@@ -43,8 +44,8 @@ class Part:
     path: str
 
     def layer_name(self, layer: str) -> str:
-        """The path in the model of a layer inside this part's graph."""
-        return self.path if layer == SINGLE_LAYER else f"{self.path}.{layer}"
+        """The path in the model of a layer inside this part: the module, whose own name is empty, or its graph."""
+        return self.path if layer in ("", SINGLE_LAYER) else f"{self.path}.{layer}"
 
 
 def region_of(path: str) -> str | None:
@@ -55,7 +56,7 @@ def region_of(path: str) -> str | None:
         'mask_decoder'
     """
     for region, patterns in _REGION_PARTS.items():
-        if any(f"{path}.".startswith(pattern.removesuffix("*").removesuffix(".") + ".") for pattern in patterns):
+        if is_inside(path, *(pattern.removesuffix(".*") for pattern in patterns)):
             return region
     return None
 

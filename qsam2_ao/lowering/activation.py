@@ -6,4 +6,4 @@ from ..deploy.inputs import ActivationQuantizer
 
 __all__ = ["ActivationQuantizer"]
 
-warnings.warn("qsam2_ao.lowering.activation moved to qsam2_ao.deploy.inputs", DeprecationWarning, stacklevel=2)
+warnings.warn("qsam2_ao.lowering.activation has moved to qsam2_ao.deploy.inputs", DeprecationWarning, stacklevel=2)

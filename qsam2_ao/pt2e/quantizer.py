@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.ao.quantization import NoopObserver, PlaceholderObserver, QConfig, QConfigMapping
+from torch.ao.quantization import NoopObserver, PlaceholderObserver, QConfig
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -21,12 +20,16 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from ..errors import QConfigError
 from ..graph.exported import ExportedLayer, exported_layers
 from ..graph.regions import region_of
-from ..qconfig import FIRST_AND_LAST_LAYERS, QConfigLike, qconfig_for, resolve_qconfig
 from ..quantizers import LSCFakeQuantize
 from ..quantizers.integers import integer_codes
 from ..quantizers.pt2e import constant_value
+from ..recipe import QConfigLike, layer_qconfig, resolve_qconfig
+from ..recipe.rules import rules_of
 
 logger = logging.getLogger(__name__)
+
+# A rule that keeps a type in float is right for a network without that type, too.
+_FLOAT_TYPE = ("object_type", None)
 
 
 class QSAM2Quantizer(Quantizer):
@@ -158,16 +161,18 @@ class QSAM2Quantizer(Quantizer):
             mapping = self._recipe[region]
         else:
             mapping = next(iter(self._recipe.values()))
-        return qconfig_for(mapping, layer.name, layer.kind), "its QConfig is None"
+        return layer_qconfig(mapping, layer.name, layer.kind), "its QConfig is None"
 
     def _check_rules(self, layers: list[ExportedLayer]) -> None:
         """Refuse rules that match nothing; for a part of a model they may be meant for other parts, and are logged."""
         regions = {region_of(layer.name) for layer in layers}
+        kinds = [(layer.name, layer.kind) for layer in layers]
         unused = [
-            rule
+            str(rule)
             for region, mapping in self._recipe.items()
             if not self._by_region or region in regions
-            for rule in _unused_rules(mapping, layers)
+            for rule in rules_of(mapping)
+            if not rule.selects(kinds) and not rule.is_of_a_preset and (rule.kind, rule.qconfig) != _FLOAT_TYPE
         ]
         if not unused:
             return
@@ -175,21 +180,6 @@ class QSAM2Quantizer(Quantizer):
         if not self.path:
             raise QConfigError(f"these rules {message}; its layers are {', '.join(layer.name for layer in layers)}")
         logger.warning("rules of the qconfig that %s", message)
-
-
-def _unused_rules(mapping: QConfigMapping, layers: list[ExportedLayer]) -> Iterator[str]:
-    names = [layer.name for layer in layers]
-    for name in mapping.module_name_qconfigs:
-        if not any(f"{layer}.".startswith(f"{name}.") for layer in names):
-            yield f"set_module_name({name!r})"
-    for pattern in mapping.module_name_regex_qconfigs:
-        if pattern not in FIRST_AND_LAST_LAYERS and not any(re.match(pattern, name) for name in names):
-            yield f"set_module_name_regex({pattern!r})"
-    for kind, qconfig in mapping.object_type_qconfigs.items():
-        if qconfig is not None and not any(layer.kind is kind for layer in layers):
-            yield f"set_object_type({kind!r})"
-    for parent, kind, index in mapping.module_name_object_type_order_qconfigs:
-        yield f"set_module_name_object_type_order({parent!r}, {kind!r}, {index})"
 
 
 def _spec(

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GRANULARITIES = ("tensor", "channel", "group")
+"""What shares one scale and zero point: a whole tensor, an output channel, or a group of a channel's inputs."""
+
 
 def quantize_affine(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Round to the integer codes of a uniform grid.

@@ -14,7 +14,7 @@ from torch import Tensor
 from .step import REGISTER
 
 if TYPE_CHECKING:
-    from .lsc import LSCFakeQuantize
+    from .lsc_training import LSCTraining
 
 
 @torch.library.custom_op("qsam2_lsc::training_range", mutates_args=())
@@ -39,6 +39,6 @@ def _(x: Tensor, log_alpha: Tensor, quantizer: Tensor) -> tuple[Tensor, Tensor, 
 
 
 @torch.compiler.disable
-def observe_outside(quantizer: LSCFakeQuantize, x: Tensor) -> None:
+def observe_outside(quantizer: LSCTraining, x: Tensor) -> None:
     """Let a quantizer that passes its input through see it: breaks the graph."""
     quantizer.training_range(x.detach())

@@ -105,6 +105,21 @@ def default_weight_grid(bits: int) -> str:
     return "symmetric" if bits == 8 else "midrise"
 
 
+def check_bit_width(bits: int, is_weight: bool) -> None:
+    """Refuse bit widths that no quantizer has.
+
+    Args:
+        bits: 2 to 8 for weights, 4 to 8 for activations.
+        is_weight: Whether they are a weight's.
+
+    Raises:
+        QConfigError: Naming the bits and what is allowed.
+    """
+    if bits not in range(2 if is_weight else 4, 9):
+        what, least = ("weights", 2) if is_weight else ("activations", 4)
+        raise QConfigError(f"{what} cannot have {bits!r} bits: choose {least} to 8")
+
+
 def weight_grid(name: str | None, bits: int) -> Grid:
     """Weight grid by name.
 
@@ -119,8 +134,7 @@ def weight_grid(name: str | None, bits: int) -> Grid:
         >>> weight_grid("midrise", 2)
         Grid(name='midrise', bits=2, quant_min=0, quant_max=3)
     """
-    if bits not in range(2, 9):
-        raise QConfigError(f"weights cannot have {bits!r} bits: choose 2 to 8")
+    check_bit_width(bits, is_weight=True)
     name = default_weight_grid(bits) if name is None else name
     if name not in WEIGHT_GRIDS:
         raise QConfigError(f"unknown weight grid {name!r}: choose one of {', '.join(WEIGHT_GRIDS)}")
@@ -138,6 +152,5 @@ def activation_grid(bits: int) -> Grid:
     Raises:
         QConfigError: Unknown bit width.
     """
-    if bits not in range(4, 9):
-        raise QConfigError(f"activations cannot have {bits!r} bits: choose 4 to 8")
+    check_bit_width(bits, is_weight=False)
     return Grid("activation", bits, 0, 2**bits - 1)

@@ -14,7 +14,7 @@ from torch.ao.quantization import FakeQuantizeBase
 class RangedFakeQuantize(Protocol):
     """A fake-quantizer whose range is started: from the weight, or from calibration data.
 
-    LSC and the baselines are such; torch.ao's own quantizers are not, they observe by themselves.
+    LSC and the rivals are such; torch.ao's own quantizers are not, they observe by themselves.
     """
 
     name: str
@@ -56,7 +56,7 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 
 
 def range_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The learned ranges of every quantizer: LSC's alphas, a baseline's scales, offsets or clips.
+    """The learned ranges of every quantizer: LSC's alphas, a rival's scales, offsets or clips.
 
     They have a learning rate of their own, and no weight decay. Start the quantizers first.
 

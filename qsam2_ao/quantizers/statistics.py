@@ -10,10 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import QConfigError
+from .affine import GRANULARITIES
 from .grids import RangeStats
-from .host import number_statistics, on_host
-
-GRANULARITIES = ("tensor", "channel", "group")
+from .scalar_ranges import on_host, scalar_statistics
 
 
 def check_granularity(granularity: str, group_size: int | None) -> None:
@@ -113,7 +112,7 @@ def tensor_statistics(x: Tensor) -> RangeStats:
     """
     x = x.detach()
     if on_host(x):
-        numbers = number_statistics(x)
+        numbers = scalar_statistics(x)
         return RangeStats(*(torch.tensor([value], dtype=torch.float32) for value in numbers))
     low, high = torch.aminmax(x)
     var, mean = torch.var_mean(x.float(), correction=0)

@@ -22,7 +22,10 @@ from .pool import Pool
 from .statistics import world_size
 
 if TYPE_CHECKING:
-    from .lsc import LSCFakeQuantize
+    from .lsc_training import LSCTraining
+
+if TYPE_CHECKING:
+    pass
 
 _NOTHING = Pool(0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -51,21 +54,21 @@ class Register:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._living: weakref.WeakValueDictionary[int, LSCFakeQuantize] = weakref.WeakValueDictionary()
+        self._living: weakref.WeakValueDictionary[int, LSCTraining] = weakref.WeakValueDictionary()
         self._next = 0
 
-    def add(self, quantizer: LSCFakeQuantize) -> int:
+    def add(self, quantizer: LSCTraining) -> int:
         """Enter a quantizer, and give it its number."""
         with self._lock:
             self._next += 1
             self._living[self._next] = quantizer
             return self._next
 
-    def __getitem__(self, number: int) -> LSCFakeQuantize:
+    def __getitem__(self, number: int) -> LSCTraining:
         with self._lock:
             return self._living[number]
 
-    def living(self) -> list[LSCFakeQuantize]:
+    def living(self) -> list[LSCTraining]:
         """All of them, in the order of their making."""
         with self._lock:
             return [quantizer for _, quantizer in sorted(self._living.items())]
@@ -75,7 +78,7 @@ REGISTER = Register()
 
 
 @torch.no_grad()
-def end_step(quantizers: Iterable[LSCFakeQuantize]) -> None:
+def end_step(quantizers: Iterable[LSCTraining]) -> None:
     """End a step for some quantizers: merge what the ranks saw, and let every alpha_bar follow its alpha.
 
     Args:
@@ -89,7 +92,7 @@ def end_step(quantizers: Iterable[LSCFakeQuantize]) -> None:
         quantizer.end_step()
 
 
-def _merge_ranks(quantizers: list[LSCFakeQuantize]) -> None:
+def _merge_ranks(quantizers: list[LSCTraining]) -> None:
     """Let every rank's quantizers hold what all ranks saw in the step, in one collective."""
     rows = []
     for quantizer in quantizers:

@@ -15,6 +15,7 @@ from ..convert import describe_layer
 from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..stage import LayerTarget, stage_of
+from ..graph.paths import is_inside
 from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {
@@ -147,7 +148,7 @@ def _path(model: SAM2Base, record: LayerRecord) -> str:
 
 
 def _part_of(path: str, parts: list[Part]) -> Part | None:
-    return next((p for p in parts if path == p.path or path.startswith(p.path + ".")), None)
+    return next((part for part in parts if is_inside(path, part.path)), None)
 
 
 def _count(module: nn.Module) -> int:

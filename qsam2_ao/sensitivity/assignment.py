@@ -17,7 +17,7 @@ from torch.ao.quantization import QConfigMapping
 from ..errors import QConfigError
 from ..files import atomic_write
 from ..graph import REGIONS
-from ..qconfig import FIRST_AND_LAST_LAYERS, lsc_qconfig
+from ..recipe import FIRST_AND_LAST_LAYERS, lsc_qconfig
 from .layers import quantizable_layers
 
 FORMAT = "qsam2_ao.bits"

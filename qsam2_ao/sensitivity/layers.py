@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..backend_config import QAT_MODULES
 from ..calibration.calibrate import calibrate_layer
 from ..calibration.gram import InputStatistics
 from ..calibration.report import VRCReport
-from ..calibration.start import start_layer
+from ..calibration.rounding import start_layer
 from ..deploy.packed import PackedIntxTensor
 from ..errors import GraphTraceError
-from ..fake_quant import fake_quantizers
 from ..graph import REGIONS, find_parts
-from ..qconfig import lsc_qconfig
+from ..recipe import fake_quantizers, lsc_qconfig
+from ..recipe.backend import layers_of_part
 from ..reporting.size import tensor_bytes
 from ..stage import stage_of
 
@@ -73,10 +72,9 @@ def quantizable_layers(model: SAM2Base) -> dict[str, QuantizableLayer]:
     if stage_of(model).layers or any(True for _ in fake_quantizers(model)):
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     found = [
-        QuantizableLayer(f"{part.path}.{name}" if name else part.path, part.region, tuple(layer.weight.shape))
+        QuantizableLayer(name, part.region, tuple(layer.weight.shape))
         for part in parts
-        for name, layer in model.get_submodule(part.path).named_modules()
-        if type(layer) in QAT_MODULES
+        for name, layer in layers_of_part(part, model.get_submodule(part.path))
     ]
     found.sort(key=lambda layer: REGIONS.index(layer.region))
     return {layer.name: layer for layer in found}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..calibration import load_images
 from ..calibration.calibrate import is_calibratable, observed_layers
 from ..calibration.gram import InputStatistics
-from ..calibration.images import CalibrationImages, images_at_once
+from ..calibration.images import CalibrationData, CalibrationImages, images_at_once
 from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples
@@ -99,7 +99,7 @@ def decibels(relative_error: float) -> float | None:
 
 def measure_sensitivity(
     model: SAM2Base,
-    calibration_data: Any,
+    calibration_data: CalibrationData,
     *,
     bits: Sequence[int] = BITS,
     layers: Iterable[str] | None = None,

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import NonFiniteError
-from ..fake_quant import fake_quantizers
 from ..quantizers import LSCFakeQuantize
+from ..recipe import fake_quantizers
 
 #: Half widths of a clipping range, in standard deviations, that no useful training reaches.
 SMALLEST_ALPHA, LARGEST_ALPHA = 1e-3, 1e4

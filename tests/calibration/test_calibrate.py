@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantize, default_per_channel_weight_fake_quant
 
-from qsam2_ao.calibration import calibrate_qsam2
+from qsam2_ao.calibration import calibrate_qsam2, load_images
 from qsam2_ao.calibration.calibrate import is_calibratable, observe_inputs
 from qsam2_ao.errors import CalibrationError, NonFiniteError
 from qsam2_ao.models.embedded import build_embedded
@@ -54,7 +54,7 @@ def test_gram_matrices_are_those_of_the_layers_inputs(model):
     seen = []
     layers = {QKV: model.get_submodule(QKV), NECK: model.get_submodule(NECK)}
     hook = layers[QKV].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    observers = observe_inputs(model, layers, images())
+    observers = observe_inputs(model, layers, load_images(images()))
     hook.remove()
     rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double()
     torch.testing.assert_close(observers[QKV].gram, rows.T @ rows, rtol=1e-5, atol=1e-3)

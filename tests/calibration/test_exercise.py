@@ -8,13 +8,14 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import nn
 
+from qsam2_ao.calibration import CalibrationImages, load_images
 from qsam2_ao.calibration.exercise import _box_around, exercise
 from qsam2_ao.models.embedded import build_embedded, load_embedded
 
 
-def images(count=1):
+def images(count=1) -> CalibrationImages:
     generator = torch.Generator().manual_seed(0)
-    return [torch.rand(3, 50, 70, generator=generator) for _ in range(count)]
+    return load_images(torch.rand(3, 50, 70, generator=generator) for _ in range(count))
 
 
 def calls(model, data, **settings):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qsam2_ao import PRESETS
-from qsam2_ao.calibration.start import ROUNDINGS
+from qsam2_ao.calibration.rounding import ROUNDINGS
 from qsam2_ao.cli.common import PRESET_NAMES
 from qsam2_ao.cli.sensitivity import ROUNDING_NAMES
 

@@ -9,8 +9,10 @@ from torch import fx, nn
 from torch.ao.quantization import QConfigMapping
 
 from qsam2_ao import lsc_qconfig
-from qsam2_ao.fake_quant import fake_quantize_part, input_quantizer, without_input_quantizers
 from qsam2_ao.graph import SINGLE_LAYER, Part, as_part, graph_of, trace_part
+from qsam2_ao.recipe.insert import fake_quantize_part
+from qsam2_ao.recipe.prepared import input_quantizer, without_input_quantizers
+from qsam2_ao.recipe.resolve import part_recipe
 
 PART = Part("mask_decoder", "sam_mask_decoder.conv_s0")
 
@@ -19,7 +21,8 @@ def quantized(bits: int | None = 8) -> tuple[nn.Module, fx.GraphModule]:
     """A lone layer with fake-quantizers, and the graph that it came from."""
     torch.manual_seed(0)
     graph = trace_part(nn.Conv2d(3, 2, 1), PART.path)
-    graph = fake_quantize_part(graph, PART, QConfigMapping().set_global(lsc_qconfig(4, bits)))
+    mapping = QConfigMapping().set_global(lsc_qconfig(4, bits))
+    graph = fake_quantize_part(graph, PART, part_recipe(mapping, PART, graph))
     part = as_part(graph)
     part.train()(torch.randn(1, 3, 4, 4))  # starts the ranges
     return part.eval(), graph.eval()

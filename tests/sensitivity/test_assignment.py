@@ -13,7 +13,7 @@ from torch.ao.quantization import PlaceholderObserver
 from qsam2_ao import convert_qsam2, prepare_qsam2
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.graph import REGIONS
-from qsam2_ao.qconfig import layer_qconfig
+from qsam2_ao.recipe import layer_qconfig
 from qsam2_ao.reporting.coverage import coverage_report
 from qsam2_ao.reporting.size import model_size
 from qsam2_ao.sensitivity import Assignment, quantizable_layers
@@ -55,10 +55,10 @@ def test_bits_of_the_inputs(model: Any, assignment: Assignment, activation_bits:
     recipe = assignment.qconfig(activation_bits)
     assert tuple(recipe) == REGIONS
     for name, wanted in (("obj_ptr_proj.layers.0", inner), (FIRST, edge)):
-        found = layer_qconfig(recipe["image_encoder"], name, model.get_submodule(name))
+        found = layer_qconfig(recipe["image_encoder"], name, type(model.get_submodule(name)))
         assert found is not None
         assert found.activation().bits == wanted
-    weight_only = layer_qconfig(assignment.qconfig(None)["image_encoder"], FIRST, model.get_submodule(FIRST))
+    weight_only = layer_qconfig(assignment.qconfig(None)["image_encoder"], FIRST, type(model.get_submodule(FIRST)))
     assert weight_only is not None
     assert weight_only.activation is PlaceholderObserver
     with pytest.raises(QConfigError, match="activations cannot have 3 bits"):

@@ -11,8 +11,7 @@ import torch
 from qsam2_ao import convert_qsam2, prepare_qsam2
 from qsam2_ao.calibration import load_images
 from qsam2_ao.errors import GraphTraceError
-from qsam2_ao.fake_quant import quantized_layers
-from qsam2_ao.qconfig import lsc_qconfig
+from qsam2_ao.recipe import lsc_qconfig, quantized_layers
 from qsam2_ao.reporting.size import model_size
 from qsam2_ao.sensitivity import quantizable_layers
 from qsam2_ao.sensitivity.layers import quantized_layer, replaced_parameters

@@ -8,7 +8,7 @@ from data_parallel import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from qsam2_ao import load_embedded, prepare_qsam2
-from qsam2_ao.fake_quant import fake_quantizers
+from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
 from qsam2_ao.training.losses import SAM2Loss, prompted_forward
 from qsam2_ao.training.qat import Rates, as_trainable, qat_optimizer

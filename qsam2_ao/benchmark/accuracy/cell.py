@@ -19,9 +19,9 @@ from ...data.procedural import Sequence, generate_sequence, generate_split
 from ...deploy.packed import PackedIntxTensor
 from ...errors import NonFiniteError
 from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
-from ...fake_quant import quantized_layers
 from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
+from ...recipe import quantized_layers
 from ...reporting.size import model_size
 from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
 from ...training.batches import ProceduralBatches, RawBatch, to_datapoint

@@ -13,8 +13,8 @@ from ...calibration import calibrate_qsam2
 from ...data.procedural import generate_sequence
 from ...evaluation.state import as_video_predictor, eval_mode
 from ...evaluation.video import track_sequence
-from ...fake_quant import fake_quantizers
 from ...quantizers import LSCFakeQuantize
+from ...recipe import fake_quantizers
 from ...reporting.figures import save_figure
 from ...reporting.overlay import draw_masks, save_picture, side_by_side
 from ...training.qat import Rates

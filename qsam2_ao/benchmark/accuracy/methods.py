@@ -9,9 +9,9 @@ from typing import Literal
 from torch.ao.quantization import QConfig
 
 from ...errors import QConfigError
-from ...qconfig import lsc_qconfig, with_first_and_last
-from ...quantizers.baselines import baseline_qconfig
+from ...recipe import lsc_qconfig, with_first_and_last
 from ...training.distillation import RECOMMENDED, DistillationWeights
+from .rivals import rival_qconfig
 
 FLOAT = "float"
 """Name of the setting, and of the method, without quantization."""
@@ -61,7 +61,7 @@ class Method:
 
     Attributes:
         name: What the table calls it.
-        quantizer: "lsc", a name out of ``BASELINES``, or None for the float model.
+        quantizer: "lsc", a name out of ``RIVALS``, or None for the float model.
         group: What it is in the comparison.
         vrc: Damping of VRC, "auto", or None for none.
         equalize: Whether outlier channels are equalized across layers first, as SmoothQuant does.
@@ -102,7 +102,7 @@ class Method:
             return lsc_qconfig(weight_bits, activation_bits, grid=self.grid, momentum=self.momentum)
         if self.quantizer is None:
             raise QConfigError(f"{self.name} is not quantized")
-        return baseline_qconfig(self.quantizer, weight_bits, activation_bits)
+        return rival_qconfig(self.quantizer, weight_bits, activation_bits)
 
     def recipe(self, setting: Setting) -> dict[str, object]:
         """What ``prepare_qsam2`` takes as qconfig at a setting; the same layers and bits for every method."""

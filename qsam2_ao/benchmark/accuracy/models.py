@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...calibration.scaling import rescale, scale_groups
+from ...calibration.scale_groups import rescale, scale_groups
 from ...errors import QConfigError
+from ...graph.paths import is_inside
 from ...models.embedded import load_embedded
 
 
@@ -39,7 +40,7 @@ class HeavyTails:
         generator = torch.Generator().manual_seed(self.seed)
         low, high = torch.tensor([self.smallest, self.largest], dtype=torch.float64).log()
         for group in scale_groups(changed):
-            if not group.producer.startswith("image_encoder.trunk."):
+            if not is_inside(group.producer, "image_encoder.trunk"):
                 continue
             factors = torch.ones(group.channels, dtype=torch.float64)
             count = max(1, round(self.share * group.channels))
@@ -102,7 +103,7 @@ def weight_shapes(model: nn.Module) -> list[WeightShape]:
     return [
         WeightShape(name, *_shape(module.weight))
         for name, module in model.named_modules()
-        if name.startswith("image_encoder.") and isinstance(module, (nn.Linear, nn.Conv2d))
+        if is_inside(name, "image_encoder") and isinstance(module, (nn.Linear, nn.Conv2d))
     ]
 
 

@@ -5,7 +5,7 @@ import pytest
 from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
 from qsam2_ao.benchmark.accuracy.plan import TRAINED, UNTRAINED, full_plan, quick_plan, select
 from qsam2_ao.errors import QConfigError
-from qsam2_ao.fake_quant import code_range
+from qsam2_ao.recipe.prepared import code_range
 
 
 def test_settings_by_name():

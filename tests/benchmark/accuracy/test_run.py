@@ -12,7 +12,7 @@ from qsam2_ao.benchmark.accuracy.plan import Unit
 from qsam2_ao.benchmark.accuracy.run import run_plan
 from qsam2_ao.benchmark.accuracy.store import CellStore
 from qsam2_ao.errors import CheckpointError
-from qsam2_ao.fake_quant import quantized_layers
+from qsam2_ao.recipe import quantized_layers
 from qsam2_ao.training.qat import Rates
 
 TINY = Budget(steps=1, images=2, videos=2, frames=3, search_videos=2, rates=(Rates(1e-4), Rates(1e-3, 10, 10)))

@@ -9,7 +9,7 @@ from qsam2_ao.benchmark.training.memory import calibration_cost, training_memory
 from qsam2_ao.benchmark.training.records import memory_records
 from qsam2_ao.benchmark.training.steps import added_time, measure_steps
 from qsam2_ao.benchmark.training.trainee import COMPARED, FUSED, Trainee, Workload
-from qsam2_ao.fake_quant import quantized_layers
+from qsam2_ao.recipe import quantized_layers
 
 SMALL = Workload("embedded", 96, 1, 2, 1)
 

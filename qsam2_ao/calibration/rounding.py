@@ -1,0 +1,134 @@
+"""How a weight is rounded at the start: its quantizer's range, nearest or GPTQ, and the bias that makes up for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import QConfigError
+from ..quantizers import LSCFakeQuantize, RangedFakeQuantize, broadcast_qparam, fake_quantize_affine
+from ..quantizers.output_error import measures_of, worst_ratio
+from .gptq import compensation_of, gptq_round
+from .gram import InputStatistics
+
+ROUNDINGS = ("nearest", "gptq")
+# GPTQ is tried in ranges of these widths, relative to the best one for rounding to the nearest.
+_MULTIPLES = (1.0, 0.9, 0.8, 0.7, 1.1, 1.2)
+_DAMPING = 0.01
+
+
+@torch.no_grad()
+def start_layer(
+    layer: Any, quantizer: Any, inputs: InputStatistics | None = None, rounding: str = "nearest", name: str = ""
+) -> None:
+    """Start a layer's weight quantizer, round its weight, and let its bias make up for the mean of what is rounded off.
+
+    With the bias, the quantized layer's mean output on the calibration data is the float layer's, so that the range
+    and the rounding see to what varies. Without one, or without ``inputs``, the mean's error stays.
+
+    Args:
+        layer: A layer with a weight and perhaps a bias, changed in place.
+        quantizer: The weight's fake-quantizer.
+        inputs: Of a linear layer or 1x1 convolution; None where they are not known.
+        rounding: As for :func:`start_quantizer`.
+        name: Of the layer, for errors.
+
+    Raises:
+        QConfigError: As :func:`start_quantizer`.
+    """
+    weight = layer.weight.detach().clone()
+    gram = None if inputs is None else inputs.gram_for(layer)
+    layer.weight.copy_(start_quantizer(quantizer, weight, gram, rounding, name))
+    if inputs is not None:
+        # A copy of the quantizer: looking at the weight is not to move its ranges.
+        inputs.into_bias(layer, weight - copy.deepcopy(quantizer)(layer.weight.detach()))
+
+
+@torch.no_grad()
+def start_quantizer(
+    quantizer: Any, weight: Tensor, gram: Tensor | None = None, rounding: str = "nearest", name: str = ""
+) -> Tensor:
+    """Start the range of a weight's quantizer, and round the weight.
+
+    Args:
+        quantizer: The weight's fake-quantizer. torch.ao's own observe the weight by themselves and are not started.
+        weight: [out, ...].
+        gram: X^T X of the layer's inputs, centred where a bias makes up for the mean; None where it is not known: the
+            range then has the least error of the weight instead of the output's.
+        rounding: "nearest" leaves the weight as it is; "gptq" puts it on the grid with the output's error
+            compensated, where ``gram`` is known.
+        name: Of the layer, for errors.
+
+    Returns:
+        The weight, rounded or as it was.
+
+    Raises:
+        QConfigError: Unknown rounding, or "gptq" for a quantizer whose grid follows something else than LSC's.
+
+    Example:
+        >>> layer.weight.copy_(start_quantizer(layer.weight_fake_quant, layer.weight, gram, "gptq"))
+    """
+    if rounding not in ROUNDINGS:
+        raise QConfigError(f"unknown rounding {rounding!r}: choose one of {', '.join(ROUNDINGS)}")
+    if not isinstance(quantizer, LSCFakeQuantize):
+        if rounding != "nearest":
+            raise QConfigError(f"{name}: rounding={rounding!r} needs LSC's quantizer, not {type(quantizer).__name__}")
+        if isinstance(quantizer, RangedFakeQuantize):
+            quantizer.initialize(weight)
+        return weight
+    quantizer.initialize(weight, gram)
+    if rounding == "nearest" or gram is None:
+        return weight
+    return _round_in_best_range(quantizer, weight, gram, name)
+
+
+def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tensor, name: str) -> Tensor:
+    """Round by GPTQ with several multiples of the started alpha; each output channel keeps that of least error.
+
+    A channel for which all are worse than rounding to the nearest, by any measure, is rounded to the nearest.
+    """
+    flat = (weight.shape[0], weight[0].numel())
+    original, gram = weight.reshape(flat).double(), gram.double()
+    measures = measures_of(gram)
+    compensation = compensation_of(gram, _DAMPING, name)
+
+    def errors(candidate: Tensor) -> Tensor:
+        difference = candidate - original
+        found = torch.stack([((difference @ measure) * difference).sum(1) for measure in measures])
+        return found.sum(1, keepdim=True).expand_as(found) if quantizer.granularity == "tensor" else found
+
+    alpha = started = quantizer.alpha_bar.clone()
+    grid = quantizer.codes
+    rounded = fake_quantize_affine(original, *_qparams(quantizer, flat), *grid).double()
+    references = errors(rounded)
+    least = torch.ones_like(references[0])
+    for multiple in _MULTIPLES:
+        candidate_alpha = started * multiple
+        _set_alpha(quantizer, candidate_alpha)
+        candidate = gptq_round(original, gram, *_qparams(quantizer, flat), *grid, name=name, compensation=compensation)
+        error = worst_ratio(errors(candidate), references)
+        better = error < least
+        least = torch.where(better, error, least)
+        rounded = torch.where(better[:, None], candidate, rounded)
+        # Alpha is [1], [out] or [out, groups].
+        alpha = torch.where(better[: len(alpha)].reshape(-1, *[1] * (alpha.dim() - 1)), candidate_alpha, alpha)
+    _set_alpha(quantizer, alpha)
+    result = rounded.reshape(weight.shape).to(weight.dtype)
+    quantizer.keep_scale(result)
+    return result
+
+
+def _qparams(quantizer: LSCFakeQuantize, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that broadcast against the weight as a matrix."""
+    scale, zero_point = quantizer.qparams()
+    return broadcast_qparam(scale, shape, quantizer.group_size), broadcast_qparam(
+        zero_point, shape, quantizer.group_size
+    )
+
+
+def _set_alpha(quantizer: LSCFakeQuantize, alpha: Tensor) -> None:
+    quantizer.log_alpha.copy_(alpha.log())
+    quantizer.alpha_bar.copy_(alpha)
