@@ -18,6 +18,7 @@ from .calibration import VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layer, is_calibratable, observed_layers
 from .calibration.images import images_at_once
 from .calibration.start import start_layer
+from .compat import adapt_image_predictor
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .fake_quant import fake_quantize_part, fake_quantizers, quantized_layers
 from .graph import Part, as_part, find_parts, trace_part
@@ -90,6 +91,7 @@ def prepare_qsam2(
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     check_rules(recipe, model)
     _check_finite(model)
+    adapt_image_predictor()
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     info: dict[str, Any] = {
         "qconfig": qconfig if isinstance(qconfig, str) else "custom",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..compat.quiet import propagate_quietly
-from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
 from ..lowering.int8 import Int8Conv2d, Int8Linear
 from ..native import fast_float
+from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..tensors.packed import PackedIntxTensor
 
 _FRAMES = 3
