@@ -8,7 +8,7 @@ float, and with s_j = sqrt(std(x_j) / rms(w_j)) both sides are as even as they c
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,21 @@ from .calibrate import observe_inputs
 from .images import load_images
 from .scaling import ScaleGroup, rescale, scale_groups
 
+Model = TypeVar("Model", bound=nn.Module)
+
 # A channel that is never active, or never read, has no say in the scale.
 _SILENT = 1e-6
 
 
 def equalize_qsam2(
-    model: nn.Module,
+    model: Model,
     calibration_data: Any,
     *,
     max_images: int = 50,
     batch_size: int = 1,
     seed: int = 0,
     progress: bool = True,
-) -> Any:
+) -> Model:
     """A copy of a float SAM2 that computes the same and is easier to quantize.
 
     For a linear layer with per-row weight scales and a per-tensor input scale, the rounding error of the output
