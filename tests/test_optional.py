@@ -15,14 +15,16 @@ from qsam2_ao.optional import EXTRAS, needed
 
 _WITHOUT = """
 import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+from importlib.machinery import PathFinder
 
 BLOCKED = {"tensordict", "tensorboard", "matplotlib", "av", "vos_benchmark", "cv2", "scipy", "onnx", "openvino"}
-sys.meta_path.insert(0, Blocked())
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in BLOCKED else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 
 _SEGMENT = """

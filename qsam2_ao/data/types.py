@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class VideoSequence(Protocol):
     def object_ids(self) -> tuple[int, ...]: ...  # noqa: D102
 
     @property
-    def frames(self) -> Indexed[NDArray[np.uint8]]: ...  # noqa: D102
+    def frames(self) -> Indexed[Any]: ...  # noqa: D102
 
     @property
     def masks(self) -> Indexed[NDArray[np.uint8] | None]: ...  # noqa: D102

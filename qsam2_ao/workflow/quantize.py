@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -129,7 +130,7 @@ def quantize_to_file(
         >>> quantize_to_file("embedded", QuantizationJob("w4a8", images=10), "w4a8.safetensors")  # doctest: +SKIP
     """
     if job.steps:
-        from .. import training  # noqa: F401 - says before the calibration what is missing
+        importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
     output = Path(output)
     loaded = load_model(model, checkpoint, device)
     if hasattr(loaded, "qsam2_plan"):
