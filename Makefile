@@ -60,7 +60,7 @@ $(PIP) install --no-build-isolation --constraint constraints.txt --editable $(1)
 endef
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(call install,.)
+	$(call install,".[all]")
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch

@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from .compat import arrange_repairs as _arrange_repairs
@@ -113,12 +114,16 @@ _HOMES = {
 }
 """Where each public name is; a module is imported when one of its names is first asked for."""
 
+_FIRST_USE = threading.RLock()
+"""Modules of torchao import each other in circles, which threads that start in different places cannot do at once."""
+
 _arrange_repairs()
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        with _FIRST_USE:
+            value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
         return value
     if not name.startswith("_"):

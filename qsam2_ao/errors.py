@@ -1,4 +1,7 @@
-"""The exceptions that qsam2_ao raises: each names what was wrong, where, and what to do about it."""
+"""The exceptions that qsam2_ao raises: each names what was wrong, where, and what to do about it.
+
+Where Python has a class for the same fault, they are that too: ``except ValueError`` also catches a QConfigError.
+"""
 
 
 class QSAM2Error(Exception):
@@ -9,11 +12,11 @@ class GraphTraceError(QSAM2Error):
     """A part of the model cannot be turned into an FX graph."""
 
 
-class CalibrationError(QSAM2Error):
+class CalibrationError(QSAM2Error, ValueError):
     """The calibration data are empty, unusable or too few, or a calibration solve failed."""
 
 
-class QConfigError(QSAM2Error):
+class QConfigError(QSAM2Error, ValueError):
     """An unknown preset, region or setting of a quantization recipe."""
 
 
@@ -21,7 +24,7 @@ class CheckpointError(QSAM2Error):
     """A model file is truncated, foreign, too new, or does not fit the model."""
 
 
-class DataError(QSAM2Error):
+class DataError(QSAM2Error, ValueError):
     """An image, video, mask or dataset folder cannot be used."""
 
 
@@ -29,5 +32,9 @@ class UnsupportedLayerError(QSAM2Error):
     """A layer, shape, dtype or device that the requested operation does not support."""
 
 
-class NonFiniteError(QSAM2Error):
+class NonFiniteError(QSAM2Error, ArithmeticError):
     """NaN or infinity where finite numbers are needed."""
+
+
+class MissingPackageError(QSAM2Error, ImportError):
+    """A package that this task needs is not installed."""

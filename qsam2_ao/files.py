@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import QSAM2Error
 
@@ -78,7 +78,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], me
         file.write(content[end:])
 
 
-def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
+def save_torch(content: object, path: str | os.PathLike[str]) -> None:
     """``torch.save`` that leaves a whole file or none, and says so where the disk is full.
 
     Args:

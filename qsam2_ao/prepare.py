@@ -18,6 +18,7 @@ from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
 from .calibration.rounding import start_layer
+from .compat import adapt_image_predictor
 from .errors import GraphTraceError, NonFiniteError, QSAM2Error
 from .models.config import model_config
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
@@ -86,6 +87,7 @@ def prepare_qsam2(
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     recipe = resolve_recipe(qconfig, model)
     _check_finite(model)
+    adapt_image_predictor()
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")

@@ -13,8 +13,8 @@ from torch.ao.quantization import QConfig, default_weight_fake_quant, get_defaul
 from qsam2_ao import PackedIntxTensor, convert_qsam2, lsc_qconfig, prepare_qsam2
 from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.stage import stage_of
 from qsam2_ao.recipe import quantized_layers
+from qsam2_ao.stage import stage_of
 
 
 def photos() -> list[np.ndarray]:

@@ -32,6 +32,22 @@ def test_rooms_are_attributes_and_other_names_are_not() -> None:
         from qsam2_ao import nothing  # noqa: F401
 
 
+def _top_level_imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def test_no_module_needs_what_windows_lacks_to_be_imported() -> None:
+    unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    for path in Path(qsam2_ao.__file__).parent.rglob("*.py"):
+        assert not unix & _top_level_imports(path), path
+
+
 _FIRST_USE = """
 import sys, threading
 sys.setswitchinterval(1e-5)

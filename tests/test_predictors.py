@@ -1,87 +1,145 @@
-"""A packed model in SAM2's own predictors: every prompt and way of tracking that they offer."""
-
 from __future__ import annotations
 
+import importlib
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
-from sam2.sam2_image_predictor import SAM2ImagePredictor
+from PIL import Image
+from sam2 import sam2_video_predictor
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from threads import at_once
+from torch import nn
+from training.model.sam2 import SAM2Train
 
-from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
-from qsam2_ao.data.procedural import Sequence, generate_sequence, generate_split
-from qsam2_ao.evaluation import mask_iou
-from qsam2_ao.evaluation.state import predictor_state
+from qsam2_ao.errors import DataError
+from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.predictors import (
+    as_video_predictor,
+    eval_mode,
+    image_predictor,
+    predictor_state,
+    preprocess,
+    without_hole_filling,
+)
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def sequence() -> Sequence:
-    return generate_sequence("val", 0, num_frames=6)
+def predictor() -> Any:
+    """A video predictor with random weights."""
+    return build_embedded(SAM2VideoPredictor, apply_postprocessing=True)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The trained embedded model at 8 bits, written to a file and loaded."""
-    path: Path = tmp_path_factory.mktemp("predictors") / "w8a8.safetensors"
-    images = [s.frames[0] for s in generate_split("train", 8, num_frames=1)]
-    save_qsam2(convert_qsam2(load_embedded(), "w8a8", images, vrc=None, progress=False), path)
-    return load_qsam2(path)
+def test_equals_the_state_of_a_folder(predictor: Any, tmp_path: Path) -> None:
+    for t, frame in enumerate(FRAMES):
+        # sam2 looks at the ending, Pillow at the content: lossless frames.
+        Image.fromarray(frame).save(tmp_path / f"{t:05d}.jpg", format="PNG")
+    from_folder = predictor.init_state(str(tmp_path))
+    loader = sam2_video_predictor.load_video_frames
+    from_memory = predictor_state(predictor, FRAMES)
+    assert sam2_video_predictor.load_video_frames is loader
+    assert torch.equal(from_memory["images"], from_folder["images"])
+    assert from_memory.keys() == from_folder.keys()
+    for key in ("num_frames", "video_height", "video_width", "device", "storage_device"):
+        assert from_memory[key] == from_folder[key]
 
 
-def test_points_boxes_masks_and_batches(model: Any, sequence: Sequence) -> None:
-    predictor = SAM2ImagePredictor(model)
-    frame, (object_id, prompt) = sequence.frames[0], next(iter(sequence.prompts.items()))
-    truth = sequence.masks[0] == object_id
-    predictor.set_image(frame)
-    by_point, scores, logits = predictor.predict(prompt.points[:1], prompt.labels[:1], multimask_output=True)
-    assert by_point.shape == (3, *frame.shape[:2])
-    assert scores.shape == (3,)
-    by_box, _, _ = predictor.predict(box=prompt.box, multimask_output=False)
-    assert mask_iou(by_box[0].astype(bool), truth) > 0.6
-    best = logits[int(scores.argmax())][None]
-    by_mask, _, _ = predictor.predict(prompt.points[:1], prompt.labels[:1], mask_input=best, multimask_output=False)
-    assert by_mask.shape == (1, *frame.shape[:2])
+def test_threads_start_their_own_videos(predictor: Any, tmp_path: Path) -> None:
+    for t in range(5):
+        Image.fromarray(FRAMES[0]).save(tmp_path / f"{t:05d}.jpg")
+    other = build_embedded(SAM2VideoPredictor)
 
-    predictor.set_image_batch([frame, sequence.frames[3]])
-    boxes = [np.stack([prompt.box, prompt.box]), prompt.box[None]]
-    masks, _, _ = predictor.predict_batch(box_batch=boxes, multimask_output=False)
-    assert [len(m) for m in masks] == [2, 1]
-    np.testing.assert_array_equal(masks[0][0].reshape(by_box[0].shape), by_box[0])
+    def lengths(model: Any, frames: Any) -> set[tuple[int, float]]:
+        states = [predictor_state(model, frames) for _ in range(15)]
+        return {(state["num_frames"], float(state["images"].sum())) for state in states}
+
+    def of_the_folder() -> set[int]:
+        return {other.init_state(str(tmp_path))["num_frames"] for _ in range(5)}
+
+    alone = [lengths(predictor, FRAMES), lengths(predictor, FRAMES[:2]), {5}]
+    before = sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm
+    found = at_once(partial(lengths, predictor, FRAMES), partial(lengths, other, FRAMES[:2]), of_the_folder)
+    assert found == alone
+    assert (sam2_video_predictor.load_video_frames, sam2_video_predictor.tqdm) == before
 
 
-# SAM2 keeps its memories in bfloat16 and expects autocast, for float models just as for packed ones.
-@torch.inference_mode()
-@torch.autocast("cpu", torch.bfloat16)
-def test_several_objects_later_prompts_both_directions_and_reset(model: Any, sequence: Sequence) -> None:
-    state = predictor_state(model, sequence.frames)
-    first, second = list(sequence.prompts)[:2]
-    model.add_new_mask(state, 0, first, sequence.masks[0] == first)
-    model.add_new_points_or_box(state, 3, second, box=sequence.prompt(second, 3).box)
-    forward = {t: masks for t, _, masks in model.propagate_in_video(state)}
-    assert sorted(forward) == list(range(6))
-    assert forward[5].shape == (2, 1, *sequence.frames.shape[1:3])
-    assert mask_iou(forward[5][0, 0].float().numpy() > 0, sequence.masks[5] == first) > 0.5
-
-    backward = {t: masks for t, _, masks in model.propagate_in_video(state, start_frame_idx=3, reverse=True)}
-    assert sorted(backward) == [0, 1, 2, 3]
-
-    model.reset_state(state)
-    model.add_new_mask(state, 0, first, sequence.masks[0] == first)
-    again = {t: masks for t, _, masks in model.propagate_in_video(state)}
-    assert again[5].shape[0] == 1
+def test_prints_nothing(predictor: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor_state(predictor, FRAMES)
+    assert capsys.readouterr().err == ""
 
 
-def test_the_mask_generator(model: Any, sequence: Sequence) -> None:
-    found = SAM2AutomaticMaskGenerator(
-        model, points_per_side=8, pred_iou_thresh=0.3, stability_score_thresh=0.7
-    ).generate(sequence.frames[0])
-    assert found
-    best = max(
-        mask_iou(each["segmentation"], sequence.masks[0] == object_id)
-        for each in found
-        for object_id in sequence.prompts
-    )
-    assert best > 0.5
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "at least one frame"),
+        ([FRAMES[0], FRAMES[1][:50]], r"frame 1 is uint8 \[50, 80, 3\]"),
+        (FRAMES.astype(np.float32), "frame 0 is float32"),
+        (FRAMES[..., 0], "frame 0 is uint8"),
+    ],
+)
+def test_unusable_frames_are_named(frames: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        preprocess(frames, 96)
+
+
+def test_eval_mode_restores_each_module() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+    with pytest.raises(KeyError), eval_mode(model):
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+def test_threads_that_evaluate_one_model_leave_its_modes() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    model[1].eval()
+
+    def evaluate() -> None:
+        for _ in range(100):
+            with eval_mode(model):
+                assert not any(module.training for module in model.modules())
+
+    at_once(evaluate, evaluate, evaluate)
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("model_class", [SAM2Base, SAM2Train])
+def test_other_classes_become_predictors_that_share_the_parts(model_class: type[SAM2Base]) -> None:
+    model = build_embedded(model_class)
+    moved = as_video_predictor(model)
+    assert moved.image_encoder is model.image_encoder
+    assert as_video_predictor(moved) is moved
+
+
+def test_the_image_predictor_takes_the_models_input_size(predictor: Any) -> None:
+    found = image_predictor(predictor)
+    assert found.model is predictor
+    assert found._bb_feat_sizes == [(24, 24), (12, 12), (6, 6)]
+
+
+def test_the_old_module_forwards_and_warns() -> None:
+    sys.modules.pop("qsam2_ao.evaluation.state", None)
+    with pytest.warns(DeprecationWarning, match=r"moved to qsam2_ao\.predictors"):
+        state = importlib.import_module("qsam2_ao.evaluation.state")
+    assert state.predictor_state is predictor_state
+
+
+def test_holes_are_left_only_where_nothing_could_fill_them(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_embedded(SAM2VideoPredictor, fill_hole_area=8)
+    try:
+        from sam2 import _C  # noqa: F401
+    except ImportError:
+        assert without_hole_filling(model).fill_hole_area == 0
+        assert "small holes" in capsys.readouterr().err
+    else:
+        assert without_hole_filling(model).fill_hole_area == 8

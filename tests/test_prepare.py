@@ -29,8 +29,8 @@ from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, QConfigError
 from qsam2_ao.graph import REGIONS, find_parts
 from qsam2_ao.models.embedded import build_embedded, load_embedded
-from qsam2_ao.stage import stage_of
 from qsam2_ao.recipe import fake_quantizers, quantized_layers
+from qsam2_ao.stage import stage_of
 
 LAYERS = (nn.Linear, nn.Conv2d)
 

@@ -33,7 +33,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao.checkpoint import read_header
 from qsam2_ao.data.procedural import generate_sequence, generate_split
-from qsam2_ao.evaluation.state import predictor_state
+from qsam2_ao.predictors import predictor_state
 from qsam2_ao.reporting.overlay import draw_masks, save_picture, side_by_side
 from qsam2_ao.reporting.size import human_bytes, model_size
 

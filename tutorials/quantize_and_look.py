@@ -26,7 +26,7 @@ import rich
 from qsam2_ao import convert_qsam2, coverage_report, load_embedded, save_qsam2
 from qsam2_ao.data.procedural import generate_sequence, generate_split
 from qsam2_ao.evaluation import evaluate_video, track_sequence
-from qsam2_ao.evaluation.state import as_video_predictor, eval_mode
+from qsam2_ao.predictors import as_video_predictor, eval_mode
 from qsam2_ao.reporting.overlay import draw_masks, save_picture, side_by_side
 from qsam2_ao.reporting.size import file_size, human_bytes
 

@@ -10,15 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from ..reporting.figures import save_figure
+from ..reporting.figures import new_figure, save_figure
 from .inference.footprint import CHECKPOINT
 from .inference.methods import BASELINE
 from .inference.parts import ENCODER
 from .inference.report import find
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
 _COLOURS = ("0.6", "C0", "C0", "C0")
@@ -40,7 +41,7 @@ def overview(
     Returns:
         The figure. Where something was not measured, its bar or line is missing.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = new_figure(figsize=(11, 3.4), layout="constrained")
     size, speed, accuracy = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     _bars(size, [_mebibytes(files, name) for name in _BARS], "{:.1f}")
     size.set(title=f"{_MODEL}: file, MiB")

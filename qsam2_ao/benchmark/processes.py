@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import platform
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,10 +35,16 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has ever had resident."""
+    """The most memory that this process has ever had resident.
+
+    Raises:
+        QSAM2Error: On Windows.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
+        if sys.platform == "win32":
+            raise QSAM2Error("the peak memory of a process is read on Linux and macOS only") from None
         import resource  # which Windows lacks
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

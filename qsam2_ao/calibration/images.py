@@ -15,11 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.pictures import IMAGE_MEAN, IMAGE_STD
 from ..errors import CalibrationError
 
-#: What SAM2 normalises RGB values in 0..1 with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CalibrationData: TypeAlias = "str | os.PathLike[str] | Image.Image | Iterable[object] | CalibrationImages"
 """What users give as calibration images; :class:`CalibrationImages` says which objects are images."""
@@ -128,7 +126,7 @@ def _normalized_tensor(item: _Item, size: int) -> Tensor:
         image = F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     if normalized:
         return image
-    return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(STD)[:, None, None]
+    return (image - image.new_tensor(IMAGE_MEAN)[:, None, None]) / image.new_tensor(IMAGE_STD)[:, None, None]
 
 
 def _choose(data: CalibrationData, max_images: int, seed: int) -> Iterable[tuple[str, object]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..optional import needed
 from ..quantizers.output_error import measures_of, typical_energy, worst_ratio
 from .report import LayerReport
 
@@ -118,8 +119,7 @@ def condition_number(gram: Tensor, n: int) -> float:
         return float("inf")
     gram = gram.double()
     if gram.shape[0] > _EXACT_CONDITION:
-        from scipy.linalg import lapack  # here, because it would delay every import of the package
-
+        lapack = needed("scipy.linalg").lapack  # here, because it would delay every import of the package
         factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
         if failed:
             return float("inf")

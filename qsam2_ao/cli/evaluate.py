@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, load_model, print_json
-
-IMAGES_PER_VIDEO = 2
+from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, print_json
 
 
 def evaluate(
@@ -30,36 +27,16 @@ def evaluate(
 
     Example: [bold]qsam2 evaluate tiny-w4a8.safetensors --data DAVIS/ --json[/bold]
     """
-    from ..data.davis import read_davis
-    from ..data.procedural import generate_split
+    from ..evaluation.overall import evaluate_model
     from ..reporting.tables import ModelRow, comparison_table
+    from ..workflow.data import videos_with_masks
+    from ..workflow.models import load_model
 
     loaded = load_model(model, checkpoint, device, target)
-    if data == EMBEDDED:
-        sequences: Sequence[Any] = list(generate_split("test", videos or 64, num_frames=frames))
-    else:
-        sequences = read_davis(data)[:videos]
-    scores = score(loaded, sequences)
+    sequences = videos_with_masks(data, "test", videos, frames)
+    scores = evaluate_model(loaded, sequences, progress=True)
     if as_json:
         print_json({"model": model, "data": data, "videos": len(sequences), **scores})
         return
     title = f"{len(sequences)} videos of {data}, in percent"
     console().print(comparison_table([ModelRow(model, None, None, **scores)], title))
-
-
-def score(model: Any, sequences: Sequence[Any]) -> dict[str, float]:
-    """J&F with first-frame masks, and mIoU with boxes on some frames of the same videos.
-
-    Args:
-        model: A model of the SAM2Base family.
-        sequences: Videos with masks.
-
-    Returns:
-        "j", "f", "jf" and "miou" in percent.
-    """
-    from ..evaluation import evaluate_image, evaluate_video, image_samples
-
-    video = evaluate_video(model, sequences, progress=True)
-    samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)
-    image = evaluate_image(model, samples, prompt="box", progress=True)
-    return {"j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou}

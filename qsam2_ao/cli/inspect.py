@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import QSAM2Error
-from .common import Checkpoint, Json, ModelName, Target, console, load_model, print_json
+from .common import Checkpoint, Json, ModelName, Target, console, print_json
 
 
 def inspect(
@@ -24,41 +23,19 @@ def inspect(
 
     Example: [bold]qsam2 inspect tiny-w4a8.safetensors --json[/bold]
     """
-    from ..checkpoint import read_header
-    from ..reporting.coverage import coverage_report
-    from ..reporting.size import file_size, human_bytes, model_size
-    from ..reporting.speed import layer_times
-    from ..stage import stage_of
+    from ..reporting.size import human_bytes
+    from ..workflow.inspect import inspect_model
 
-    loaded = load_model(model, checkpoint)
-    packed = bool(stage_of(loaded).layers)
-    file = Path(model) if packed else checkpoint
-    size = model_size(loaded)
-    coverage = coverage_report(loaded)
-    if time:
-        if not packed:
-            raise QSAM2Error(f"--time is for packed files, and {model} is a float model")
-        lowered = load_model(model, target=target)
-        coverage = coverage_report(lowered, layer_times(lowered))
-    facts: dict[str, Any] = {
-        "model": model,
-        "class": f"{type(loaded).__module__}.{type(loaded).__qualname__}",
-        "image_size": loaded.image_size,
-        "file_bytes": None if file is None else file_size(file),
-        "info": read_header(model).info if packed else None,
-        "size": size.to_dict(),
-        "coverage": coverage.to_dict(),
-    }
+    facts = inspect_model(model, checkpoint, time=time, target=target)
     if as_json:
-        print_json(facts)
+        print_json(facts.to_dict())
         return
-    out = console()
-    out.print(f"[bold]{model}[/bold]: {facts['class']}, {facts['image_size']} pixels", highlight=False)
-    if packed:
-        info = facts["info"]
-        out.print(f"recipe {info.get('qconfig')}, written by " + _versions(info), highlight=False)
-    if facts["file_bytes"] is not None:
-        out.print(f"file {human_bytes(facts['file_bytes'])}", highlight=False)
+    out, size = console(), facts.size
+    out.print(f"[bold]{model}[/bold]: {facts.class_name}, {facts.image_size} pixels", highlight=False)
+    if facts.info is not None:
+        out.print(f"recipe {facts.info.get('qconfig')}, written by " + _versions(facts.info), highlight=False)
+    if facts.file_bytes is not None:
+        out.print(f"file {human_bytes(facts.file_bytes)}", highlight=False)
     out.print(
         f"{size.values:,} values in {human_bytes(size.actual_bytes)}; in bfloat16 "
         f"{human_bytes(size.bfloat16_bytes)} ({size.compression:.1f}x), "
@@ -70,8 +47,8 @@ def inspect(
             f"{size.packed_values:,} of them packed, in {size.bits_per_packed_value:.2f} bits each with their scales",
             highlight=False,
         )
-    out.print(coverage.table())
+    out.print(facts.coverage.table())
 
 
-def _versions(info: dict[str, Any]) -> str:
+def _versions(info: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items()) or "unknown versions"

@@ -29,7 +29,7 @@ _RESUMABLE = ("demo", "quantize", "sensitivity", "benchmark")
 class _Application(TyperGroup):
     """Turns the expected ways of failing into a message and an exit code; the rest is a bug and shows."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run the command."""
         try:
             return super().invoke(ctx)

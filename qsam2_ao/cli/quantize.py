@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import QConfigError, QSAM2Error
-from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, ModelName, load_model, print_json
-from .workspace import Workspace, fingerprint
+from ..errors import QConfigError
+from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, ModelName, data_source, print_json
 
 
 def quantize(
@@ -54,56 +52,34 @@ def quantize(
     Example: [bold]qsam2 quantize sam2.1-t --checkpoint sam2.1_hiera_tiny.pt --preset w4a8
     --calibration photographs/ --train-data DAVIS/ --steps 500 -o tiny-w4a8.safetensors[/bold]
     """
-    from ..data.davis import read_davis
     from ..recipe import PRESETS
     from ..reporting.size import file_size, human_bytes, model_size
     from ..sensitivity import Assignment
-    from ..stage import stage_of
-    from .pipeline import Recipe, calibration_source, data_source, quantize_file
-    from .train_data import clip_batches
+    from ..workflow.quantize import QuantizationJob, quantize_to_file
 
     if preset is not None and preset not in PRESETS:
         raise QConfigError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    assignment = None
-    if bits_file is not None:
+    if bits_file is None:
+        job = QuantizationJob(preset or "w4a8", images, steps, lr, seed, first_last_bits)
+    else:
         if preset is not None or first_last_bits is not None:
             raise QConfigError("--bits-file says the bits of every weight: leave --preset and --first-last-bits out")
         if 8 < activation_bits < 16:
             raise QConfigError(f"--activation-bits {activation_bits}: inputs have 4 to 8 bits, or 16 for float")
-        assignment = Assignment.load(bits_file)
-    calibration = data_source("--calibration", calibration, model)
-    if steps:
-        train_data = data_source("--train-data", train_data, model)
-    loaded = load_model(model, checkpoint, device)
-    if stage_of(loaded).layers:
-        raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
-    if assignment is None:
-        recipe = Recipe(preset or "w4a8", images, steps, lr, seed, first_last_bits)
-    else:
-        assignment.check_model(loaded)
-        name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits}"
         inputs = None if activation_bits == 16 else activation_bits
-        recipe = Recipe(name, images, steps, lr, seed, assignment=assignment, activation_bits=inputs)
-    work = Workspace(
-        output.parent / f"{output.name}.work",
-        {
-            **asdict(recipe),
-            "model": fingerprint(model),
-            "checkpoint": fingerprint(checkpoint),
-            "calibration": fingerprint(calibration),
-            "train_data": fingerprint(train_data) if steps else None,
-            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
-        },
+        job = QuantizationJob.mixed(Assignment.load(bits_file), inputs, images=images, steps=steps, lr=lr, seed=seed)
+    quantized = quantize_to_file(
+        model,
+        job,
+        output,
+        calibration=data_source("--calibration", calibration, model),
+        train_data=data_source("--train-data", train_data, model) if steps else EMBEDDED,
+        checkpoint=checkpoint,
+        device=device,
     )
-    batches = None
-    if steps and train_data != EMBEDDED:
-        batches = clip_batches(read_davis(str(train_data)), loaded.image_size, steps, seed=seed, device=device)
-    data = calibration_source(calibration, images, loaded.image_size)
-    quantized = quantize_file(loaded, recipe, output, work, calibration_data=data, batches=batches)
-    work.discard()
     size = model_size(quantized)
     if as_json:
-        print_json({"file": str(output), "file_bytes": file_size(output), **asdict(recipe), "size": size.to_dict()})
+        print_json({"file": str(output), "file_bytes": file_size(output), **asdict(job), "size": size.to_dict()})
         return
     typer.echo(
         f"wrote {output}: {human_bytes(file_size(output))}, {size.compression:.1f} times smaller than bfloat16 "

@@ -1,7 +1,9 @@
-"""What makes the dependencies import and run where they otherwise don't: importing qsam2_ao arranges for it, once.
+"""What makes the dependencies import and run where they otherwise don't, each patch in one place.
 
-Every repair is made when its package is imported, looks first whether it is needed, and changes nothing where it isn't.
-Nothing is imported here: the command line's help needs none of them.
+Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise).
+SAM2's own classes stay as they are until qsam2_ao makes a model: then its image predictor learns to take the model's
+input size. Every repair is made when its package is imported, looks first whether it is needed, and changes nothing
+where it isn't. Nothing is imported here: the command line's help needs none of them.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager
 
-from .hook import RepairingFinder
+from .hook import Repair, RepairingFinder
+
+_PREDICTOR = "sam2.sam2_image_predictor"
 
 
 def _torchvision() -> AbstractContextManager[None]:
@@ -30,24 +34,35 @@ def _image_predictor() -> AbstractContextManager[None]:
     return any_input_size()
 
 
-_FINDER = RepairingFinder(
-    {"torchvision": _torchvision, "torchao": _torchao, "sam2.sam2_image_predictor": _image_predictor}
-)
+_REPAIRS: dict[str, Repair] = {"torchvision": _torchvision, "torchao": _torchao}
+_FINDER = RepairingFinder(_REPAIRS)
 
 
 def arrange_repairs() -> None:
-    """Let every repair be made in time; calling it again changes nothing.
+    """Let torchvision and torchao be repaired when they are imported; calling it again changes nothing.
 
     Example:
         >>> arrange_repairs()
         >>> from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     """
-    if _FINDER in sys.meta_path:
-        return
-    sys.meta_path.insert(0, _FINDER)
-    if "sam2.sam2_image_predictor" in sys.modules:
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+
+
+def adapt_image_predictor() -> None:
+    """Let ``SAM2ImagePredictor`` take models of any input size, now or when it is imported.
+
+    Whatever makes or changes a model calls it; calling it again changes nothing.
+
+    Example:
+        >>> adapt_image_predictor()
+        >>> predictor = SAM2ImagePredictor(build_sam2("sam2.1_hiera_t_512.yaml"))  # doctest: +SKIP
+    """
+    arrange_repairs()
+    _REPAIRS[_PREDICTOR] = _image_predictor
+    if _PREDICTOR in sys.modules:
         with _image_predictor():
             pass
 
 
-__all__ = ["arrange_repairs"]
+__all__ = ["adapt_image_predictor", "arrange_repairs"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_CONSTRUCTING = threading.Lock()
-"""SAM2 compiles its transforms by TorchScript, which two threads may not do at once."""
+from .lock import PATCHING
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
 
-def feature_sizes(model: Any) -> list[tuple[int, int]]:
+def feature_sizes(model: SAM2Base) -> list[tuple[int, int]]:
     """Height and width of the three feature maps that SAM2's image predictor keeps, finest first.
 
     Args:
@@ -38,15 +39,17 @@ def any_input_size() -> Iterator[None]:
     """
     yield
     predictor = importlib.import_module("sam2.sam2_image_predictor").SAM2ImagePredictor
-    original = predictor.__init__
-    if hasattr(original, "_qsam2_original"):
-        return
+    with PATCHING:
+        if not hasattr(predictor.__init__, "_qsam2_original"):
+            predictor.__init__ = _adapted(predictor.__init__)
 
+
+def _adapted(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def __init__(self: Any, sam_model: Any, *args: Any, **kwargs: Any) -> None:
-        with _CONSTRUCTING:
+        with PATCHING:  # SAM2 compiles its transforms by TorchScript, which two threads may not do at once
             original(self, sam_model, *args, **kwargs)
         self._bb_feat_sizes = feature_sizes(self.model)
 
     __init__._qsam2_original = original  # type: ignore[attr-defined]
-    predictor.__init__ = __init__
+    return __init__

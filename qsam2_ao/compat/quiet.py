@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from sam2 import sam2_video_predictor
+from torch import Tensor
 
 from .rebind import rebound
 
+if TYPE_CHECKING:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-def _no_bar(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
+Item = TypeVar("Item")
+
+
+def _no_bar(iterable: Iterable[Item], **_: object) -> Iterable[Item]:
     return iterable
 
 
 @torch.inference_mode()
-def propagate_quietly(predictor: Any, state: dict[str, Any], **arguments: Any) -> Iterator[Any]:
+def propagate_quietly(
+    predictor: SAM2VideoPredictor, state: dict[str, Any], **arguments: Any
+) -> Iterator[tuple[int, list[int], Tensor]]:
     """What ``predictor.propagate_in_video`` yields, without the bar that it prints.
 
     Args:

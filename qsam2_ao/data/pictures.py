@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
 
+#: What SAM2 subtracts from RGB values of 0..1 and divides them by: ImageNet's, as in sam2.utils.misc.
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: File name endings that count as pictures in a folder of frames.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item", covariant=True)
 
 
 @runtime_checkable
@@ -25,17 +30,17 @@ class VideoSequence(Protocol):
     def object_ids(self) -> tuple[int, ...]: ...  # noqa: D102
 
     @property
-    def frames(self) -> Indexed: ...  # noqa: D102
+    def frames(self) -> Indexed[Any]: ...  # noqa: D102
 
     @property
-    def masks(self) -> Indexed: ...  # noqa: D102
+    def masks(self) -> Indexed[NDArray[np.uint8] | None]: ...  # noqa: D102
 
 
-class Indexed(Protocol):
+class Indexed(Protocol[Item]):
     """An array, a list or a lazy reader."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Item: ...
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[Item]: ...

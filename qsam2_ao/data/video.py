@@ -8,12 +8,12 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, QSAM2Error
 from ..files import atomic_write
+from ..optional import needed
 from .pictures import list_pictures, read_rgb
 
 
@@ -30,6 +30,7 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
 
     Raises:
         DataError: The path is absent, holds no frames, cannot be decoded, or has frames of several sizes.
+        MissingPackageError: It is a video file, and PyAV is not installed.
 
     Example:
         >>> sum(1 for _ in read_frames("clip.mp4", max_frames=8))  # doctest: +SKIP
@@ -56,6 +57,7 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
 
 
 def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+    av = needed("av")
     try:
         with av.open(path) as container:
             if not container.streams.video:
@@ -88,6 +90,7 @@ def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fr
     path = Path(path)
     if path.is_dir():
         return Fraction(default)
+    av = needed("av")
     try:
         with av.open(path) as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
@@ -114,6 +117,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
     """
     if fps <= 0:
         raise DataError(f"fps must be positive, got {fps}")
+    av = needed("av")
     codec, settings = ("libx264", {"crf": "20"}) if "libx264" in av.codecs_available else ("mpeg4", {})
     rate = Fraction(fps).limit_denominator(65535)
     with atomic_write(path) as temporary:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..predictors import eval_mode, image_predictor
 from .image import ImagePrompt, ImageSample, predict_objects
 from .miou import mask_iou
-from .state import eval_mode
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,10 @@ def image_agreement(
     Example:
         >>> image_agreement(quantized, model, samples).mask_iou  # doctest: +SKIP
     """
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
     ious: list[NDArray[np.float64]] = []
     signal, noise = np.zeros(3), np.zeros(3)
     with eval_mode(model), eval_mode(reference):
-        predictors = SAM2ImagePredictor(reference), SAM2ImagePredictor(model)
+        predictors = image_predictor(reference), image_predictor(model)
         for sample in tqdm(samples, desc="agreement", unit="image", disable=not progress):
             features, masks = [], []
             for predictor in predictors:

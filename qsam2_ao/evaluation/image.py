@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..predictors import eval_mode, image_predictor
 from ..threads import one_thread_if_small
 from .miou import mask_iou, object_masks
-from .state import eval_mode
 
 if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
@@ -180,11 +180,9 @@ def evaluate_image(
     Example:
         >>> evaluate_image(load_embedded(), samples, prompt="click").miou  # doctest: +SKIP
     """
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
     ious: list[NDArray[np.float64]] = []
     with eval_mode(model), one_thread_if_small(model):
-        predictor = SAM2ImagePredictor(model)
+        predictor = image_predictor(model)
         for sample in tqdm(samples, desc=f"images, {prompt}", unit="image", disable=not progress):
             predictor.set_image(sample.image)
             ious.append(mask_iou(predict_objects(predictor, sample.masks, prompt), sample.masks))

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data.pictures import list_pictures, read_ids
 from ..data.types import Indexed
 from ..errors import DataError
+from ..optional import needed
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class JFScores:
 
 def score_sequence(
     name: str,
-    predicted: Indexed,
-    truth: Indexed,
+    predicted: Indexed[NDArray[np.uint8]],
+    truth: Indexed[NDArray[np.uint8] | None],
     *,
     object_ids: Iterable[int] | None = None,
     skip_first_and_last: bool = True,
@@ -132,7 +134,7 @@ def score_sequence(
         100.0
     """
     # OpenCV and scikit-image, which it imports, take a second.
-    from vos_benchmark.evaluator import Evaluator
+    vos = needed("vos_benchmark.evaluator")
 
     if len(predicted) != len(truth):
         raise DataError(f"{name}: {len(predicted)} predicted masks for {len(truth)} annotated frames")
@@ -144,7 +146,7 @@ def score_sequence(
             "out, pass skip_first_and_last=False for short sequences"
         )
     wanted = None if object_ids is None else np.array([0, *object_ids])
-    evaluator = Evaluator(name=name)
+    evaluator = vos.Evaluator(name=name)
     for t in counted:
         pair = [np.asarray(predicted[t]), np.asarray(truth[t])]
         if pair[0].shape != pair[1].shape or pair[0].ndim != 2:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..threads import one_thread_if_small
 from .jf import JFScores, ObjectScore, score_sequence
-from .state import as_video_predictor, eval_mode, predictor_state
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor

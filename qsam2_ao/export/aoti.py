@@ -14,7 +14,7 @@ from ..errors import UnsupportedLayerError
 from ..files import atomic_write
 from .parts import ExportPart, export_parts
 from .rope import use_real_rope
-from .settings import Settings
+from .settings import ExportSettings
 
 
 def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
@@ -51,7 +51,7 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         with atomic_write(path) as temporary:
             torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
         files.append(path)
-    Settings.of(model, "aoti", kernels).save(Path(folder))
+    ExportSettings.of(model, "aoti", kernels).save(Path(folder))
     return files
 
 

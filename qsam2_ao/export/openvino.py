@@ -9,8 +9,8 @@ from pathlib import Path
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..files import atomic_write
-from .runtimes import needed
-from .settings import Settings
+from ..optional import needed
+from .settings import ExportSettings
 from .to_onnx import export_onnx
 
 
@@ -45,5 +45,5 @@ def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress
                 with atomic_write(path.with_suffix(suffix)) as temporary:
                     temporary.write_bytes(whole.with_suffix(suffix).read_bytes())
             files.append(path)
-    Settings.of(model, "openvino").save(Path(folder))
+    ExportSettings.of(model, "openvino").save(Path(folder))
     return files

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
@@ -140,15 +139,11 @@ def for_export(model: SAM2Base) -> SAM2Base:
 def _keep_positions(part: fx.GraphModule, model: SAM2Base) -> None:
     """Positional embeddings as constants of the model's image size."""
     for count, node in enumerate(list(part.graph.nodes)):
-        module = part.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if node.target is hiera_pos_embed:
-            embeddings = [_attribute(part, str(argument.target)) for argument in node.args[:2]]
-            side = model.image_size // 4
-            value = hiera_pos_embed(*embeddings, torch.empty(1, side, side, 1))
-        elif isinstance(module, PositionEmbeddingSine):
+        if node.target is not hiera_pos_embed:
             continue
-        else:
-            continue
+        embeddings = [_attribute(part, str(argument.target)) for argument in node.args[:2]]
+        side = model.image_size // 4
+        value = hiera_pos_embed(*embeddings, torch.empty(1, side, side, 1))
         part.add_submodule(f"position_{count}", Constant(value))
         with part.graph.inserting_before(node):
             node.replace_all_uses_with(part.graph.call_module(f"position_{count}", ()))

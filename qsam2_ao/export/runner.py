@@ -12,13 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from ..data.pictures import IMAGE_MEAN, IMAGE_STD
 from ..errors import DataError
-from ..evaluation.state import preprocess
 from ..native import load_kernels
+from ..predictors import preprocess
 from .runtimes import open_network
-from .settings import Settings
+from .settings import ExportSettings
 
 _ABSENT = -1024.0
 """The logit of an object that is out of sight (``NO_OBJ_SCORE`` of the sam2 package)."""
@@ -53,7 +55,7 @@ class ExportedSAM2:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.settings = Settings.load(Path(folder))
+        self.settings = ExportSettings.load(Path(folder))
         if self.settings.kernels:
             load_kernels()
         names = ("image_encoder", "mask_decoder", "memory_attention", "memory_encoder")
@@ -63,7 +65,7 @@ class ExportedSAM2:
         self._image: tuple[Tensor, ...] | None = None
         self._image_size = (0, 0)
 
-    def set_image(self, image: Any) -> None:
+    def set_image(self, image: Image.Image | NDArray[np.uint8]) -> None:
         """Compute the features of an image.
 
         Args:
@@ -215,7 +217,7 @@ class ExportedSAM2:
 
 
 def _normalize(x: Tensor) -> Tensor:
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
     return (x - mean[:, None, None]) / std[:, None, None]
 
 

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, QSAM2Error
+from ..optional import needed
+
+if TYPE_CHECKING:
+    import openvino
 
 Network = Callable[..., tuple[Tensor, ...]]
 
 
-def needed(package: str, extra: str = "export") -> Any:
-    """Import a package of the optional dependencies ``extra``.
-
-    Raises:
-        QSAM2Error: It is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise QSAM2Error(f'this needs the package {package}: pip install "qsam2_ao[{extra}]" ({error})') from error
-
-
-def openvino_core() -> Any:
+def openvino_core() -> openvino.Core:
     """The one ``openvino.Core`` of this process, kept until it ends.
 
     OpenVINO's CPU plugin gives the thread a signal stack of its own and puts back the one it found when its ``Core``
@@ -36,14 +28,14 @@ def openvino_core() -> Any:
     a segmentation fault.
 
     Raises:
-        QSAM2Error: OpenVINO is not installed.
+        MissingPackageError: OpenVINO is not installed.
     """
     return _core(needed("openvino"))
 
 
 @functools.cache
-def _core(openvino: Any) -> Any:
-    return openvino.Core()
+def _core(module: ModuleType) -> openvino.Core:
+    return module.Core()
 
 
 def open_network(folder: Path, name: str, runtime: str) -> Network:
@@ -56,7 +48,7 @@ def open_network(folder: Path, name: str, runtime: str) -> Network:
 
     Raises:
         CheckpointError: The file is missing or damaged, or there is no such runtime.
-        QSAM2Error: The runtime is not installed.
+        MissingPackageError: The runtime is not installed.
     """
     if runtime not in _OPENERS:
         raise CheckpointError(f"{folder} was exported for {runtime!r}, which this package does not know")

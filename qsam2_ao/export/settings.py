@@ -15,7 +15,7 @@ FILE = "settings.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """Of one export.
 
     Attributes:
@@ -47,7 +47,7 @@ class Settings:
     pred_obj_scores: bool
 
     @classmethod
-    def of(cls, model: SAM2Base, runtime: str, kernels: bool = False) -> Settings:
+    def of(cls, model: SAM2Base, runtime: str, kernels: bool = False) -> ExportSettings:
         """Those of a model, under the names that ``SAM2Base`` has for them."""
         own = ("runtime", "kernels")
         return cls(runtime, kernels, **{f.name: getattr(model, f.name) for f in fields(cls) if f.name not in own})
@@ -60,7 +60,7 @@ class Settings:
         return path
 
     @classmethod
-    def load(cls, folder: Path) -> Settings:
+    def load(cls, folder: Path) -> ExportSettings:
         """Read them.
 
         Raises:

@@ -12,10 +12,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from tqdm import tqdm
 
 from ..files import atomic_write
+from ..optional import needed
 from .parts import ExportPart, export_parts
 from .qdq import for_export
-from .runtimes import needed
-from .settings import Settings
+from .settings import ExportSettings
 
 OPSET = 21
 """The first with 4-bit integers."""
@@ -53,7 +53,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         with atomic_write(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
         files.append(path)
-    Settings.of(model, "onnx").save(Path(folder))
+    ExportSettings.of(model, "onnx").save(Path(folder))
     return files
 
 

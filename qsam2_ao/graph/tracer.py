@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from sam2.modeling.sam.transformer import Attention, RoPEAttention, TwoWayAttent
 from sam2.modeling.sam2_utils import MLP, DropPath, LayerNorm2d
 from torch import fx, nn
 
+from ..compat.lock import PATCHING
 from ..compat.tracer import ThreadTracer, own_class
 from ..errors import GraphTraceError
 from .forwards import FORWARDS
@@ -65,10 +65,6 @@ class SAM2Tracer(ThreadTracer):
         return super().call_module(m, partial(replacement, m) if replacement else forward, args, kwargs)
 
 
-_TRACING = threading.Lock()
-"""Two threads may trace modules that share some below them."""
-
-
 def trace_part(module: nn.Module, path: str, *, compiled: bool = True) -> fx.GraphModule:
     """Trace one part of SAM2 into a graph that computes the same to the bit, in eval and in train mode.
 
@@ -94,7 +90,8 @@ def trace_part(module: nn.Module, path: str, *, compiled: bool = True) -> fx.Gra
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         return graph_of(module)
     tracer = SAM2Tracer()
-    with _TRACING, _leaves_attached(module):
+    # Two threads may trace modules that share some below them.
+    with PATCHING, _leaves_attached(module):
         try:
             graph = tracer.trace(module)
             for node in graph.nodes:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import importlib
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
-from sam2.modeling.sam.transformer import RoPEAttention
-from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch import nn
 
+from ..compat import adapt_image_predictor
+from ..compat.lock import PATCHING
 from ..compat.random import OwnGenerator
+from ..compat.registration import meta_parameters, one_table
 from ..errors import CheckpointError, GraphTraceError, QSAM2Error
 from ..stage import stage_of
 from .describe import (
@@ -153,10 +150,6 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, nn.Module)
 
 
-_BUILDING = threading.Lock()
-"""Hooks on registration are the process's: one thread builds at a time."""
-
-
 def build_from_config(
     config: Mapping[str, Any], *, meta: bool = False, model_class: type[Model] | None = None
 ) -> Model:
@@ -182,12 +175,13 @@ def build_from_config(
     Example:
         >>> model = build_from_config(model_config(other), meta=True)  # doctest: +SKIP
     """
+    adapt_image_predictor()
     with (
-        _BUILDING,
+        PATCHING,
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         OwnGenerator(),
-        _meta_parameters() if meta else nullcontext(),
-        _one_table() if meta else nullcontext(),
+        meta_parameters() if meta else nullcontext(),
+        one_table() if meta else nullcontext(),
     ):
         model = _build(config, "model", model_class)
     return model.eval()
@@ -229,50 +223,6 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         raise CheckpointError(
             f"{name}: {class_path(cls)} cannot be built from its config: {type(error).__name__}: {error}"
         ) from error
-
-
-@contextmanager
-def _meta_parameters() -> Iterator[None]:
-    """Every parameter that this thread's modules register is put on the meta device."""
-    thread = threading.get_ident()
-
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if threading.get_ident() != thread or parameter.is_meta:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    # Typed there as returning None, documented as "None or new parameter".
-    handle = register_module_parameter_registration_hook(cast(Any, to_meta))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _one_table() -> Iterator[None]:
-    """This thread's rotary attention layers share their frequencies where these are equal, copies included."""
-    thread = threading.get_ident()
-    tables: list[Any] = []
-
-    def share(module: nn.Module, name: str, child: nn.Module | None) -> None:
-        if threading.get_ident() != thread or not isinstance(child, RoPEAttention):
-            return
-        own: Tensor = child.freqs_cis
-        known = next((table for table in tables if torch.equal(table, own)), None)
-        if known is not None:
-            child.freqs_cis = known
-            return
-        own.__deepcopy__ = lambda memo: own  # type: ignore[method-assign]
-        tables.append(own)
-
-    handle = register_module_module_registration_hook(cast(Any, share))
-    try:
-        yield
-    finally:
-        handle.remove()
-        for table in tables:
-            del table.__deepcopy__
 
 
 def as_class(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..compat import adapt_image_predictor
 from ..compat.random import OwnGenerator
 from ..errors import CheckpointError
 from ..files import atomic_write
@@ -61,6 +62,7 @@ def build_embedded(
         >>> from training.model.sam2 import SAM2Train
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
+    adapt_image_predictor()
     config = OmegaConf.load(EMBEDDED_CONFIG).model
     target = config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {

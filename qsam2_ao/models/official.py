@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from ..compat import adapt_image_predictor
 from ..compat.rebind import rebound
 from ..errors import CheckpointError, QSAM2Error
 from .describe import class_path
@@ -69,6 +70,7 @@ def build_official(
         overrides.append(f"++model._target_={class_path(cls)}")
     build = build_sam2_video_predictor if issubclass(cls, SAM2VideoPredictor) else build_sam2
     # Hydra has one search path for the whole process, which may be another program's or another thread's.
+    adapt_image_predictor()
     build = rebound(build, compose=partial(_compose, config))
     model = build(name_or_config, device="cpu", hydra_overrides_extra=overrides)
     if state is not None:

@@ -14,8 +14,8 @@ from torch import fx, nn
 from ..convert import describe_layer
 from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
-from ..stage import LayerTarget, stage_of
 from ..graph.paths import is_inside
+from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
 _FLOAT_REASONS: dict[str, str] = {

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..compat.quiet import propagate_quietly
 from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
 from ..deploy.packed import PackedIntxTensor
-from ..evaluation.state import as_video_predictor, eval_mode, predictor_state
 from ..native import fast_float
+from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..stage import stage_of
 
 _FRAMES = 3

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..errors import QConfigError
+from ..optional import needed
 from .assignment import Assignment, is_first_or_last
 from .layers import QuantizableLayer, quantizable_layers
 from .measure import Sensitivity
@@ -52,8 +53,7 @@ def choose(options: Sequence[Sequence[Choice]], budget: int) -> list[int]:
         >>> choose([[Choice(5, 1), Choice(0, 2)], [Choice(1, 1), Choice(0, 2)]], 3)
         [1, 0]
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp  # here, because it would delay every command's start
-
+    optimize = needed("scipy.optimize")  # here, because it would delay every command's start
     smallest = sum(min(choice.size for choice in group) for group in options)
     _require(smallest, budget)
     owner = np.repeat(np.arange(len(options)), [len(group) for group in options])
@@ -63,14 +63,14 @@ def choose(options: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     regret = np.array([c.loss - min(d.loss for d in group) for group in options for c in group])
     worst = regret.max(initial=0.0)
     objective = regret / worst * _LARGEST_OBJECTIVE if worst > 0 else regret
-    one_each = LinearConstraint((owner == np.arange(len(options))[:, None]).astype(np.float64), 1, 1)
+    one_each = optimize.LinearConstraint((owner == np.arange(len(options))[:, None]).astype(np.float64), 1, 1)
     room = float(budget - smallest)
     while True:
-        result = milp(
+        result = optimize.milp(
             objective,
             integrality=np.ones(len(losses)),
-            bounds=Bounds(0, 1),
-            constraints=[one_each, LinearConstraint(extra[None, :], -np.inf, room)],
+            bounds=optimize.Bounds(0, 1),
+            constraints=[one_each, optimize.LinearConstraint(extra[None, :], -np.inf, room)],
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:

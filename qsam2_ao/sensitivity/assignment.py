@@ -182,7 +182,7 @@ class Assignment:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except OSError as error:
             raise QConfigError(f"{path}: {error.strerror}; check the path") from error
+        except QConfigError as error:  # a ValueError too
+            raise QConfigError(f"{path}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise QConfigError(f"{path} is not JSON ({error})") from error
-        except QConfigError as error:
-            raise QConfigError(f"{path}: {error}") from error

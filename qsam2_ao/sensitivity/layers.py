@@ -6,10 +6,11 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 
 from ..calibration.calibrate import calibrate_layer
 from ..calibration.gram import InputStatistics
@@ -22,6 +23,8 @@ from ..recipe import fake_quantizers, lsc_qconfig
 from ..recipe.backend import layers_of_part
 from ..reporting.size import tensor_bytes
 from ..stage import stage_of
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ def quantizable_layers(model: SAM2Base) -> dict[str, QuantizableLayer]:
 @torch.no_grad()
 def quantized_layer(
     name: str,
-    layer: Any,
+    layer: Layer,
     bits: int,
     inputs: InputStatistics | None = None,
     *,
     vrc: str | float | None = None,
     rounding: str = "nearest",
-) -> Any:
+) -> Layer:
     """A layer as ``prepare_qsam2`` would start it, with the weight that its fake-quantizer (LSC, per channel) makes.
 
     Args:
@@ -115,7 +118,7 @@ def quantized_layer(
 
 
 @contextmanager
-def replaced_parameters(layer: Any, other: Any) -> Iterator[None]:
+def replaced_parameters(layer: nn.Module, other: nn.Module) -> Iterator[None]:
     """Let a layer compute with the weight and bias of another inside the ``with`` block.
 
     Args:

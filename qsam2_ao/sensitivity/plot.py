@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
+from ..reporting.figures import new_figure
 from .assignment import Assignment
 from .measure import LayerSensitivity, Sensitivity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARKS = "osD^vP*"
 # Losses of the metric "sqnr" span decades; smaller ones than this are drawn at the edge.
@@ -28,7 +32,7 @@ def region_figure(sensitivity: Sensitivity, region: str, assignment: Assignment 
         >>> region_figure(sensitivity, "memory_attention").savefig("memory_attention.png")  # doctest: +SKIP
     """
     layers = [layer.name for layer in sensitivity.layers if layer.region == region]
-    figure = Figure(figsize=(10, 1.6 + 0.24 * len(layers)))
+    figure = new_figure(figsize=(10, 1.6 + 0.24 * len(layers)))
     axis = figure.subplots()
     rows = {name: row for row, name in enumerate(layers)}
     logarithmic = sensitivity.metric == "sqnr"

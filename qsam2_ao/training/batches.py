@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
+from ..data.pictures import IMAGE_MEAN, IMAGE_STD
 from ..data.procedural import Sequence, generate_sequence
 from ..errors import DataError
-
-#: What SAM2 subtracts from and divides RGB values of 0..1 by.
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

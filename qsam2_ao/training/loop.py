@@ -9,47 +9,33 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import CheckpointError, NonFiniteError
-from ..files import save_torch
+from ..errors import DataError, NonFiniteError
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
+from .interrupts import interrupts_between_steps
+from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
+from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, schedule
 
-State = dict[str, Tensor]
-_FORMAT, _FORMAT_1 = "qsam2_ao.training/2", "qsam2_ao.training/1"
+__all__ = ["TrainResult", "read_checkpoint", "train"]
 
-
-@dataclass
-class TrainResult:
-    """What a training leaves behind.
-
-    Attributes:
-        step: The number of steps done, those before a resume included.
-        losses: The loss of every step.
-        average: The running average of the model's state, or None where none was kept.
-    """
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    average: State | None = None
+Batch = TypeVar("Batch")
+Output = TypeVar("Output")
+_randomness_of_step = randomness_of_step
 
 
 def train(
     model: nn.Module,
-    batches: Callable[[int], Iterable[Any]],
-    loss: Callable[[Any, Any], Tensor],
+    batches: Callable[[int], Iterable[Batch]],
+    loss: Callable[[Output, Batch], Tensor],
     *,
     steps: int,
     lr: float = 1e-3,
@@ -60,7 +46,7 @@ def train(
     ema: float | None = None,
     seed: int = 0,
     autocast: torch.dtype | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Callable[[nn.Module, Batch], Output] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 200,
     on_step: Callable[[TrainResult], None] | None = None,
@@ -99,31 +85,30 @@ def train(
         CheckpointError: The checkpoint is damaged, foreign, or does not fit the model or the settings.
         NonFiniteError: The loss is NaN or infinite, or a clipping range collapsed or ran away; the message names
             the step and the layer, and the last checkpoint is from before.
+        DataError: The batches end before the steps do.
         KeyboardInterrupt: Ctrl-C, once the step under way is done and saved.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
         >>> data = [(torch.ones(4, 2), torch.ones(4, 1))] * 10
-        >>> result = train(model, lambda first: data[first:], lambda y, b: (y - b[1]).square().mean(),
-        steps=10, ...                forward=lambda m, b: m(b[0]), progress=False)
+        >>> result = train(
+        ...     model,
+        ...     lambda first: data[first:],
+        ...     lambda output, batch: (output - batch[1]).square().mean(),
+        ...     steps=10,
+        ...     forward=lambda model, batch: model(batch[0]),
+        ...     progress=False,
+        ... )
         >>> len(result.losses)
         10
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if optimizer is None:
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=lr,
-            betas=(0.9, 0.98),
-        )
-    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        optimizer = _adamw(model, lr, weight_decay)
+    training = _Training(model, optimizer, loss, forward, seed=seed, clip=clip, ema=ema, autocast=autocast)
+    result = training.result
     settings = {"steps": steps, "seed": seed, "ema": ema}
-    result = TrainResult(average=None if ema is None else _copy(model.state_dict()))
     if checkpoint is not None and Path(checkpoint).exists():
-        _load(Path(checkpoint), model, optimizer, result, settings)
+        load_checkpoint(Path(checkpoint), model, optimizer, result, settings)
     saved = result.step
     # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
     main = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
@@ -133,15 +118,14 @@ def train(
     def save() -> None:
         nonlocal saved
         if saved != result.step:
-            with _naming_step(result.step):
+            with naming_step(result.step):
                 check_ranges(model)
         if checkpoint is not None and main and saved != result.step:
-            _save(Path(checkpoint), model, optimizer, result, settings)
+            save_checkpoint(Path(checkpoint), model, optimizer, result, settings)
             saved = result.step
 
     mode = model.training
     model.train()
-    run = forward if forward is not None else lambda module, batch: module(batch)
     bar = tqdm(total=steps, initial=result.step, desc=description, disable=not (progress and main), dynamic_ncols=True)
     stream = iter(batches(result.step) if result.step < steps else ())
     try:
@@ -149,33 +133,14 @@ def train(
             bar,
             one_thread_if_small(model),
             deterministic_on_cpu(model),
-            _interrupts_between_steps() as interruptible,
+            interrupts_between_steps() as interruptible,
         ):
             while result.step < steps:
                 with interruptible():
                     batch = next(stream, None)
                 if batch is None:
-                    raise ValueError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
-                factor = _schedule(result.step, steps, warmup)
-                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                    group["lr"] = peak * factor
-                with _randomness_of_step(model, seed, result.step), _naming_step(result.step):
-                    with _autocast(model, autocast):
-                        value = loss(run(model, batch), batch)
-                    number = float(value.detach())
-                    if not math.isfinite(number):
-                        raise NonFiniteError(
-                            f"the loss is {number}; {name_culprit(model)}; lower the learning rate or check the data"
-                        )
-                    optimizer.zero_grad(set_to_none=True)
-                    value.backward()
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, clip)
-                optimizer.step()
-                result.step += 1
-                result.losses.append(number)
-                if result.average is not None and ema is not None:
-                    _average(result.average, model.state_dict(), min(ema, (result.step + 1) / (result.step + 10)))
+                    raise DataError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
+                training.step(batch, schedule(result.step, steps, warmup))
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
@@ -192,162 +157,61 @@ def train(
     return result
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of :func:`train`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        "model", "optimizer", "average" (or None), "step", "losses" and "settings".
-
-    Raises:
-        CheckpointError: The file is absent, damaged, of an older format or not a checkpoint of a training.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # torch.load reports damage by many exception types
-        raise CheckpointError(
-            f"{path} is damaged or not a training checkpoint ({type(error).__name__}: {error}); "
-            "delete it to start again"
-        ) from error
-    if isinstance(content, dict) and content.get("format") == _FORMAT_1:
-        raise CheckpointError(
-            f"{path} is of an older version of this package, whose prepared models had their parameters, and so the "
-            "optimizer its state, in another order; finish that training with it, or delete the file to start again"
-        )
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this training loop; choose another file")
-    return content
+def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Without decay of gains and biases."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=lr,
+        betas=(0.9, 0.98),
+    )
 
 
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    result: TrainResult,
-    settings: dict[str, Any],
-) -> None:
-    content = {
-        "format": _FORMAT,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": result.average,
-        "step": result.step,
-        "losses": torch.tensor(result.losses, dtype=torch.float64),
-        "settings": settings,
-    }
-    save_torch(content, path)
+class _Training(Generic[Batch, Output]):
+    """A model, its optimizer, and what is done so far."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[[Output, Batch], Tensor],
+        forward: Callable[[nn.Module, Batch], Output] | None,
+        *,
+        seed: int,
+        clip: float | None,
+        ema: float | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.result = TrainResult(average=None if ema is None else copy_state(model.state_dict()))
+        self._model, self._optimizer, self._loss = model, optimizer, loss
+        self._forward = forward if forward is not None else lambda module, batch: module(batch)
+        self._seed, self._clip, self._ema, self._autocast = seed, clip, ema, autocast
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
-def _load(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    result: TrainResult,
-    settings: dict[str, Any],
-) -> None:
-    content = read_checkpoint(path)
-    if content["settings"] != settings:
-        raise CheckpointError(
-            f"{path} was made with {content['settings']}, not {settings}; use the same or delete the file"
-        )
-    try:
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit this model or optimizer: {error}") from error
-    if result.average is not None:
-        for name, value in content["average"].items():
-            result.average[name].copy_(value)
-    result.step = content["step"]
-    result.losses = content["losses"].tolist()
-
-
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """The learning rate of a step as a fraction of the peak."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def _copy(state: State) -> State:
-    return {name: value.detach().clone() for name, value in state.items()}
-
-
-@torch.no_grad()
-def _average(average: State, state: State, decay: float) -> None:
-    """Move the average towards the state; what is not a floating point number is copied."""
-    floats = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
-    for name in state.keys() - set(floats):
-        average[name].copy_(state[name])
-
-
-def _autocast(model: nn.Module, dtype: torch.dtype | None) -> Any:
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, dtype)
-
-
-@contextmanager
-def _randomness_of_step(model: nn.Module, seed: int, step: int) -> Iterator[None]:
-    """Make torch's generators, and SAM2Train's own, a function of seed and step inside the block."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    settings: Any = getattr(model, "module", model)  # DistributedDataParallel keeps the model inside
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(number)
-        if isinstance(getattr(settings, "rng", None), np.random.Generator):
-            settings.rng = np.random.default_rng(number)
-        yield
-
-
-@contextmanager
-def _naming_step(step: int) -> Iterator[None]:
-    """Say at which step a training diverged."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"step {step}: {error}") from error
-
-
-@contextmanager
-def _interrupts_between_steps() -> Iterator[Callable[[], Any]]:
-    """Hold Ctrl-C back while a step is under way, so that no state is half updated; a second one is not held
-    back.
-
-    Yields:
-        A context manager to wrap what may be interrupted at once.
-    """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield nullcontext
-        return
-    pending = open_ = False
-
-    def handler(signum: int, frame: Any) -> None:
-        nonlocal pending
-        if open_ or pending:
-            raise KeyboardInterrupt
-        pending = True
-
-    @contextmanager
-    def interruptible() -> Iterator[None]:
-        nonlocal open_
-        if pending:
-            raise KeyboardInterrupt
-        open_ = True
-        try:
-            yield
-        finally:
-            open_ = False
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield interruptible
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pending:
-        raise KeyboardInterrupt
+    def step(self, batch: Batch, factor: float) -> None:
+        """Forward, backward and update, at a fraction of the peak learning rates."""
+        model, result = self._model, self.result
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        with randomness_of_step(model, self._seed, result.step), naming_step(result.step):
+            with autocast_to(model, self._autocast):
+                value = self._loss(self._forward(model, batch), batch)
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise NonFiniteError(
+                    f"the loss is {number}; {name_culprit(model)}; lower the learning rate or check the data"
+                )
+            self._optimizer.zero_grad(set_to_none=True)
+            value.backward()
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        result.step += 1
+        result.losses.append(number)
+        if result.average is not None and self._ema is not None:
+            decay = min(self._ema, (result.step + 1) / (result.step + 10))
+            move_average(result.average, model.state_dict(), decay)

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from qsam2_ao.benchmark.accuracy import cell
-from qsam2_ao.benchmark.accuracy.cell import Budget
+from qsam2_ao.benchmark.accuracy import experiment
+from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.training.qat import Rates
 
 
 @pytest.mark.slow
 def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        cell, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
+        experiment, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
     )
     arguments = ["benchmark", "accuracy", "--quick", "--method", "float", "--method", "VRC+LSC", "-o", tmp_path]
     result = run(*arguments, "--json")
@@ -39,17 +39,17 @@ def test_an_unknown_method_is_refused(run, tmp_path):
 
 @pytest.mark.slow
 def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, monkeypatch):
-    from qsam2_ao.benchmark.training import records, steps, trainee
-    from qsam2_ao.benchmark.training.trainee import Workload
+    from qsam2_ao.benchmark.training import publish, trainee
+    from qsam2_ao.benchmark.training.trainee import TrainingWorkload
 
-    monkeypatch.setattr(trainee, "EMBEDDED", Workload("embedded", 96, 1, 2, 1))
+    monkeypatch.setattr(trainee, "EMBEDDED", TrainingWorkload("embedded", 96, 1, 2, 1))
     arguments = ["benchmark", "training", "--quick", "--rounds", "1", "-o", tmp_path]
     with monkeypatch.context() as broken:
-        broken.setattr(records, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(publish, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*arguments).exit_code == 130
     kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
     assert len(kept) == 1
-    monkeypatch.setattr(steps, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(publish, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

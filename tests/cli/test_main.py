@@ -78,7 +78,7 @@ def test_misspelt_command_lines_exit_with_2(run, arguments: list[str]):
 
 
 def test_bugs_are_not_swallowed(run, monkeypatch: pytest.MonkeyPatch, packed_file: Path):
-    import qsam2_ao.cli.inspect as module
+    import qsam2_ao.workflow.inspect as module
 
     monkeypatch.setattr(module, "load_model", lambda *_: 1 / 0)
     assert isinstance(run("inspect", packed_file).exception, ZeroDivisionError)

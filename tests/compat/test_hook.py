@@ -67,9 +67,11 @@ _ORDERS = {
 
 
 _WORKS = """
-import torch
+import torch, qsam2_ao
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from torchvision.ops import nms
+assert not hasattr(SAM2ImagePredictor.__init__, "_qsam2_original"), "the package alone changed sam2"
+qsam2_ao.build_embedded()
 assert SAM2ImagePredictor.__init__._qsam2_original
 assert len(nms(torch.zeros(2, 4), torch.ones(2), 0.5)) == 2
 """
@@ -78,4 +80,17 @@ assert len(nms(torch.zeros(2, 4), torch.ones(2), 0.5)) == 2
 @pytest.mark.parametrize("order", _ORDERS)
 def test_sam2s_predictors_import_after_the_package(order: str) -> None:
     done = subprocess.run([sys.executable, "-c", _ORDERS[order] + _WORKS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+_AFTER_A_MODEL = """
+import qsam2_ao
+qsam2_ao.build_embedded()
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+assert SAM2ImagePredictor.__init__._qsam2_original
+"""
+
+
+def test_the_image_predictor_is_adapted_when_it_is_imported_after_a_model_was_made() -> None:
+    done = subprocess.run([sys.executable, "-c", _AFTER_A_MODEL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

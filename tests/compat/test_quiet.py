@@ -8,8 +8,8 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from threads import at_once
 
 from qsam2_ao.compat.quiet import propagate_quietly
-from qsam2_ao.evaluation.state import predictor_state
 from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.predictors import predictor_state
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
 

@@ -15,8 +15,8 @@ from qsam2_ao import load_qsam2
 from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
-from qsam2_ao.evaluation.state import predictor_state
 from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
+from qsam2_ao.predictors import predictor_state
 
 EXPORTS: dict[str, tuple[Callable[..., Any], str, tuple[str, ...]]] = {
     "aoti": (export_aoti, "auto", ()),
@@ -170,22 +170,22 @@ def test_damaged_files_are_named(exported: Path, tmp_path: Path) -> None:
 
 
 def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsam2_ao.export.settings import Settings
+    from qsam2_ao.export.settings import ExportSettings
     from qsam2_ao.native import build
 
-    Settings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
+    ExportSettings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
     monkeypatch.setattr(build, "cpu_unavailable_reason", lambda: "No such CPU.")
     with pytest.raises(UnsupportedLayerError, match="No such CPU"):
         ExportedSAM2(tmp_path)
 
 
 def test_a_runtime_that_is_not_installed(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsam2_ao.export.settings import Settings
+    from qsam2_ao.export.settings import ExportSettings
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    Settings.of(load_qsam2(packed_file), "openvino").save(tmp_path)
+    ExportSettings.of(load_qsam2(packed_file), "openvino").save(tmp_path)
     (tmp_path / "image_encoder.xml").touch()
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(QSAM2Error, match=r"needs the package openvino: pip install .*\[export\]"):

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ...calibration import calibrate_qsam2
 from ...data.procedural import generate_sequence
-from ...evaluation.state import as_video_predictor, eval_mode
 from ...evaluation.video import track_sequence
+from ...predictors import as_video_predictor, eval_mode
 from ...quantizers import LSCFakeQuantize
 from ...recipe import fake_quantizers
 from ...reporting.figures import save_figure
 from ...reporting.overlay import draw_masks, save_picture, side_by_side
 from ...training.qat import Rates
-from .cell import Budget, Cells, calibration_images, deployed, train_method
+from .experiment import Budget, Experiments, calibration_images, deployed, train_method
 from .methods import FLOAT
 from .models import WeightShape, build_model, weight_shapes
 from .plots import ranges_over_training, weights_before_and_after
@@ -64,10 +64,12 @@ def illustrate_training(folder: Path, budget: Budget, results: Results) -> dict[
     masks: dict[str, NDArray[np.uint8]] = {"float": _track(build_model(_MODEL), video)}
     paths: dict[str, Path] = {}
     for method in _SHOWN:
-        cells = [cell for cell in results.cells(_MODEL, method, _SETTING) if cell["seed"] == _SEED]
-        if not cells:
+        experiments = [
+            experiment for experiment in results.experiments(_MODEL, method, _SETTING) if experiment["seed"] == _SEED
+        ]
+        if not experiments:
             continue
-        run = Cells(_MODEL, method, _SETTING, budget)
+        run = Experiments(_MODEL, method, _SETTING, budget)
         model, record = run.start(), _RangeRecord()
         train_method(
             model,
@@ -75,7 +77,7 @@ def illustrate_training(folder: Path, budget: Budget, results: Results) -> dict[
             run.method,
             _SEED,
             budget.steps,
-            Rates(**cells[0]["rates"]),
+            Rates(**experiments[0]["rates"]),
             on_step=lambda _, model=model, record=record: record.add(model),
         )
         masks[method] = _track(deployed(model)[0], video)
@@ -93,11 +95,11 @@ def typical_video(results: Results) -> int:
     Args:
         results: The benchmark's; without these two methods in them it is the first video.
     """
-    cells = [results.cells(_MODEL, *key) for key in ((FLOAT, FLOAT), (_SHOWN[0], _SETTING))]
-    if not all(cells):
+    experiments = [results.experiments(_MODEL, *key) for key in ((FLOAT, FLOAT), (_SHOWN[0], _SETTING))]
+    if not all(experiments):
         return 0
-    counts = np.array(cells[0][0]["counts"]["J&F"])
-    reference, quantized = (np.array(found[0]["sums"]["J&F"]) / np.maximum(counts, 1) for found in cells)
+    counts = np.array(experiments[0][0]["counts"]["J&F"])
+    reference, quantized = (np.array(found[0]["sums"]["J&F"]) / np.maximum(counts, 1) for found in experiments)
     well = np.flatnonzero((counts > 0) & (reference >= np.median(reference[counts > 0])))
     lost = (reference - quantized)[well]
     return int(well[np.argsort(lost, kind="stable")[len(well) // 2]])

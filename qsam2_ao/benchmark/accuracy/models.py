@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from ...calibration.scale_groups import rescale, scale_groups
@@ -34,7 +34,7 @@ class HeavyTails:
     largest: float = 24.0
     seed: int = 0
 
-    def apply(self, model: nn.Module) -> Any:
+    def apply(self, model: SAM2Base) -> SAM2Base:
         """A copy of a float SAM2 with such weights; its outputs differ from the model's by rounding alone."""
         changed = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(self.seed)
@@ -65,7 +65,7 @@ MODELS: dict[str, HeavyTails | None] = {
 }
 
 
-def build_model(name: str) -> Any:
+def build_model(name: str) -> SAM2Base:
     """The embedded model in a weight setting, as a ``SAM2VideoPredictor`` in eval mode.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which cells a run consists of, most telling first."""
+"""Which experiments a run consists of, most telling first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VARIED = tuple(name for name in MODELS if name not in MAIN_MODELS)
 
 @dataclass(frozen=True)
 class Unit:
-    """Cells that share their calibration.
+    """Experiments that share their calibration.
 
     Attributes:
         model: One of ``MODELS``.
@@ -46,7 +46,7 @@ class Unit:
 
 
 def full_plan(seeds: int = 3) -> list[Unit]:
-    """Every cell of the report: the hardest setting with all seeds, the others with the first seed, then the rest."""
+    """Every experiment of the report: the hardest setting with all seeds, others with the first seed, then the rest."""
     every, first, others = tuple(range(seeds)), (0,), tuple(range(1, seeds))
 
     def trained(settings: tuple[str, ...], models: tuple[str, ...], methods: tuple[str, ...]) -> list[Unit]:

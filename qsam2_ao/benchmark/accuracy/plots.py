@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...reporting.figures import new_figure
 from .methods import FLOAT, METHODS
 from .plan import MAIN_MODELS, TRAINED
 from .results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARKS = "osD^vP*X"
 
@@ -26,7 +29,7 @@ def _methods(results: Results, model: str) -> list[str]:
 
 def accuracy_against_bits(results: Results) -> Figure:
     """J&F against the bits of the weights, 8-bit inputs, one line per method."""
-    figure = Figure(figsize=(11, 4.5))
+    figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
     settings = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
     for axis, model in zip(axes, MAIN_MODELS, strict=True):
@@ -54,7 +57,7 @@ def accuracy_against_bits(results: Results) -> Figure:
 
 def accuracy_against_bytes(results: Results) -> Figure:
     """J&F against the size of the deployed tensors, every trained setting, one mark per method."""
-    figure = Figure(figsize=(11, 4.5))
+    figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
     for axis, model in zip(axes, MAIN_MODELS, strict=True):
         for mark, method in zip(_MARKS, _methods(results, model), strict=False):
@@ -62,10 +65,10 @@ def accuracy_against_bytes(results: Results) -> Figure:
             for setting in TRAINED:
                 found = results.spread(model, method, setting, "J&F")
                 if found is not None:
-                    size = results.cells(model, method, setting)[0]["bytes"] / 2**20
+                    size = results.experiments(model, method, setting)[0]["bytes"] / 2**20
                     points.append((size, found.mean, setting))
             axis.scatter([p[0] for p in points], [p[1] for p in points], marker=mark, label=method, alpha=0.8)
-        floats = results.cells(model, FLOAT, FLOAT)
+        floats = results.experiments(model, FLOAT, FLOAT)
         if floats:
             size = floats[0]["bytes"] / 2**20
             axis.scatter([size], [floats[0]["metrics"]["J&F"]], marker="*", color="black", s=90, label="float (bf16)")
@@ -89,7 +92,7 @@ def weights_before_and_after(layer: str, weights: Mapping[str, Tensor]) -> Figur
         layer: Its name, for the title.
         weights: Title -> weight, [out, in].
     """
-    figure = Figure(figsize=(11, 4))
+    figure = new_figure(figsize=(11, 4))
     histogram, spectrum = figure.subplots(1, 2)
     for title, weight in weights.items():
         flat = weight.detach().float().flatten()
@@ -111,7 +114,7 @@ def ranges_over_training(alphas: Mapping[str, list[float]], clips: Mapping[str, 
         alphas: Quantizer -> alpha_bar, the mean over its channels, one per step.
         clips: Quantizer -> half the clip range relative to its start, the mean over its channels, one per step.
     """
-    figure = Figure(figsize=(11, 4))
+    figure = new_figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     for axis, lines, title in ((left, alphas, "alpha"), (right, clips, "clip range, relative to its start")):
         for name, values in lines.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .cell import Budget
+from .experiment import Budget
 from .methods import FLOAT, METHODS, MIXED
 from .models import MODELS, HeavyTails, WeightShape
 from .plan import MAIN_MODELS, TRAINED, UNTRAINED
@@ -70,7 +70,9 @@ def markdown(
         shapes: Title of a model -> how heavy the tails of its encoder's weights are.
         plots: Caption -> file name, relative to the report.
     """
-    seeds = max((len(results.cells(c["model"], c["method"], c["setting"])) for c in results.all_cells), default=0)
+    seeds = max(
+        (len(results.experiments(c["model"], c["method"], c["setting"])) for c in results.all_experiments), default=0
+    )
     parts = [
         "# Accuracy of quantized SAM2\n",
         f"`{command}` on {environment['processor']} ({environment['cores']} cores); "
@@ -81,7 +83,7 @@ def markdown(
         f"(mIoU, SAM2's image predictor). {budget.images} calibration images; {budget.steps} steps of training, the "
         f"same batches for every method, up to {seeds} seeds (mean ± standard deviation). All layers are quantized as "
         "in the presets: per output channel and per tensor, first and last layers with 8 bits. "
-        f"{len(results.all_cells)} cells are finished; an empty one is not in the plan or has not been run. "
+        f"{len(results.all_experiments)} cells are finished; an empty one is not in the plan or has not been run. "
         "Differences are in percentage points, with 95 % bootstrap intervals over videos. A cell is the same to the "
         "bit when it is run again on the same machine; on another CPU, metrics have been seen to move by up to 0.1.\n",
         *_weight_settings(),

@@ -1,4 +1,4 @@
-"""Finished cells as a table: by model, method and setting, and as flat records."""
+"""Finished experiments as a table: by model, method and setting, and as flat records."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Any
 
 from .methods import FLOAT, METHODS
 from .statistics import Difference, Spread, paired_bootstrap, spread
-from .store import Cell, cell_key
+from .store import ExperimentResult, experiment_key
 
 
 class Results:
     """What a report reads.
 
     Args:
-        results: Everything that a :class:`~qsam2_ao.benchmark.accuracy.store.CellStore` holds.
+        results: Everything that a :class:`~qsam2_ao.benchmark.accuracy.store.ExperimentStore` holds.
     """
 
-    def __init__(self, results: Iterable[Cell]) -> None:
+    def __init__(self, results: Iterable[ExperimentResult]) -> None:
         results = list(results)
-        # A run that was cut off may have left a cell that the next one did again: the last one counts.
+        # A run that was cut off may have left an experiment that the next one did again: the last one counts.
         searches = {result["method"]: result for result in results if result["kind"] == "learning rate"}
-        cells = {cell_key(result): result for result in results if result["kind"] == "cell"}
-        self.searches, self.all_cells = list(searches.values()), list(cells.values())
-        self._cells: defaultdict[tuple[str, str, str], list[Cell]] = defaultdict(list)
-        for cell in self.all_cells:
-            self._cells[cell["model"], cell["method"], cell["setting"]].append(cell)
+        experiments = {experiment_key(result): result for result in results if result["kind"] == "cell"}
+        self.searches, self.all_experiments = list(searches.values()), list(experiments.values())
+        self._experiments: defaultdict[tuple[str, str, str], list[ExperimentResult]] = defaultdict(list)
+        for experiment in self.all_experiments:
+            self._experiments[experiment["model"], experiment["method"], experiment["setting"]].append(experiment)
 
-    def cells(self, model: str, method: str, setting: str) -> list[Cell]:
-        """One cell per finished seed. The float model has the same figures at every setting."""
-        return self._cells.get((model, method, FLOAT if method == FLOAT else setting), [])
+    def experiments(self, model: str, method: str, setting: str) -> list[ExperimentResult]:
+        """One experiment per finished seed. The float model has the same figures at every setting."""
+        return self._experiments.get((model, method, FLOAT if method == FLOAT else setting), [])
 
     def has(self, model: str, method: str, setting: str) -> bool:
         """Whether any seed is finished."""
-        return bool(self.cells(model, method, setting))
+        return bool(self.experiments(model, method, setting))
 
     def spread(self, model: str, method: str, setting: str, metric: str) -> Spread | None:
         """The metric over the finished seeds; None where there are none."""
-        cells = self.cells(model, method, setting)
-        return spread([cell["metrics"][metric] for cell in cells]) if cells else None
+        experiments = self.experiments(model, method, setting)
+        return spread([experiment["metrics"][metric] for experiment in experiments]) if experiments else None
 
     def difference(self, model: str, ours: str, theirs: str, setting: str, metric: str) -> Difference | None:
         """How much better ``ours`` is than ``theirs``; None where one is missing."""
-        cells = self.cells(model, ours, setting), self.cells(model, theirs, setting)
-        return paired_bootstrap(*cells, metric) if all(cells) else None
+        experiments = self.experiments(model, ours, setting), self.experiments(model, theirs, setting)
+        return paired_bootstrap(*experiments, metric) if all(experiments) else None
 
     def best(self, model: str, setting: str, metric: str, group: str) -> str | None:
         """The method of a group with the highest mean; None where none is finished."""
@@ -58,8 +58,8 @@ class Results:
     def records(self) -> list[dict[str, Any]]:
         """One record per model, method, setting, metric and seed."""
         return [
-            {key: cell[key] for key in ("model", "method", "setting")}
-            | {"metric": metric, "seed": cell["seed"], "value": round(value, 3)}
-            for cell in self.all_cells
-            for metric, value in cell["metrics"].items()
+            {key: experiment[key] for key in ("model", "method", "setting")}
+            | {"metric": metric, "seed": experiment["seed"], "value": round(value, 3)}
+            for experiment in self.all_experiments
+            for metric, value in experiment["metrics"].items()
         ]

@@ -1,4 +1,4 @@
-"""Run the cells of a plan in parallel processes, going on from what is finished."""
+"""Run the experiments of a plan in parallel processes, going on from what is finished."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tqdm import tqdm
 
 from ...errors import CheckpointError
 from ...training.qat import Rates
-from .cell import Budget, Cells
+from .experiment import Budget, Experiments
 from .plan import SEARCH_SETTING, Unit
-from .store import Cell, CellStore, cell_key
+from .store import ExperimentResult, ExperimentStore, experiment_key
 
 
 def run_plan(
-    units: Iterable[Unit], store: CellStore, budget: Budget, *, workers: int = 1, progress: bool = True
-) -> list[Cell]:
+    units: Iterable[Unit], store: ExperimentStore, budget: Budget, *, workers: int = 1, progress: bool = True
+) -> list[ExperimentResult]:
     """Compute what is missing and return all results.
 
     First the learning rates that the units need, then the units, each in one process with one thread. Every finished
-    cell is stored at once.
+    experiment is stored at once.
 
     Args:
         units: What to compute, in order.
@@ -40,17 +40,17 @@ def run_plan(
 
     Raises:
         CheckpointError: The store holds results of another budget.
-        QSAM2Error: A cell failed; the message says why. What is finished is kept.
+        QSAM2Error: An experiment failed; the message says why. What is finished is kept.
         KeyboardInterrupt: Ctrl-C; what is finished is kept.
     """
     units = list(units)
     _check_budget(store, budget)
     rates = _rates(store)
     searched = [name for name in dict.fromkeys(unit.searched for unit in units) if name and name not in rates]
-    with tqdm(total=len(searched) + sum(len(u.seeds) for u in units), unit="cell", disable=not progress) as bar:
+    with tqdm(total=len(searched) + sum(len(u.seeds) for u in units), unit="experiment", disable=not progress) as bar:
         bar.set_description("learning rates")
         _in_parallel(_search, [(name, budget, store.path) for name in searched], workers, bar)
-        done = {cell_key(cell) for cell in store.read() if cell["kind"] == "cell"}
+        done = {experiment_key(experiment) for experiment in store.read() if experiment["kind"] == "cell"}
         rates = _rates(store)
         jobs = []
         for unit in units:
@@ -59,7 +59,7 @@ def run_plan(
             if missing:
                 chosen = None if unit.searched is None else rates[unit.searched]
                 jobs.append((Unit(unit.model, unit.method, unit.setting, missing), chosen, budget, store.path))
-        bar.set_description("cells")
+        bar.set_description("experiments")
         _in_parallel(_run_unit, jobs, workers, bar)
     return store.read()
 
@@ -87,27 +87,31 @@ def _one_thread() -> None:
 
 
 def _search(method: str, budget: Budget, path: Path) -> int:
-    found = Cells("heavy-tailed", method, SEARCH_SETTING, budget).search()
-    CellStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget)})
+    found = Experiments("heavy-tailed", method, SEARCH_SETTING, budget).search()
+    ExperimentStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget)})
     return 1
 
 
 def _run_unit(unit: Unit, rates: Rates | None, budget: Budget, path: Path) -> int:
-    cells = Cells(unit.model, unit.method, unit.setting, budget)
+    experiments = Experiments(unit.model, unit.method, unit.setting, budget)
     for seed in unit.seeds:
-        CellStore(path).append({"kind": "cell", **cells.run(seed, rates), "budget": asdict(budget)})
+        ExperimentStore(path).append({"kind": "cell", **experiments.run(seed, rates), "budget": asdict(budget)})
     return len(unit.seeds)
 
 
-def _rates(store: CellStore) -> dict[str, Rates]:
-    return {cell["method"]: Rates(**cell["rates"]) for cell in store.read() if cell["kind"] == "learning rate"}
+def _rates(store: ExperimentStore) -> dict[str, Rates]:
+    return {
+        experiment["method"]: Rates(**experiment["rates"])
+        for experiment in store.read()
+        if experiment["kind"] == "learning rate"
+    }
 
 
-def _check_budget(store: CellStore, budget: Budget) -> None:
+def _check_budget(store: ExperimentStore, budget: Budget) -> None:
     wanted = json.loads(json.dumps(asdict(budget)))
-    for cell in store.read():
-        if cell["budget"] != wanted:
+    for experiment in store.read():
+        if experiment["budget"] != wanted:
             raise CheckpointError(
-                f"{store.path} holds results of another budget ({cell['budget']}, now {wanted}); choose another "
+                f"{store.path} holds results of another budget ({experiment['budget']}, now {wanted}); choose another "
                 "file, or the same options"
             )

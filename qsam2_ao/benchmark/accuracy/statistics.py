@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import DataError
-from .store import Cell
+from .store import ExperimentResult
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_bootstrap(
-    ours: Iterable[Cell],
-    theirs: Iterable[Cell],
+    ours: Iterable[ExperimentResult],
+    theirs: Iterable[ExperimentResult],
     metric: str,
     *,
     draws: int = 10_000,
@@ -67,15 +67,15 @@ def paired_bootstrap(
     independent.
 
     Args:
-        ours: Cells of the first method, one per seed.
-        theirs: Cells of the second method, on the same videos.
+        ours: Experiments with the first method, one per seed.
+        theirs: Experiments with the second method, on the same videos.
         metric: For example "J&F".
         draws: How many times the videos are resampled.
         level: Coverage of the interval.
         seed: Seed of the draws.
 
     Raises:
-        DataError: The cells are not of the same videos, or there are none.
+        DataError: The experiments are not of the same videos, or there are none.
 
     Example:
         >>> paired_bootstrap(qsam2_cells, lsq_cells, "J&F").low > 0  # doctest: +SKIP
@@ -92,12 +92,12 @@ def paired_bootstrap(
     return Difference(float(difference.sum() / own_counts.sum()), float(low), float(high))
 
 
-def _per_video(cells: Iterable[Cell], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over the objects of each video, averaged over the cells, and the numbers of objects."""
-    cells = list(cells)
-    if not cells:
+def _per_video(experiments: Iterable[ExperimentResult], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the objects of each video, averaged over the experiments, and the numbers of objects."""
+    experiments = list(experiments)
+    if not experiments:
         raise DataError(f"{metric}: there are no results to compare")
-    counts = np.array(cells[0]["counts"][metric])
-    if any(cell["counts"][metric] != cells[0]["counts"][metric] for cell in cells):
+    counts = np.array(experiments[0]["counts"][metric])
+    if any(experiment["counts"][metric] != experiments[0]["counts"][metric] for experiment in experiments):
         raise DataError(f"{metric}: the seeds were not measured on the same videos")
-    return np.mean([cell["sums"][metric] for cell in cells], axis=0), counts
+    return np.mean([experiment["sums"][metric] for experiment in experiments], axis=0), counts

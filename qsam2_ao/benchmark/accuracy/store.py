@@ -1,4 +1,4 @@
-"""The finished cells of a benchmark, one JSON line each: what a later run goes on from and the report is made of."""
+"""Finished experiments, one JSON line each: what a later run goes on from and the report is made of."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Any
 
 from ...errors import CheckpointError, QSAM2Error
 
-Cell = dict[str, Any]
+ExperimentResult = dict[str, Any]
 
 
-def cell_key(cell: Cell) -> tuple[str, str, str, int]:
-    """What tells cells apart: model, method, setting, seed."""
-    return cell["model"], cell["method"], cell["setting"], cell["seed"]
+def experiment_key(experiment: ExperimentResult) -> tuple[str, str, str, int]:
+    """What tells experiments apart: model, method, setting, seed."""
+    return experiment["model"], experiment["method"], experiment["setting"], experiment["seed"]
 
 
-class CellStore:
+class ExperimentStore:
     """An append-only file of results; several processes may write to it at once.
 
     Args:
         path: The ``.jsonl`` file; it and its folder are created by the first result.
 
     Example:
-        >>> store = CellStore(Path("benchmarks/results/accuracy_cells.jsonl"))  # doctest: +SKIP
+        >>> store = ExperimentStore(Path("benchmarks/results/accuracy_cells.jsonl"))  # doctest: +SKIP
         >>> store.append({"kind": "cell", "model": "plain", "method": "LSQ", "setting": "W2A4", "seed": 0})
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> list[Cell]:
+    def read(self) -> list[ExperimentResult]:
         """Every result, in the order in which they were finished; a last line cut off by a crash is dropped.
 
         Raises:
@@ -55,7 +55,7 @@ class CellStore:
                 raise CheckpointError(f"{self.path}, line {number} is damaged ({error}); delete that line") from error
         return results
 
-    def append(self, result: Cell) -> None:
+    def append(self, result: ExperimentResult) -> None:
         """Add a result.
 
         Raises:

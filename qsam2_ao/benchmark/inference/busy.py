@@ -29,8 +29,8 @@ from ...errors import QSAM2Error
 from ...evaluation.video import evaluate_video
 from ...models.embedded import load_embedded
 from ...openmp import wait_briefly
-from .case import Case
 from .footprint import embedded_file
+from .workload import InferenceWorkload
 
 EMBEDDED = "embedded"
 _TARGETS = {"float": None, "packed": "packed", "int8": "auto", "int8, torch's own waiting": "auto"}
@@ -82,12 +82,12 @@ def together(cores: int) -> str:
 
 
 def busy_machine(
-    case: Case, cores: int, *, methods: Sequence[str] = METHODS, rounds: int = 3, progress: bool = True
+    workload: InferenceWorkload, cores: int, *, methods: Sequence[str] = METHODS, rounds: int = 3, progress: bool = True
 ) -> list[dict[str, Any]]:
     """Time each method in every situation, in turn, round after round.
 
     Args:
-        case: The model, "embedded" or an official one, and the folder of files; its threads do not matter.
+        workload: The model, "embedded" or an official one, and the folder of files; its threads do not matter.
         cores: Of the machine.
         methods: Of ``METHODS``.
         rounds: How often.
@@ -100,18 +100,18 @@ def busy_machine(
     Raises:
         QSAM2Error: A process was killed or did not start.
     """
-    if case.model == EMBEDDED:
-        embedded_file(case)
+    if workload.model == EMBEDDED:
+        embedded_file(workload)
     else:
-        case.packed("w4a8")
+        workload.packed("w4a8")
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     todo = [(method, situation) for _ in range(rounds) for method in methods for situation in situations(cores)]
-    for method, situation in tqdm(todo, desc=f"{case.model}, busy machine", unit="run", disable=not progress):
-        found.setdefault((method, situation.name), []).append(_measure(case, method, situation))
+    for method, situation in tqdm(todo, desc=f"{workload.model}, busy machine", unit="run", disable=not progress):
+        found.setdefault((method, situation.name), []).append(_measure(workload, method, situation))
     return [
         {
-            "model": case.model,
-            "size": case.size,
+            "model": workload.model,
+            "size": workload.size,
             "cores": cores,
             "method": method,
             "situation": situation,
@@ -123,10 +123,10 @@ def busy_machine(
     ]
 
 
-def _measure(case: Case, method: str, situation: Situation) -> tuple[float, float]:
+def _measure(workload: InferenceWorkload, method: str, situation: Situation) -> tuple[float, float]:
     start = _spawn.Barrier(situation.copies + 1)
     with _settings(method), ProcessPoolExecutor(situation.copies, _spawn, _take, (start,)) as pool:
-        works = [pool.submit(_work, case, method, situation.threads) for _ in range(situation.copies)]
+        works = [pool.submit(_work, workload, method, situation.threads) for _ in range(situation.copies)]
         while start.n_waiting < situation.copies and not any(work.done() for work in works):
             time.sleep(0.05)
         with _busy_loops(situation.loops):
@@ -182,20 +182,22 @@ def _take(start: Any) -> None:
     _start = start
 
 
-def _work(case: Case, method: str, threads: int | None) -> float:
+def _work(workload: InferenceWorkload, method: str, threads: int | None) -> float:
     """Load and track; seconds that loading took."""
     if threads is not None:
         torch.set_num_threads(threads)
-    videos, frames = (4, 16) if case.model == EMBEDDED else (1, 4)
+    videos, frames = (4, 16) if workload.model == EMBEDDED else (1, 4)
     sequences = list(generate_split("test", videos, num_frames=frames))
     evaluate_video(load_embedded(), generate_split("val", 1, num_frames=3))  # imports and allocates
     _start.wait(_START_SECONDS)
     began = time.perf_counter()
     target = _TARGETS[method]
     if target is None:
-        model = load_embedded() if case.model == EMBEDDED else case.build()
+        model = load_embedded() if workload.model == EMBEDDED else workload.build()
     else:
-        model = load_qsam2(embedded_file(case) if case.model == EMBEDDED else case.packed("w4a8"), target=target)
+        model = load_qsam2(
+            embedded_file(workload) if workload.model == EMBEDDED else workload.packed("w4a8"), target=target
+        )
     loaded = time.perf_counter()
     evaluate_video(model, sequences)
     return loaded - began

@@ -16,42 +16,42 @@ from tqdm import tqdm
 from ...checkpoint import load_qsam2
 from ...deploy.compiled import compile_qsam2
 from ..processes import alone
-from .case import Case
 from .methods import BASELINE, compile_float
 from .parts import predict_image
+from .workload import InferenceWorkload
 
 PACKED = "qsam2 W4A8 packed, compiled"
-_MODELS: dict[str, Callable[[Case], SAM2Base]] = {
-    BASELINE: lambda case: compile_float(case.build()),
-    PACKED: lambda case: compile_qsam2(load_qsam2(case.packed("w4a8"), target="packed")),
+_MODELS: dict[str, Callable[[InferenceWorkload], SAM2Base]] = {
+    BASELINE: lambda workload: compile_float(workload.build()),
+    PACKED: lambda workload: compile_qsam2(load_qsam2(workload.packed("w4a8"), target="packed")),
 }
 
 
-def compile_times(case: Case, *, progress: bool = True) -> list[dict[str, Any]]:
+def compile_times(workload: InferenceWorkload, *, progress: bool = True) -> list[dict[str, Any]]:
     """Compile in two processes, one after the other, that share a cache of their own.
 
     Args:
-        case: Model, size and threads.
+        workload: Model, size and threads.
         progress: Whether to show a bar.
 
     Returns:
         Records {model, size, method, cold_seconds, warm_seconds}: from the model in memory to its first mask, by the
         process that found an empty cache and by the next one.
     """
-    case.packed("w4a8")
+    workload.packed("w4a8")
     records = []
-    for method in tqdm(_MODELS, desc=f"{case.name}: compile", unit="method", disable=not progress):
+    for method in tqdm(_MODELS, desc=f"{workload.name}: compile", unit="method", disable=not progress):
         with tempfile.TemporaryDirectory() as cache:
-            cold, warm = (alone(_first_mask, case, method, Path(cache)) for _ in range(2))
-        place = {"model": case.model, "size": case.size}
+            cold, warm = (alone(_first_mask, workload, method, Path(cache)) for _ in range(2))
+        place = {"model": workload.model, "size": workload.size}
         records.append({**place, "method": method, "cold_seconds": cold, "warm_seconds": warm})
     return records
 
 
-def _first_mask(case: Case, method: str, cache: Path) -> float:
+def _first_mask(workload: InferenceWorkload, method: str, cache: Path) -> float:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-    torch.set_num_threads(case.threads)
-    model, image = _MODELS[method](case), case.image()
+    torch.set_num_threads(workload.threads)
+    model, image = _MODELS[method](workload), workload.image()
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         predict_image(model, image)()

@@ -16,18 +16,20 @@ from ...convert import convert_qsam2
 from ...models.embedded import load_embedded
 from ...models.official import build_official
 from ..processes import alone, peak_bytes
-from .case import Case
 from .parts import predict_image
+from .workload import InferenceWorkload
 
 CHECKPOINT = "bf16 checkpoint"
 PRESETS = ("w8a8", "w4a8", "w3a8", "w2a8", "w4a16")
 
 
-def footprints(case: Case, presets: Sequence[str] = PRESETS, *, progress: bool = True) -> list[dict[str, Any]]:
+def footprints(
+    workload: InferenceWorkload, presets: Sequence[str] = PRESETS, *, progress: bool = True
+) -> list[dict[str, Any]]:
     """Measure the float checkpoint and the packed files of a model.
 
     Args:
-        case: Model, size and threads.
+        workload: Model, size and threads.
         presets: Of the packed files.
         progress: Whether to show a bar.
 
@@ -37,44 +39,44 @@ def footprints(case: Case, presets: Sequence[str] = PRESETS, *, progress: bool =
         stored; to load it for this machine's kernels; and to segment one image then, from the start. Bytes are the peak
         until then, on top of the interpreter with its imports. A float checkpoint is loaded in one way only.
     """
-    embedded_file(case)
+    embedded_file(workload)
     records = []
-    for name in tqdm((CHECKPOINT, *presets), desc=f"{case.name}: files", unit="file", disable=not progress):
-        path = case.checkpoint() if name == CHECKPOINT else case.packed(name)
-        record = {"model": case.model, "size": case.size, "file": name, "file_bytes": path.stat().st_size}
-        record["build_seconds"] = alone(_read_and_build, case, name)
-        stored = alone(_load, case, name, "packed", False)
-        lowered = alone(_load, case, name, "auto", True)
+    for name in tqdm((CHECKPOINT, *presets), desc=f"{workload.name}: files", unit="file", disable=not progress):
+        path = workload.checkpoint() if name == CHECKPOINT else workload.packed(name)
+        record = {"model": workload.model, "size": workload.size, "file": name, "file_bytes": path.stat().st_size}
+        record["build_seconds"] = alone(_read_and_build, workload, name)
+        stored = alone(_load, workload, name, "packed", False)
+        lowered = alone(_load, workload, name, "auto", True)
         record |= {f"load_{key}": value for key, value in stored.items()}
         records.append(record | {key if "_" in key else f"lowered_{key}": value for key, value in lowered.items()})
     return records
 
 
-def embedded_file(case: Case) -> Path:
+def embedded_file(workload: InferenceWorkload) -> Path:
     """The embedded model in W4A8; loading it imports all that loading ever imports."""
-    path = case.files / "embedded-w4a8.safetensors"
+    path = workload.files / "embedded-w4a8.safetensors"
     if not path.exists():
         image = np.zeros((96, 96, 3), np.uint8)
         save_qsam2(convert_qsam2(load_embedded(), "w4a8", [image], vrc=None, progress=False), path)  # type: ignore[arg-type]
     return path
 
 
-def _path(case: Case, name: str) -> Path:
-    return case.checkpoint() if name == CHECKPOINT else case.packed(name)
+def _path(workload: InferenceWorkload, name: str) -> Path:
+    return workload.checkpoint() if name == CHECKPOINT else workload.packed(name)
 
 
-def _read_and_build(case: Case, name: str) -> float:
-    path = _path(case, name)
+def _read_and_build(workload: InferenceWorkload, name: str) -> float:
+    path = _path(workload, name)
     started = time.perf_counter()
     path.read_bytes()
-    build_official(case.model, image_size=case.size)
+    build_official(workload.model, image_size=workload.size)
     return round(time.perf_counter() - started, 3)
 
 
-def _load(case: Case, name: str, target: str, segment: bool) -> dict[str, float]:
-    torch.set_num_threads(case.threads)
-    path, image = _path(case, name), case.image()
-    load_qsam2(embedded_file(case), target=target)
+def _load(workload: InferenceWorkload, name: str, target: str, segment: bool) -> dict[str, float]:
+    torch.set_num_threads(workload.threads)
+    path, image = _path(workload, name), workload.image()
+    load_qsam2(embedded_file(workload), target=target)
     before = peak_bytes()
     started = time.perf_counter()
 
@@ -83,7 +85,7 @@ def _load(case: Case, name: str, target: str, segment: bool) -> dict[str, float]
         return {f"{prefix}seconds": seconds, f"{prefix}bytes": peak_bytes() - before}
 
     if name == CHECKPOINT:
-        model: Any = build_official(case.model, path, image_size=case.size)
+        model: Any = build_official(workload.model, path, image_size=workload.size)
     else:
         model = load_qsam2(path, target=target)
     found = spent("")

@@ -18,9 +18,9 @@ from torch import nn
 from ...checkpoint import load_qsam2
 from ...deploy.targets import lower_float
 from ...native import fast_float
-from .case import Case
 from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
 from .runtimes import onnx_file, onnx_runtime, openvino, openvino_file
+from .workload import InferenceWorkload
 
 BASELINE = "torch bf16 compiled"
 """The method that every ratio compares with."""
@@ -33,26 +33,28 @@ _NETWORK = tuple(part for part in PARTS if part not in (VIDEO, IMAGE))
 
 
 @dataclass(frozen=True)
-class Method:
+class InferenceMethod:
     """One column.
 
     Attributes:
         name: As the results call it.
-        prepare: ``case -> (part -> what to time)``; loads or converts what is needed.
+        prepare: ``workload -> (part -> what to time)``; loads or converts what is needed.
         parts: Those that it is timed on.
         file: Makes what ``prepare`` loads, where there is none yet; None for what is built in memory.
     """
 
     name: str
-    prepare: Callable[[Case], Callable[[str], Run]]
+    prepare: Callable[[InferenceWorkload], Callable[[str], Run]]
     parts: tuple[str, ...] = tuple(PARTS)
-    file: Callable[[Case], Path] | None = None
+    file: Callable[[InferenceWorkload], Path] | None = None
 
 
-def _runs(model: SAM2Base, case: Case, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
+def _runs(
+    model: SAM2Base, workload: InferenceWorkload, context: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[str], Run]:
     def prepare(part: str) -> Run:
         with torch.inference_mode(), context():
-            run = PARTS[part](model, case.image())
+            run = PARTS[part](model, workload.image())
 
         def within() -> None:
             with torch.inference_mode(), context():
@@ -103,27 +105,31 @@ def compile_float(model: SAM2Base) -> SAM2Base:
     return model
 
 
-def _float(case: Case, compiled: bool, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Run]:
-    model = _float_model(case)
-    return _runs(compile_float(model) if compiled else model, case, context)
+def _float(
+    workload: InferenceWorkload, compiled: bool, context: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[str], Run]:
+    model = _float_model(workload)
+    return _runs(compile_float(model) if compiled else model, workload, context)
 
 
 @cache
-def _float_model(case: Case) -> SAM2Base:
+def _float_model(workload: InferenceWorkload) -> SAM2Base:
     """One for all methods that leave it as it is: the largest take a gigabyte each."""
-    return case.build()
+    return workload.build()
 
 
-def _our_attention(case: Case) -> Callable[[str], Run]:
-    return _runs(lower_float(case.build()), case, nullcontext)
+def _our_attention(workload: InferenceWorkload) -> Callable[[str], Run]:
+    return _runs(lower_float(workload.build()), workload, nullcontext)
 
 
-def _torchao(case: Case, config: Callable[[], Any], takes: Callable[[nn.Module, str], bool]) -> Callable[[str], Run]:
+def _torchao(
+    workload: InferenceWorkload, config: Callable[[], Any], takes: Callable[[nn.Module, str], bool]
+) -> Callable[[str], Run]:
     from torchao.quantization import quantize_
 
-    model = case.build().bfloat16()
+    model = workload.build().bfloat16()
     quantize_(model, config(), takes)
-    return _runs(compile_float(model), case, _frozen)
+    return _runs(compile_float(model), workload, _frozen)
 
 
 # Its inductor settings are for GPUs, and would stay set for the other methods.
@@ -147,39 +153,46 @@ def _int4_linear(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and module.out_features % 16 == 0 and module.in_features % 32 == 0
 
 
-def _ours(case: Case, preset: str) -> Callable[[str], Run]:
-    model = load_qsam2(case.packed(preset), target="auto")
+def _ours(workload: InferenceWorkload, preset: str) -> Callable[[str], Run]:
+    model = load_qsam2(workload.packed(preset), target="auto")
 
     # What stays float is in bfloat16 only where that is fast, or where SAM2's video predictor insists.
     def prepare(part: str) -> Run:
         context = _bf16 if part == VIDEO or fast_float() == torch.bfloat16 else nullcontext
-        return _runs(model, case, context)(part)
+        return _runs(model, workload, context)(part)
 
     return prepare
 
 
-def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> Method:
-    return Method(f"qsam2 {preset.upper()}", partial(_ours, preset=preset), parts, partial(Case.packed, preset=preset))
+def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> InferenceMethod:
+    return InferenceMethod(
+        f"qsam2 {preset.upper()}",
+        partial(_ours, preset=preset),
+        parts,
+        partial(InferenceWorkload.packed, preset=preset),
+    )
 
 
-METHODS: tuple[Method, ...] = (
-    Method("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
-    Method("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
-    Method("torch fp32 compiled, oneDNN", partial(_float, compiled=True, context=_one_dnn), (ENCODER,)),
-    Method(BASELINE, partial(_float, compiled=True, context=_bf16)),
-    Method("torch bf16, our attention", _our_attention),
-    Method("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
-    Method("torchao int4 weight-only", partial(_torchao, config=_int4_weight_only, takes=_int4_linear), (ENCODER,)),
-    Method("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
-    Method("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,), openvino_file),
-    Method(
+METHODS: tuple[InferenceMethod, ...] = (
+    InferenceMethod("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
+    InferenceMethod("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
+    InferenceMethod("torch fp32 compiled, oneDNN", partial(_float, compiled=True, context=_one_dnn), (ENCODER,)),
+    InferenceMethod(BASELINE, partial(_float, compiled=True, context=_bf16)),
+    InferenceMethod("torch bf16, our attention", _our_attention),
+    InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
+    InferenceMethod(
+        "torchao int4 weight-only", partial(_torchao, config=_int4_weight_only, takes=_int4_linear), (ENCODER,)
+    ),
+    InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
+    InferenceMethod("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,), openvino_file),
+    InferenceMethod(
         "OpenVINO INT8",
         partial(openvino, precision=_PRECISION, quantized=True),
         (ENCODER,),
         partial(openvino_file, quantized=True),
     ),
-    Method("ONNX Runtime fp32", onnx_runtime, (ENCODER,), onnx_file),
-    Method(
+    InferenceMethod("ONNX Runtime fp32", onnx_runtime, (ENCODER,), onnx_file),
+    InferenceMethod(
         "ONNX Runtime dynamic int8",
         partial(onnx_runtime, quantized=True),
         (ENCODER,),

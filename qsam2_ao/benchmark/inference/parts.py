@@ -10,7 +10,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from ...compat.quiet import propagate_quietly
-from ...evaluation.state import as_video_predictor, predictor_state
+from ...predictors import as_video_predictor, predictor_state
 
 FRAMES = 32
 """Of the video that is tracked."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
-
+from ...optional import needed
+from ...reporting.figures import new_figure
 from .footprint import CHECKPOINT
 from .methods import BASELINE
 from .parts import ENCODER
 from .report import cases_of, find
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
 
@@ -22,7 +24,7 @@ def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[M
     models = list(dict.fromkeys(case["model"] for case in cases))
     settings = list(dict.fromkeys((case["size"], case["threads"]) for case in cases))
     rows, columns = max(1, len(models)), max(1, len(settings))
-    figure = Figure(figsize=(max(3.2 * columns, 6), 2.5 * rows + 1.2), layout="constrained")
+    figure = new_figure(figsize=(max(3.2 * columns, 6), 2.5 * rows + 1.2), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="row")
     styles = {method: _style(i) for i, method in enumerate(dict.fromkeys(r["method"] for r in records))}
     points: dict[str, Any] = {}
@@ -49,7 +51,7 @@ def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[M
             axis.set_ylabel(f"{ENCODER}, ms")
         axis.tick_params(labelsize=8)
         for direction in (axis.xaxis, axis.yaxis):
-            direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            direction.set_major_locator(needed("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
             direction.set_major_formatter("{x:g}")
             direction.set_minor_formatter("")
         axis.grid(visible=True, which="both", alpha=0.2)
@@ -76,7 +78,7 @@ def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> f
 
 def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASELINE, "qsam2 W4A8")) -> Figure:
     """Time of the image encoder against pixels, and of memory attention against memory frames."""
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure = new_figure(figsize=(12, 5.5), layout="constrained")
     pixels, frames = figure.subplots(1, 2)
     models = list(dict.fromkeys(r["model"] for r in records))
     largest = max((r["size"] for r in records), default=0)

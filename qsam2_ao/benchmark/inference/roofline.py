@@ -11,14 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...native import load_kernels, unavailable_reason
-from .case import Case
 from .parts import DECODER, ENCODER, PARTS
+from .workload import InferenceWorkload
 
 _ATTENTION = "bmm"
 COUNTED = (ENCODER, "memory attention, 1 frame", "memory attention, 7 frames", DECODER)
 
 
-def work(case: Case) -> list[dict[str, Any]]:
+def work(workload: InferenceWorkload) -> list[dict[str, Any]]:
     """Operations of each part: in layers with weights, and in attention.
 
     Returns:
@@ -26,9 +26,9 @@ def work(case: Case) -> list[dict[str, Any]]:
         operations; bytes are those that matrix products and convolutions read and write once, at 8 bits for what layers
         read and 16 for the rest.
     """
-    model, records = case.build(), []
+    model, records = workload.build(), []
     for part in COUNTED:
-        run = PARTS[part](model, case.image())
+        run = PARTS[part](model, workload.image())
         layers = _Bytes()
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), layers, FlopCounterMode(display=False) as counter:
             run()
@@ -36,8 +36,8 @@ def work(case: Case) -> list[dict[str, Any]]:
         attention = sum(n for op, n in counts.items() if _ATTENTION in op)
         records.append(
             {
-                "model": case.model,
-                "size": case.size,
+                "model": workload.model,
+                "size": workload.size,
                 "part": part,
                 "layer_gflop": round((sum(counts.values()) - attention) / 1e9, 2),
                 "attention_gflop": round(attention / 1e9, 2),

@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from ..processes import alone
-from .case import Case
-from .methods import BASELINE, Method
+from .methods import BASELINE, InferenceMethod
 from .parts import ENCODER, VIDEO, Run
+from .workload import InferenceWorkload
 
 ROUNDS = (5, 15)
 """Fewest and most; as many as fit in ``BUDGET_SECONDS``, and two of those that take longer than that."""
@@ -22,11 +22,13 @@ PAUSE_SECONDS = 0.1
 """Before each run of the encoder: ONNX Runtime is timed there, and its idle threads stay awake for a while."""
 
 
-def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool = True) -> list[dict[str, Any]]:
+def measure(
+    workload: InferenceWorkload, part: str, methods: Sequence[InferenceMethod], *, progress: bool = True
+) -> list[dict[str, Any]]:
     """Time a part by every method that has it.
 
     Args:
-        case: Model, size and threads.
+        workload: Model, size and threads.
         part: A key of ``PARTS``.
         methods: What to compare; ratios need the baseline among them.
         progress: Whether to show a bar.
@@ -36,26 +38,26 @@ def measure(case: Case, part: str, methods: Sequence[Method], *, progress: bool 
         between the quartiles, and the median over rounds of the baseline's time over this method's (None without one).
     """
     chosen = [method for method in methods if part in method.parts]
-    alone(make_files, case, chosen)  # quantizing takes more memory than running: not beside all the models
-    torch.set_num_threads(case.threads)
+    alone(make_files, workload, chosen)  # quantizing takes more memory than running: not beside all the models
+    torch.set_num_threads(workload.threads)
     runs: dict[str, Run] = {}
-    with tqdm(chosen, desc=f"{case.name}, {part}", disable=not progress, unit="method") as bar:
+    with tqdm(chosen, desc=f"{workload.name}, {part}", disable=not progress, unit="method") as bar:
         for method in bar:
             bar.set_postfix_str(f"warming up {method.name}")
-            runs[method.name] = method.prepare(case)(part)
+            runs[method.name] = method.prepare(workload)(part)
             for _ in range(1 if part == VIDEO else 2):  # compiles, allocates
                 runs[method.name]()
     seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0)
-    where = {"model": case.model, "part": part, "size": case.size, "threads": case.threads}
+    where = {"model": workload.model, "part": part, "size": workload.size, "threads": workload.threads}
     reference = seconds.get(BASELINE)
     return [{**where, "method": name, **_summary(values, reference)} for name, values in seconds.items()]
 
 
-def make_files(case: Case, methods: Sequence[Method]) -> None:
+def make_files(workload: InferenceWorkload, methods: Sequence[InferenceMethod]) -> None:
     """Make the files that the methods load, where there are none yet."""
     for method in methods:
         if method.file is not None:
-            method.file(case)
+            method.file(workload)
 
 
 def _rounds(runs: Mapping[str, Run], pause: float) -> dict[str, list[float]]:

@@ -10,13 +10,13 @@ import torch
 
 from ...checkpoint import load_qsam2
 from ...compat.quiet import propagate_quietly
-from ...evaluation.state import as_video_predictor, predictor_state
-from .case import Case
+from ...predictors import as_video_predictor, predictor_state
+from .workload import InferenceWorkload
 
 FRAMES, STEP = 500, 50
 
 
-def video_memory(case: Case) -> list[dict[str, Any]]:
+def video_memory(workload: InferenceWorkload) -> list[dict[str, Any]]:
     """Track one object with SAM2's own predictor and settings. To be called in a new process, on Linux with glibc.
 
     What the program has allocated is counted, not what is resident, which hides a leak in memory that was freed before.
@@ -25,9 +25,9 @@ def video_memory(case: Case) -> list[dict[str, Any]]:
         Records {model, size, frames, kept_mb, rest_mb}: megabytes on top of those after the first ``STEP`` frames; in
         the masks, memories and pointers of every frame, which SAM2's predictor keeps, and in all else.
     """
-    torch.set_num_threads(case.threads)
-    predictor = as_video_predictor(load_qsam2(case.packed("w4a8"), target="auto"))
-    image = case.image()
+    torch.set_num_threads(workload.threads)
+    predictor = as_video_predictor(load_qsam2(workload.packed("w4a8"), target="auto"))
+    image = workload.image()
     state = predictor_state(predictor, [np.roll(image, t, axis=1) for t in range(FRAMES)])
     records: list[dict[str, Any]] = []
     start: tuple[int, int] | None = None
@@ -41,7 +41,7 @@ def video_memory(case: Case) -> list[dict[str, Any]]:
             start = start or now
             kept = now[1] - start[1]
             megabytes = {"kept_mb": round(kept / 1e6, 1), "rest_mb": round((now[0] - start[0] - kept) / 1e6, 1)}
-            records.append({"model": case.model, "size": case.size, "frames": frame + 1, **megabytes})
+            records.append({"model": workload.model, "size": workload.size, "frames": frame + 1, **megabytes})
     return records
 
 

@@ -7,12 +7,12 @@ import time
 from ...calibration import calibrate_qsam2
 from ...calibration.exercise import inference
 from ...calibration.images import load_images
-from ..accuracy.cell import calibration_images
+from ..accuracy.experiment import calibration_images
 from ..processes import peak_bytes
-from .trainee import Trainee, Workload, build_float
+from .trainee import Trainee, TrainingWorkload, build_float
 
 
-def training_memory(workload: Workload, method: str) -> int:
+def training_memory(workload: TrainingWorkload, method: str) -> int:
     """Bytes that a model, its optimizer and two steps take at most. To be called in a new process.
 
     Args:
@@ -26,7 +26,7 @@ def training_memory(workload: Workload, method: str) -> int:
     return peak_bytes() - before
 
 
-def calibration_cost(workload: Workload, count: int) -> dict[str, float]:
+def calibration_cost(workload: TrainingWorkload, count: int) -> dict[str, float]:
     """What VRC takes beside the plain forward passes over its images. To be called in a new process.
 
     Args:

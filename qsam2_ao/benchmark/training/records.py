@@ -10,13 +10,13 @@ from tqdm import tqdm
 from ..processes import alone
 from .memory import calibration_cost, training_memory
 from .steps import peak_memory
-from .trainee import Trainee, Workload
+from .trainee import Trainee, TrainingWorkload
 
 _GIB = 1 << 30
 
 
 def memory_records(
-    workload: Workload, methods: Sequence[str], *, device: str = "cpu", progress: bool = True
+    workload: TrainingWorkload, methods: Sequence[str], *, device: str = "cpu", progress: bool = True
 ) -> list[dict[str, Any]]:
     """Peak memory of training by each method, in GiB."""
     records = []
@@ -30,7 +30,7 @@ def memory_records(
     return records
 
 
-def calibration_records(workload: Workload, count: int, *, timed: bool = True) -> list[dict[str, Any]]:
+def calibration_records(workload: TrainingWorkload, count: int, *, timed: bool = True) -> list[dict[str, Any]]:
     """Time and memory of VRC beside the forward passes over the same images.
 
     Args:

@@ -11,14 +11,14 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from ..accuracy.methods import FLOAT
-from .trainee import Trainee, Workload
+from .trainee import Trainee, TrainingWorkload
 
 # Rounds in which memory is still claimed from the system, or shapes of prompts come up that are compiled anew.
 _WARM_UP = 4
 
 
 def measure_steps(
-    workload: Workload,
+    workload: TrainingWorkload,
     methods: Sequence[str],
     rounds: int,
     *,
@@ -68,7 +68,7 @@ def measure_steps(
     return records
 
 
-def added_time(workload: Workload, method: str, *, steps: int = 3, shown: int = 8) -> list[tuple[str, float]]:
+def added_time(workload: TrainingWorkload, method: str, *, steps: int = 3, shown: int = 8) -> list[tuple[str, float]]:
     """Operations that take longer in a method's step than in the float one, by torch's profiler on the CPU.
 
     Args:

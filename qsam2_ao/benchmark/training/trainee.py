@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch.ao.quantization import (
     FusedMovingAvgObsFakeQuantize,
@@ -22,7 +23,7 @@ from ...prepare import prepare_qsam2
 from ...training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
 from ...training.losses import SAM2Loss, prompted_forward
 from ...training.qat import Rates, as_trainable, qat_optimizer
-from ..accuracy.cell import calibration_images
+from ..accuracy.experiment import calibration_images
 from ..accuracy.methods import FLOAT, METHODS
 
 WEIGHT_BITS, ACTIVATION_BITS = 4, 8
@@ -32,7 +33,7 @@ COMPARED = (FLOAT, "LSC", FUSED, "MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torc
 
 
 @dataclass(frozen=True)
-class Workload:
+class TrainingWorkload:
     """A model and the batch that it is trained on.
 
     Attributes:
@@ -53,13 +54,13 @@ class Workload:
         return f"{self.model}, {self.videos} x {self.frames} frames of {self.size} px"
 
 
-EMBEDDED = Workload("embedded", 96, 4, 4, 3)
-OFFICIAL = Workload("sam2.1-t", 512, 1, 2, 2)
-VRC_TIMED = Workload("sam2.1-t", 1024, 1, 1, 1)
-VRC_LARGE = Workload("sam2.1-l", 1024, 1, 1, 1)
+EMBEDDED = TrainingWorkload("embedded", 96, 4, 4, 3)
+OFFICIAL = TrainingWorkload("sam2.1-t", 512, 1, 2, 2)
+VRC_TIMED = TrainingWorkload("sam2.1-t", 1024, 1, 1, 1)
+VRC_LARGE = TrainingWorkload("sam2.1-l", 1024, 1, 1, 1)
 
 
-def build_float(workload: Workload, device: str = "cpu") -> Any:
+def build_float(workload: TrainingWorkload, device: str = "cpu") -> SAM2Base:
     """The float model of a workload, with its trained weights or seeded random ones."""
     torch.manual_seed(0)
     if workload.model == "embedded":
@@ -101,7 +102,7 @@ class Trainee:
         >>> seconds = trainee.step(0)
     """
 
-    def __init__(self, workload: Workload, method: str, *, device: str = "cpu", compiled: bool = False) -> None:
+    def __init__(self, workload: TrainingWorkload, method: str, *, device: str = "cpu", compiled: bool = False) -> None:
         model = build_float(workload, device)
         if method != FLOAT:
             model = prepare_qsam2(

@@ -30,8 +30,8 @@ def test_every_method_has_the_same_bits_everywhere(name):
 
 def test_the_plan_has_every_setting_and_no_cell_twice():
     plan = full_plan()
-    cells = [(u.model, u.method, u.setting, seed) for u in plan for seed in u.seeds]
-    assert len(set(cells)) == len(cells)
+    experiments = [(u.model, u.method, u.setting, seed) for u in plan for seed in u.seeds]
+    assert len(set(experiments)) == len(experiments)
     for model in ("plain", "heavy-tailed"):
         for setting in TRAINED:
             rivals = {u.method for u in plan if (u.model, u.setting) == (model, setting)}

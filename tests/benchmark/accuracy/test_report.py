@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmark_cells import make_cell
+from benchmark_experiments import make_experiment
 
-from qsam2_ao.benchmark.accuracy.cell import Budget
+from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.benchmark.accuracy.illustrate import typical_video
 from qsam2_ao.benchmark.accuracy.models import WeightShape
 from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
@@ -20,9 +20,9 @@ SEARCH = {
 }
 
 
-def test_records_are_flat(cells):
-    records = Results(cells).records()
-    assert len(records) == 6 * len(cells)
+def test_records_are_flat(experiments):
+    records = Results(experiments).records()
+    assert len(records) == 6 * len(experiments)
     assert records[0] == {
         "model": "plain",
         "method": "float",
@@ -33,8 +33,8 @@ def test_records_are_flat(cells):
     }
 
 
-def test_methods_are_compared_over_seeds(cells):
-    results = Results(cells)
+def test_methods_are_compared_over_seeds(experiments):
+    results = Results(experiments)
     assert results.best("plain", "W2A4", "J&F", "rival") == "LSQ"
     assert results.difference("plain", "QSAM2", "LSQ", "W2A4", "J&F").value == pytest.approx(15)
     assert results.difference("plain", "QSAM2", "PACT-SAWB", "W2A4", "J&F") is None
@@ -42,12 +42,14 @@ def test_methods_are_compared_over_seeds(cells):
     assert results.spread("plain", "float", "W2A8", "J&F").mean == pytest.approx(84.5)
 
 
-def test_the_report_says_what_was_reached_and_what_not(cells):
+def test_the_report_says_what_was_reached_and_what_not(experiments):
     shapes = {
         "plain": [WeightShape("image_encoder.x", 0.5, 4.0)],
         "heavy-tailed": [WeightShape("image_encoder.x", 9, 20)],
     }
-    text = markdown(Results([*cells, SEARCH]), Budget(), environment(), "the command", shapes, {"Bits": "bits.png"})
+    text = markdown(
+        Results([*experiments, SEARCH]), Budget(), environment(), "the command", shapes, {"Bits": "bits.png"}
+    )
     assert "| heavy-tailed | W2A4 | J&F | 9.7 over the best rival | +15.0 [+15.0, +15.0] (LSQ) | yes |" in text
     assert "| heavy-tailed | W2A8 | J&F | at most 3 under float | -4.5 [-4.5, -4.5] (float) | no |" in text
     assert "+67% relative | yes" in text
@@ -59,21 +61,21 @@ def test_the_report_says_what_was_reached_and_what_not(cells):
     assert "the command" in text
 
 
-def test_mixed_bits_are_to_win_back_half_of_the_loss(cells):
+def test_mixed_bits_are_to_win_back_half_of_the_loss(experiments):
     more = [
-        make_cell("plain", "VRC+GPTQ", "PTQ W3", level=76),
-        make_cell("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=77.5),
+        make_experiment("plain", "VRC+GPTQ", "PTQ W3", level=76),
+        make_experiment("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=77.5),
     ]
-    text = markdown(Results(cells + more), Budget(), environment(), "command", {}, {})
+    text = markdown(Results(experiments + more), Budget(), environment(), "command", {}, {})
     assert "| plain | PTQ W3 | J&F | mixed bits of the same size win back half of the loss |" in text
     assert "+1.5 [+1.5, +1.5] of 4.0 | no |" in text
-    more[1] = make_cell("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=78.5)
-    text = markdown(Results(cells + more), Budget(), environment(), "command", {}, {})
+    more[1] = make_experiment("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=78.5)
+    text = markdown(Results(experiments + more), Budget(), environment(), "command", {}, {})
     assert "+2.5 [+2.5, +2.5] of 4.0 | yes |" in text
 
 
 def test_the_shown_video_is_a_typical_one():
-    reference, quantized = (make_cell("heavy-tailed", m, s) for m, s in (("float", "float"), ("LSQ", "W2A4")))
+    reference, quantized = (make_experiment("heavy-tailed", m, s) for m, s in (("float", "float"), ("LSQ", "W2A4")))
     #                               badly tracked   lost: 5    1    9
     reference["sums"]["J&F"] = [3.0 * v for v in (10, 90, 80, 85)]
     quantized["sums"]["J&F"] = [3.0 * v for v in (0, 85, 79, 76)]
@@ -87,7 +89,7 @@ def test_nothing_measured_is_a_report_too():
     assert "0 cells are finished" in text
 
 
-def test_plots_are_written(cells, tmp_path):
+def test_plots_are_written(experiments, tmp_path):
     for number, draw in enumerate((accuracy_against_bits, accuracy_against_bytes)):
-        path = save_figure(draw(Results(cells)), tmp_path / f"{number}.png")
+        path = save_figure(draw(Results(experiments)), tmp_path / f"{number}.png")
         assert path.read_bytes().startswith(b"\x89PNG")

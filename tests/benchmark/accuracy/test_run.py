@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from qsam2_ao.benchmark.accuracy import cell as cell_module
-from qsam2_ao.benchmark.accuracy.cell import Budget, Cells, prepare_method
+from qsam2_ao.benchmark.accuracy import experiment as experiment_module
+from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, prepare_method
 from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
 from qsam2_ao.benchmark.accuracy.models import build_model
 from qsam2_ao.benchmark.accuracy.plan import Unit
 from qsam2_ao.benchmark.accuracy.run import run_plan
-from qsam2_ao.benchmark.accuracy.store import CellStore
+from qsam2_ao.benchmark.accuracy.store import ExperimentStore
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.recipe import quantized_layers
 from qsam2_ao.training.qat import Rates
@@ -20,18 +20,18 @@ TINY = Budget(steps=1, images=2, videos=2, frames=3, search_videos=2, rates=(Rat
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_what_is_finished(tmp_path):
-    store = CellStore(tmp_path / "cells.jsonl")
+    store = ExperimentStore(tmp_path / "cells.jsonl")
     units = [Unit("plain", "float", "float", (0,)), Unit("plain", "LSC", "W2A4", (0, 1))]
     results = run_plan(units, store, TINY, workers=2, progress=False)
     assert [r["kind"] for r in results].count("learning rate") == 1
-    cells = {(r["method"], r["seed"]): r for r in results if r["kind"] == "cell"}
-    assert set(cells) == {("float", 0), ("LSC", 0), ("LSC", 1)}
+    experiments = {(r["method"], r["seed"]): r for r in results if r["kind"] == "cell"}
+    assert set(experiments) == {("float", 0), ("LSC", 0), ("LSC", 1)}
     search = next(r for r in results if r["kind"] == "learning rate")
     assert len(search["scores"]) == 2
-    assert cells["LSC", 0]["rates"] == search["rates"]
-    assert len(cells["LSC", 0]["losses"]) == 1
-    assert cells["LSC", 0]["bytes"] < cells["float", 0]["bytes"] / 3
-    assert all(0 <= value <= 100 for value in cells["LSC", 0]["metrics"].values())
+    assert experiments["LSC", 0]["rates"] == search["rates"]
+    assert len(experiments["LSC", 0]["losses"]) == 1
+    assert experiments["LSC", 0]["bytes"] < experiments["float", 0]["bytes"] / 3
+    assert all(0 <= value <= 100 for value in experiments["LSC", 0]["metrics"].values())
     text = store.path.read_text()
     run_plan(units, store, TINY, workers=2, progress=False)
     assert store.path.read_text() == text
@@ -41,16 +41,16 @@ def test_a_run_goes_on_from_what_is_finished(tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_repeats_to_the_bit():
-    first, again = (Cells("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
-    for cell in (first, again):
-        del cell["seconds"]
+    first, again = (Experiments("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
+    for experiment in (first, again):
+        del experiment["seconds"]
     assert first == again
 
 
 @pytest.mark.slow
 def test_variants_change_what_they_say():
     model = build_model("plain")
-    images = cell_module.calibration_images(2, 96)
+    images = experiment_module.calibration_images(2, 96)
     setting = parse_setting("W2A4")
 
     def quantizer(name):

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from qsam2_ao.benchmark.inference import busy
-from qsam2_ao.benchmark.inference.case import Case
+from qsam2_ao.benchmark.inference.workload import InferenceWorkload
 
 
 def test_every_situation_is_timed(tmp_path: Path) -> None:
-    records = busy.busy_machine(Case("embedded", 96, 1, tmp_path), 1, methods=["int8"], rounds=1, progress=False)
+    records = busy.busy_machine(
+        InferenceWorkload("embedded", 96, 1, tmp_path), 1, methods=["int8"], rounds=1, progress=False
+    )
     assert [r["situation"] for r in records] == [s.name for s in busy.situations(1)]
     assert [s.name for s in busy.situations(2)][2:] == ["beside 2 busy loops", "beside 4 busy loops", "3 at once"]
     assert all(0 < r["load_seconds"] < r["seconds"] for r in records)
@@ -29,7 +31,7 @@ def test_settings_are_those_of_the_command_line_and_do_not_stay(monkeypatch: pyt
 
 
 def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
-    embedded = Case("embedded", 96, 1, tmp_path)
+    embedded = InferenceWorkload("embedded", 96, 1, tmp_path)
     busy.embedded_file(embedded).write_bytes(b"nothing")
     with pytest.raises(Exception, match="no complete safetensors file"):
         busy.busy_machine(embedded, 1, methods=["int8"], rounds=1, progress=False)

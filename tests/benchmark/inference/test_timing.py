@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from qsam2_ao.benchmark.inference import footprint, video_memory
-from qsam2_ao.benchmark.inference.case import Case
 from qsam2_ao.benchmark.inference.methods import BASELINE, METHODS
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, IMAGE, PARTS
 from qsam2_ao.benchmark.inference.roofline import ceilings, work
 from qsam2_ao.benchmark.inference.timing import _summary, measure
+from qsam2_ao.benchmark.inference.workload import InferenceWorkload
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case("sam2.1-t", 128, 1, tmp_path_factory.mktemp("inference"))
+def workload(tmp_path_factory: pytest.TempPathFactory) -> InferenceWorkload:
+    return InferenceWorkload("sam2.1-t", 128, 1, tmp_path_factory.mktemp("inference"))
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -34,12 +34,12 @@ def test_methods_name_parts_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_methods_take_turns(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_take_turns(workload: InferenceWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr("qsam2_ao.benchmark.inference.timing.ROUNDS", (2, 2))
     chosen = [m for m in METHODS if m.name in (BASELINE, "qsam2 W4A8", "torch fp32 eager")]
-    records = measure(case, DECODER, chosen, progress=False)
-    assert [path.name for path in case.files.iterdir()] == ["sam2.1-t-128px-w4a8.safetensors"]
+    records = measure(workload, DECODER, chosen, progress=False)
+    assert [path.name for path in workload.files.iterdir()] == ["sam2.1-t-128px-w4a8.safetensors"]
     assert [r["method"] for r in records] == [BASELINE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
     assert all(r["ms"] > 0 and r["rounds"] == 2 for r in records)
     assert records[0]["vs_float"] == 1
@@ -48,8 +48,8 @@ def test_methods_take_turns(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_files_are_measured(case: Case) -> None:
-    records = footprint.footprints(case, ("w4a8",), progress=False)
+def test_files_are_measured(workload: InferenceWorkload) -> None:
+    records = footprint.footprints(workload, ("w4a8",), progress=False)
     assert [r["file"] for r in records] == [footprint.CHECKPOINT, "w4a8"]
     assert records[0]["file_bytes"] > 3.5 * records[1]["file_bytes"]
     for r in records:
@@ -59,8 +59,8 @@ def test_files_are_measured(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_operations_are_counted(case: Case) -> None:
-    found = {r["part"]: r for r in work(case)}
+def test_operations_are_counted(workload: InferenceWorkload) -> None:
+    found = {r["part"]: r for r in work(workload)}
     one, seven = (found[f"memory attention, {n}"] for n in ("1 frame", "7 frames"))
     # Cross attention reads seven times as many keys; self attention and the feed-forward layers stay as they are.
     assert 2 < seven["attention_gflop"] / one["attention_gflop"] < 7
@@ -79,11 +79,13 @@ def test_ceilings_are_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_a_video_is_what_the_predictor_keeps(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_video_is_what_the_predictor_keeps(
+    workload: InferenceWorkload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(video_memory, "FRAMES", 9)
     monkeypatch.setattr(video_memory, "STEP", 3)
     threads = torch.get_num_threads()
-    records = video_memory.video_memory(case)
+    records = video_memory.video_memory(workload)
     torch.set_num_threads(threads)
     assert [r["frames"] for r in records] == [3, 6, 9]
     # Of 128 px: 8 x 8 memories of 64 channels and a mask of 32 x 32, per frame.
@@ -92,12 +94,12 @@ def test_memory_of_a_video_is_what_the_predictor_keeps(case: Case, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_the_picture_has_the_size_of_the_input(case: Case, tmp_path: Path) -> None:
-    assert case.image().shape == (128, 128, 3)
-    model = case.build()
-    run = PARTS[IMAGE](model, case.image())
+def test_the_picture_has_the_size_of_the_input(workload: InferenceWorkload, tmp_path: Path) -> None:
+    assert workload.image().shape == (128, 128, 3)
+    model = workload.build()
+    run = PARTS[IMAGE](model, workload.image())
     with torch.inference_mode():
         run()
-    state = torch.load(case.checkpoint(), weights_only=True)["model"]
+    state = torch.load(workload.checkpoint(), weights_only=True)["model"]
     assert set(state) == set(model.state_dict())
     assert all(value.dtype == torch.bfloat16 for value in state.values())

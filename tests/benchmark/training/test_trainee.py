@@ -8,10 +8,10 @@ from qsam2_ao.benchmark.processes import alone, peak_bytes
 from qsam2_ao.benchmark.training.memory import calibration_cost, training_memory
 from qsam2_ao.benchmark.training.records import memory_records
 from qsam2_ao.benchmark.training.steps import added_time, measure_steps
-from qsam2_ao.benchmark.training.trainee import COMPARED, FUSED, Trainee, Workload
+from qsam2_ao.benchmark.training.trainee import COMPARED, FUSED, Trainee, TrainingWorkload
 from qsam2_ao.recipe import quantized_layers
 
-SMALL = Workload("embedded", 96, 1, 2, 1)
+SMALL = TrainingWorkload("embedded", 96, 1, 2, 1)
 
 
 @pytest.mark.slow

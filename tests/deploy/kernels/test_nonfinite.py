@@ -13,8 +13,8 @@ from sam2_runs import images
 from torch import Tensor
 
 from qsam2_ao import compile_qsam2, load_embedded, load_qsam2, lower_float
-from qsam2_ao.evaluation.state import predictor_state
 from qsam2_ao.native import unavailable_reason
+from qsam2_ao.predictors import predictor_state
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
 SHAPES: dict[str, list[tuple[int, ...]]] = {

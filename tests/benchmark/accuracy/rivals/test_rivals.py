@@ -10,8 +10,8 @@ from torch import nn
 from torch.ao.quantization import PlaceholderObserver, disable_fake_quant, disable_observer
 
 from qsam2_ao import QSAM2Error
-from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.benchmark.accuracy.rivals import RIVALS, MinMaxFakeQuantize, rival_qconfig
+from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError
 from qsam2_ao.quantizers import LSCFakeQuantize, RangedFakeQuantize, range_parameters
 

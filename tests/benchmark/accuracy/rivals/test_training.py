@@ -11,9 +11,8 @@ from qsam2_ao.benchmark.accuracy.rivals import RIVALS, rival_qconfig
 from qsam2_ao.calibration import exercise, load_images
 from qsam2_ao.models.embedded import load_embedded
 from qsam2_ao.quantizers import range_parameters
-from qsam2_ao.quantizers.baselines import BASELINES, baseline_qconfig
-from qsam2_ao.stage import stage_of
 from qsam2_ao.recipe import fake_quantizers
+from qsam2_ao.stage import stage_of
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.qat import train_qat
 

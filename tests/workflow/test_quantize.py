@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao import load_qsam2
-from qsam2_ao.cli import pipeline
-from qsam2_ao.cli.pipeline import Recipe, calibration_source, procedural_images, quantize_file
-from qsam2_ao.cli.workspace import Workspace
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.training import qat
+from qsam2_ao.workflow import quantize as quantizing
+from qsam2_ao.workflow.data import procedural_images
+from qsam2_ao.workflow.quantize import QuantizationJob, quantize_model
+from qsam2_ao.workspace import Workspace
 
-RECIPE = Recipe("w2a8", images=2, steps=3, lr=1e-4, seed=5)
+JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def model():
 
 def quantize(model: object, folder: Path) -> Path:
     output = folder / "out.safetensors"
-    quantize_file(model, RECIPE, output, Workspace(folder, {}), calibration_data=procedural_images(2, 96))
+    quantize_model(model, JOB, output, Workspace(folder, {}), calibration_data=procedural_images(2, 96))
     return output
 
 
@@ -36,7 +37,7 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
 
     # Stop before the training, then in the middle of it, then before packing.
     broken = tmp_path / "broken"
-    train, convert = pipeline.train_qat, pipeline.convert_qsam2
+    train, convert = qat.train_qat, quantizing.convert_qsam2
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -48,20 +49,24 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
 
         return train(*arguments, **options, checkpoint_every=1, on_step=after_a_step)  # type: ignore[arg-type]
 
-    for name, replacement in (("train_qat", stop), ("train_qat", stop_in_training), ("convert_qsam2", stop)):
+    for module, name, replacement in (
+        (qat, "train_qat", stop),
+        (qat, "train_qat", stop_in_training),
+        (quantizing, "convert_qsam2", stop),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, name, replacement)
+            patch.setattr(module, name, replacement)
             with pytest.raises(KeyboardInterrupt):
                 quantize(model, broken)
-    assert pipeline.train_qat is train
-    assert pipeline.convert_qsam2 is convert
+    assert qat.train_qat is train
+    assert quantizing.convert_qsam2 is convert
 
     def refuse(*_: object, **options: object) -> object:
         assert options.get("calibration_data") is None, "calibrated again"
         return prepare(*_, **options)
 
-    prepare = pipeline.prepare_qsam2
-    monkeypatch.setattr(pipeline, "prepare_qsam2", refuse)
+    prepare = quantizing.prepare_qsam2
+    monkeypatch.setattr(quantizing, "prepare_qsam2", refuse)
     again = quantize(model, broken)
     first, second = load_qsam2(whole).state_dict(), load_qsam2(again).state_dict()
     assert first.keys() == second.keys()
@@ -78,11 +83,3 @@ def test_a_damaged_step_is_named(model, tmp_path: Path):
     (work.folder / "w2a8-prepared.pt").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"w2a8-prepared\.pt cannot be continued from"):
         quantize(model, tmp_path)
-
-
-def test_calibration_sources():
-    images = calibration_source("embedded", 3, 96)
-    assert [image.shape for image in images] == [(96, 96, 3)] * 3
-    np.testing.assert_array_equal(images[0], calibration_source("embedded", 1, 96)[0])
-    assert procedural_images(1, 1024)[0].shape == (256, 256, 3)
-    assert calibration_source("photographs/", 3, 96) == "photographs/"

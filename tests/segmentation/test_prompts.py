@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qsam2_ao.cli.prompts import parse_prompts
 from qsam2_ao.errors import DataError
+from qsam2_ao.segmentation.prompts import parse_prompts
 
 SIZE = (64, 48)
 

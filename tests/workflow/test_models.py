@@ -8,10 +8,10 @@ import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from qsam2_ao.cli.common import load_model, parse_device
 from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.official import build_official
 from qsam2_ao.stage import stage_of
+from qsam2_ao.workflow.models import load_model, parse_device
 
 
 def test_a_packed_file(packed_file: Path):
@@ -53,20 +53,6 @@ def test_a_file_that_is_no_packed_model(tmp_path: Path):
     (tmp_path / "text.safetensors").write_text("nothing")
     with pytest.raises(CheckpointError, match=r"text\.safetensors"):
         load_model(str(tmp_path / "text.safetensors"))
-
-
-def test_holes_are_left_only_where_nothing_could_fill_them(capsys: pytest.CaptureFixture[str]):
-    from qsam2_ao.cli.common import without_hole_filling
-    from qsam2_ao.models.embedded import build_embedded
-
-    model = build_embedded(SAM2VideoPredictor, fill_hole_area=8)
-    try:
-        from sam2 import _C  # noqa: F401
-    except ImportError:
-        assert without_hole_filling(model).fill_hole_area == 0
-        assert "small holes" in capsys.readouterr().err
-    else:
-        assert without_hole_filling(model).fill_hole_area == 8
 
 
 def test_devices():

@@ -1,13 +1,13 @@
-"""Training batches out of a DAVIS-style folder, for ``quantize --train-data``."""
+"""Training batches out of a DAVIS-style folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..data.davis import DavisSequence
 from ..data.procedural import Sequence
@@ -28,7 +28,7 @@ def clip_batches(
     objects: int = 3,
     seed: int = 0,
     device: str = "cpu",
-) -> Callable[[int], Iterator[Any]]:
+) -> Callable[[int], Iterator[BatchedVideoDatapoint]]:
     """Short random clips of one video each, resized to the model's input.
 
     Args:
@@ -50,7 +50,7 @@ def clip_batches(
         >>> train_qat(prepared, steps=100, batches=clip_batches(read_davis("DAVIS"), 1024, 100))  # doctest: +SKIP
     """
 
-    def start(first: int) -> Iterator[Any]:
+    def start(first: int) -> Iterator[BatchedVideoDatapoint]:
         for step in range(first, steps):
             yield to_datapoint(_draw(sequences, size, frames, objects, np.random.default_rng((seed, step))), device)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qsam2_ao.cli.workspace import Workspace, fingerprint
 from qsam2_ao.errors import CheckpointError, QSAM2Error
+from qsam2_ao.workspace import Workspace, fingerprint
 
 
 def test_a_finished_step_is_not_run_again(tmp_path: Path):

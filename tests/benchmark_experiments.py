@@ -1,4 +1,4 @@
-"""Made-up cells of the accuracy benchmark."""
+"""Made-up experiments of the accuracy benchmark."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 METRICS = {"J": 3, "F": 3, "J&F": 3, "mIoU_box": 2, "mIoU_1click": 2, "mIoU_3click": 2}
 
 
-def make_cell(model: str, method: str, setting: str, seed: int = 0, level: float = 70.0) -> dict[str, Any]:
-    """A cell of four videos, each 3 percent better than the one before it."""
+def make_experiment(model: str, method: str, setting: str, seed: int = 0, level: float = 70.0) -> dict[str, Any]:
+    """An experiment of four videos, each 3 percent better than the one before it."""
     sums = {name: [count * (level + 3 * video + seed) for video in range(4)] for name, count in METRICS.items()}
     counts = {name: [count] * 4 for name, count in METRICS.items()}
     return {

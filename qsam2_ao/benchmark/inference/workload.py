@@ -18,7 +18,7 @@ from ...models.official import build_official
 
 
 @dataclass(frozen=True)
-class Case:
+class InferenceWorkload:
     """One process of measurements.
 
     Attributes:

@@ -1,47 +1,17 @@
-"""Clicks, boxes and masks as people write them on the command line."""
+"""Clicks, boxes and masks of objects, also as people write them on the command line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, TypeAlias
-
-import typer
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Points: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--point",
-        metavar="[ID:]X,Y[,LABEL]",
-        help="A click in pixels; label 1 (the default) is inside the object, 0 outside. Repeatable.",
-        show_default=False,
-    ),
-]
-Boxes: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--box",
-        metavar="[ID:]X0,Y0,X1,Y1",
-        help="A box in pixels. Repeatable, with another ID (2:10,20,90,80) for another object.",
-        show_default=False,
-    ),
-]
-Masks: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mask",
-        metavar="[ID:]FILE",
-        help="A mask PNG of the frame's size: object ids as in DAVIS, or black and white. Repeatable.",
-        show_default=False,
-    ),
-]
 
 
 @dataclass

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import CheckpointError
-from ..files import atomic_write
+from .errors import CheckpointError
+from .files import atomic_write
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qsam2_ao.cli.train_data import clip_batches
 from qsam2_ao.data.davis import read_davis
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
+from qsam2_ao.training.clips import clip_batches
 
 
 @pytest.fixture

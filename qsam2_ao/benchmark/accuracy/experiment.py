@@ -1,0 +1,280 @@
+"""One experiment of the table: a model, quantized by a method at a setting, trained with a seed, and evaluated."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+from training.utils.data_utils import BatchedVideoDatapoint
+
+from ...calibration.equalize import equalize_qsam2
+from ...convert import convert_qsam2
+from ...data.procedural import Sequence, generate_sequence, generate_split
+from ...deploy.packed import PackedIntxTensor
+from ...errors import NonFiniteError
+from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
+from ...prepare import prepare_qsam2
+from ...quantizers import LSCFakeQuantize
+from ...recipe import quantized_layers
+from ...reporting.size import model_size
+from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
+from ...training.batches import ProceduralBatches, RawBatch, to_datapoint
+from ...training.qat import QAT_STAGES, Rates, train_qat
+from .methods import METHODS, Method, Setting, parse_setting
+from .models import build_model
+
+IMAGE_PROMPTS = {"mIoU_box": "box", "mIoU_1click": "click", "mIoU_3click": "3-click"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method gets, and what it is measured on.
+
+    Attributes:
+        steps: Steps of training.
+        images: Calibration images.
+        videos: Test videos.
+        frames: Frames of each.
+        search_videos: Validation videos of the search for a learning rate.
+        rates: The grid of that search.
+    """
+
+    steps: int = 50
+    images: int = 32
+    videos: int = 128
+    frames: int = 8
+    search_videos: int = 12
+    rates: tuple[Rates, ...] = (Rates(3e-4), Rates(1e-3), Rates(5e-4, 10, 1), Rates(5e-4, 10, 10))
+
+
+QUICK = Budget(steps=20, images=16, videos=32, frames=8, search_videos=4, rates=Budget().rates[2:3])
+"""A first impression in minutes."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per test video: sums over its objects, in percent, and how many they are.
+
+    Attributes:
+        sums: Metric name ("J", "F", "J&F", "mIoU_box", ...) -> one sum per video.
+        counts: Metric name -> objects of each video.
+    """
+
+    sums: dict[str, list[float]]
+    counts: dict[str, list[int]]
+
+    def mean(self, metric: str) -> float:
+        """Mean over all objects, in percent."""
+        return sum(self.sums[metric]) / sum(self.counts[metric])
+
+
+@lru_cache(maxsize=4)
+def _sequences(split: str, videos: int, frames: int) -> list[Sequence]:
+    return list(generate_split(split, videos, num_frames=frames))
+
+
+@lru_cache(maxsize=4)
+def _samples(split: str, videos: int, frames: int) -> list[ImageSample]:
+    return image_samples(_sequences(split, videos, frames))
+
+
+@lru_cache(maxsize=2)
+def calibration_images(count: int, size: int) -> list[NDArray[np.uint8]]:
+    """First frames of procedural training videos, uint8 [size, size, 3] each."""
+    return [generate_sequence("train", i, size=(size, size), num_frames=1).frames[0] for i in range(count)]
+
+
+@lru_cache(maxsize=1)
+def _training_batches(seed: int, steps: int, size: int) -> list[RawBatch]:
+    """The raw batches of a seed, which every method is trained on."""
+    source = ProceduralBatches(QAT_STAGES, size=(size, size), seed=2 * seed + 1)
+    return [source[step] for step in range(steps)]
+
+
+def score(model: nn.Module, split: str, videos: int, frames: int, *, progress: bool = False) -> Scores:
+    """J&F with first-frame masks, and mIoU of one frame of each video with boxes and clicks, by SAM2's predictors.
+
+    Args:
+        model: A model of the SAM2Base family.
+        split: "val" or "test".
+        videos: How many videos.
+        frames: Frames of each.
+        progress: Show progress bars.
+    """
+    sequences, samples = _sequences(split, videos, frames), _samples(split, videos, frames)
+    tracked = evaluate_video(model, sequences, progress=progress).scores.by_sequence()
+    sums: dict[str, list[float]] = {"J": [], "F": [], "J&F": []}
+    counts: dict[str, list[int]] = {name: [] for name in sums}
+    for sequence in sequences:
+        objects = tracked[sequence.name].objects if sequence.name in tracked else ()
+        for name, values in (("J", [o.j for o in objects]), ("F", [o.f for o in objects])):
+            sums[name].append(sum(values))
+        sums["J&F"].append(sum(o.jf for o in objects))
+        for name in counts:
+            counts[name].append(len(objects))
+    for name, prompt in IMAGE_PROMPTS.items():
+        ious = evaluate_image(model, samples, prompt=prompt, progress=progress).ious  # type: ignore[arg-type]
+        sums[name], counts[name] = [sum(image) for image in ious], [len(image) for image in ious]
+    return Scores({name: [round(value, 3) for value in values] for name, values in sums.items()}, counts)
+
+
+def prepare_method(model: SAM2Base, method: Method, setting: Setting, images: list[NDArray[np.uint8]]) -> SAM2Base:
+    """The prepared model of a method at a setting; a copy of the float model for methods without a quantizer."""
+    if method.equalize:
+        model = equalize_qsam2(model, images, progress=False)
+    prepared = prepare_qsam2(
+        model,
+        _mixed_recipe(model, method, setting, images) if method.mixed else method.recipe(setting),  # type: ignore[arg-type]
+        calibration_data=images,
+        vrc=method.vrc,
+        rounding=method.rounding,
+        progress=False,
+    )
+    for _, layer in quantized_layers(prepared):
+        if isinstance(layer.weight_fake_quant, LSCFakeQuantize):
+            _change_start(layer, method)
+    return prepared
+
+
+def _mixed_recipe(model: SAM2Base, method: Method, setting: Setting, images: list[NDArray[np.uint8]]) -> dict[str, Any]:
+    measured = measure_sensitivity(
+        model, images, vrc=method.vrc, rounding=method.rounding, max_images=len(images) // 2, progress=False
+    )
+    assignment = assign_bits(measured, budget_bytes(f"w{setting.weight_bits}", model))
+    return dict(assignment.qconfig(setting.activation_bits))
+
+
+@torch.no_grad()
+def _change_start(layer: Any, method: Method) -> None:
+    quantizer = layer.weight_fake_quant
+    if not method.output_start:
+        quantizer.initialize(layer.weight)
+    if method.alpha is not None:
+        quantizer.log_alpha.fill_(float(np.log(method.alpha)))
+        quantizer.alpha_bar.fill_(method.alpha)
+    quantizer.log_alpha.requires_grad_(method.learn_alpha)
+
+
+def train_method(
+    prepared: SAM2Base, teacher: nn.Module, method: Method, seed: int, steps: int, rates: Rates, **options: Any
+) -> list[float]:
+    """Train in place; returns the losses. The batches of a seed are the same for every method."""
+    batches = _training_batches(seed, steps, prepared.image_size)
+
+    def stream(first: int) -> Iterator[BatchedVideoDatapoint]:
+        return (to_datapoint(raw) for raw in batches[first:])
+
+    result = train_qat(
+        prepared,
+        steps=steps,
+        lr=rates,
+        seed=seed,
+        batches=stream,
+        distill_from=teacher if method.distill else None,
+        distill=method.distill,
+        progress=False,
+        **options,
+    )
+    return result.losses
+
+
+def deployed(prepared: SAM2Base) -> tuple[SAM2Base, int]:
+    """The converted model with its weights unpacked once (for speed; the same numbers), and its packed bytes."""
+    converted = convert_qsam2(prepared)
+    size = model_size(converted).actual_bytes
+    for module in list(converted.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter.data, PackedIntxTensor):
+                setattr(module, name, nn.Parameter(parameter.data.dequantize(), requires_grad=False))
+    return converted, size
+
+
+class Experiments:
+    """All experiments of one model, method and setting: calibrated once, trained with each seed.
+
+    Args:
+        model_name: One of ``MODELS``.
+        method_name: One of ``METHODS``.
+        setting_name: See :func:`~qsam2_ao.benchmark.accuracy.methods.parse_setting`.
+        budget: What the methods get.
+    """
+
+    def __init__(self, model_name: str, method_name: str, setting_name: str, budget: Budget) -> None:
+        self.method, self.setting, self.budget = METHODS[method_name], parse_setting(setting_name), budget
+        self.key = {"model": model_name, "method": method_name, "setting": setting_name}
+        self.float_model = build_model(model_name)
+        self._prepared: SAM2Base | None = None
+
+    def start(self) -> SAM2Base:
+        """A model to train: calibrated and with fake-quantizers, or a copy of the float one."""
+        if self.method.quantizer is None:
+            return copy.deepcopy(self.float_model)
+        if self._prepared is None:
+            images = calibration_images(self.budget.images, self.float_model.image_size)
+            self._prepared = prepare_method(self.float_model, self.method, self.setting, images)
+        return copy.deepcopy(self._prepared)
+
+    def _finish(self, model: SAM2Base) -> tuple[SAM2Base, int]:
+        if self.method.quantizer is None:
+            return model.eval(), model_size(model).bfloat16_bytes
+        return deployed(model)
+
+    def search(self) -> dict[str, Any]:
+        """Score every learning rate of the grid on validation videos with seed 0.
+
+        Returns:
+            "scores": mean of J&F and box mIoU of each entry of the grid (0 where training diverged), "diverged":
+            why, and "rates": the best entry.
+        """
+        found: list[float] = []
+        diverged: list[str] = []
+        for rates in self.budget.rates:
+            model = self.start()
+            try:
+                train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
+            except NonFiniteError as error:
+                found.append(0.0)
+                diverged.append(f"{rates}: {error}")
+                continue
+            scores = score(self._finish(model)[0], "val", self.budget.search_videos, self.budget.frames)
+            found.append(round((scores.mean("J&F") + scores.mean("mIoU_box")) / 2, 3))
+        best = asdict(self.budget.rates[int(np.argmax(found))])
+        return {**self.key, "scores": found, "diverged": diverged, "rates": best}
+
+    def run(self, seed: int, rates: Rates | None) -> dict[str, Any]:
+        """Train with a seed (where the setting is trained) and evaluate on the test videos.
+
+        Args:
+            seed: Of data, prompts and their order.
+            rates: Learning rates; None without training.
+
+        Returns:
+            The experiment: its key, "metrics", "sums" and "counts" per video, "bytes", "losses", "seconds".
+        """
+        started = time.perf_counter()
+        model = self.start()
+        losses = []
+        if rates is not None:
+            losses = train_method(model, self.float_model, self.method, seed, self.budget.steps, rates)
+        trained = time.perf_counter()
+        finished, size = self._finish(model)
+        scores = score(finished, "test", self.budget.videos, self.budget.frames)
+        return {
+            **self.key,
+            "seed": seed,
+            "rates": None if rates is None else asdict(rates),
+            "metrics": {name: scores.mean(name) for name in scores.sums},
+            **asdict(scores),
+            "bytes": size,
+            "losses": [round(loss, 4) for loss in losses],
+            "seconds": {"train": round(trained - started, 1), "evaluate": round(time.perf_counter() - trained, 1)},
+        }

@@ -1,0 +1,73 @@
+"""The accuracy benchmark as a whole: what is missing is computed, and results, report and pictures are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...files import atomic_write
+from ...reporting.figures import save_figure
+from ...reporting.notes import note
+from ..environment import environment
+from .experiment import Budget
+from .illustrate import illustrate_training, illustrate_weights
+from .plan import Unit
+from .plots import accuracy_against_bits, accuracy_against_bytes
+from .report import markdown
+from .results import Results
+from .run import run_plan
+from .store import ExperimentStore
+
+
+def publish(
+    units: Sequence[Unit],
+    folder: Path,
+    budget: Budget,
+    *,
+    command: str,
+    workers: int = 1,
+    report_only: bool = False,
+) -> Results:
+    """Run experiments and report on all that the folder has.
+
+    Finished experiments are kept in ``accuracy_cells.jsonl``, and a later run goes on from there.
+
+    Args:
+        units: What to run, in order.
+        folder: Where ``accuracy.json``, ``accuracy.md`` and the pictures go.
+        budget: What every method gets.
+        command: The command line that does the same, for the report.
+        workers: Processes of one thread each.
+        report_only: Run nothing.
+
+    Returns:
+        All results in the folder.
+
+    Raises:
+        CheckpointError: The folder holds results of another budget.
+        QSAM2Error: An experiment failed, or a file cannot be written.
+
+    Example:
+        >>> publish(quick_plan(), Path("outputs/quick"), QUICK, command="in Python")  # doctest: +SKIP
+    """
+    store = ExperimentStore(folder / "accuracy_cells.jsonl")
+    if not report_only:
+        run_plan(units, store, budget, workers=workers)
+    results = Results(store.read())
+    with atomic_write(folder / "accuracy.json") as temporary:
+        temporary.write_text(json.dumps(results.records(), indent=1))
+    note("drawing")
+    plots = {
+        "J&F against bits": save_figure(accuracy_against_bits(results), folder / "accuracy_bits.png"),
+        "J&F against bytes": save_figure(accuracy_against_bytes(results), folder / "accuracy_bytes.png"),
+    }
+    weights, shapes = illustrate_weights(folder, budget)
+    plots["A weight before and after VRC"] = weights
+    trained = illustrate_training(folder, budget, results)
+    titles = {"ranges": "LSC's ranges over training, W2A4", "masks": "Masks at W2A4, heavy-tailed"}
+    plots |= {titles[name]: path for name, path in trained.items()}
+    files = {caption: path.name for caption, path in plots.items()}
+    with atomic_write(folder / "accuracy.md") as temporary:
+        temporary.write_text(markdown(results, budget, environment(), command, shapes, files))
+    return results

@@ -1,0 +1,179 @@
+"""The inference benchmark as a whole: what is missing is measured, and results, report and plots are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import QConfigError
+from ...files import atomic_write
+from ...models.official import OFFICIAL
+from ...reporting.figures import save_figure
+from ...reporting.notes import note
+from ...workspace import Workspace
+from ..environment import environment
+from ..processes import alone
+from .busy import EMBEDDED, busy_machine
+from .compile_time import compile_times
+from .footprint import footprints
+from .methods import METHODS, InferenceMethod
+from .parts import PARTS
+from .plots import growth, latency_against_size
+from .report import in_order, markdown
+from .roofline import ceilings, work
+from .timing import measure
+from .video_memory import video_memory
+from .workload import InferenceWorkload
+
+MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
+BUSY = "busy machine"
+_RIVALS = ("openvino", "nncf", "onnxruntime")
+_QUICK = ("torch bf16 compiled", "torch bf16, our attention", "qsam2 W4A8", "qsam2 W2A8")
+Records = list[dict[str, Any]]
+
+
+def publish(
+    folder: Path,
+    *,
+    quick: bool = False,
+    models: Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
+    threads: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
+) -> Records:
+    """Time the parts of SAM2 and both predictors by every method; measure files, loading, compiling and memory.
+
+    Finished parts are kept in ``inference.work``, also for other choices of models, sizes and threads: a later run
+    goes on from there, and the report shows all that is there.
+
+    Args:
+        folder: Where ``inference.json``, ``inference.md`` and the plots go.
+        quick: SAM2.1-T at 512 px and four methods, in minutes.
+        models: Only these; None for all.
+        sizes: Sides of the input in pixels; None for 1024 and 512.
+        threads: Numbers of threads; None for one and all cores.
+        methods: Only these and the baseline; None for all.
+        parts: Only these, as the tables call them; None for all.
+
+    Returns:
+        The records of all timings in the folder.
+
+    Raises:
+        QConfigError: A name is unknown.
+        QSAM2Error: A process was killed, or a file cannot be written.
+        MissingPackageError: The package of another runtime is not installed.
+
+    Example:
+        >>> publish(Path("outputs/quick"), quick=True)  # doctest: +SKIP
+    """
+    names = list(_QUICK) if quick else methods
+    chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
+    for given, known in ((models, OFFICIAL), (names, [m.name for m in METHODS]), (parts, (*PARTS, BUSY))):
+        if unknown := sorted(set(given or ()) - set(known)):
+            raise QConfigError(f"unknown name {unknown[0]!r}; choose from {', '.join(known)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = environment()
+    kept = Workspace(folder / "inference.work", {"methods": [m.name for m in chosen], "environment": machine})
+    _measure(
+        kept,
+        chosen,
+        models or (["sam2.1-t"] if quick else MODELS),
+        sizes or ([512] if quick else [1024, 512]),
+        threads or sorted({1, cores}),
+        parts,
+        cores,
+        quick=quick,
+    )
+    return _report(kept, folder, "qsam2 benchmark inference" + (" --quick" if quick else ""))
+
+
+def _measure(
+    kept: Workspace,
+    methods: Sequence[InferenceMethod],
+    models: Sequence[str],
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    parts: Sequence[str] | None,
+    cores: int,
+    *,
+    quick: bool,
+) -> None:
+    """Keep everything that the report shows."""
+    files = kept.folder / "files"
+    files.mkdir(exist_ok=True)
+    for name in models:
+        for pixels in sizes:
+            first = InferenceWorkload(name, pixels, counts[0], files)
+            kept.result(f"{name}-{pixels}px-work", partial(work, first))
+            for count in counts:
+                workload = InferenceWorkload(name, pixels, count, files)
+                for number, part in enumerate(PARTS):
+                    if parts is None or part in parts:
+                        kept.result(f"{workload.name}-{number}-times", partial(alone, measure, workload, part, methods))
+        last = InferenceWorkload(name, sizes[0], counts[-1], files)
+        kept.result(f"{name}-files", partial(footprints, last))
+        if not quick:
+            kept.result(f"{name}-compile", partial(compile_times, last))
+    if parts is None or BUSY in parts:
+        busy = [InferenceWorkload(EMBEDDED, 96, cores, files)]
+        if not quick:
+            busy.append(InferenceWorkload(models[0], 512, cores, files))
+        for workload in busy:
+            kept.result(f"{workload.name}-busy", partial(busy_machine, workload, cores, rounds=1 if quick else 3))
+    note("ceilings and memory")
+    for count in counts:
+        kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
+    memory = InferenceWorkload(models[0], 256, counts[-1], files)
+    kept.result("video-memory", partial(alone, video_memory, memory))
+
+
+def _report(kept: Workspace, folder: Path, command: str) -> Records:
+    """Write results, report and plots of all that is kept."""
+
+    def all_of(kind: str) -> Records:
+        found = [json.loads(path.read_text()) for path in sorted(kept.folder.glob(f"*-{kind}.json"))]
+        return in_order([record for records in found for record in records])
+
+    records, packed, compiled, parts, memory, busy = (
+        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy")
+    )
+    tops: dict[str, dict[str, float]] = {}
+    for path in sorted(kept.folder.glob("*-threads-ceilings.json")):
+        tops[path.name.partition("-")[0]] = json.loads(path.read_text())
+    details = {
+        "files": packed,
+        "compile": compiled,
+        "work": parts,
+        "ceilings": tops,
+        "video memory": memory,
+        "busy": busy,
+    }
+    plots = {
+        "Latency against size": save_figure(latency_against_size(records, packed), folder / "inference_size.png"),
+        "Growth": save_figure(growth(records), folder / "inference_growth.png"),
+    }
+    text = markdown(
+        records,
+        packed,
+        compiled,
+        parts,
+        tops,
+        memory,
+        busy,
+        environment(*_RIVALS),
+        command,
+        {caption: path.name for caption, path in plots.items()},
+    )
+    for name, content in (
+        ("inference.json", json.dumps(records, indent=1)),
+        ("inference_details.json", json.dumps(details, indent=1)),
+        ("inference.md", text),
+    ):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(content)
+    return records

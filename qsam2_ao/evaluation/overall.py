@@ -1,0 +1,38 @@
+"""Videos and images at once: the four figures that models are compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..data.types import VideoSequence
+from .image import evaluate_image, image_samples
+from .video import evaluate_video
+
+IMAGES_PER_VIDEO = 2
+
+
+def evaluate_model(model: nn.Module, sequences: Sequence[VideoSequence], *, progress: bool = False) -> dict[str, float]:
+    """J&F with first-frame masks, and mIoU with boxes on some frames of the same videos.
+
+    Args:
+        model: A model of the SAM2Base family.
+        sequences: Videos with masks.
+        progress: Show progress bars.
+
+    Returns:
+        "j", "f", "jf" and "miou" in percent.
+
+    Raises:
+        DataError: There are no sequences, or one cannot be used; the message names it.
+        MissingPackageError: vos-benchmark is not installed.
+
+    Example:
+        >>> from qsam2_ao.data.procedural import generate_split
+        >>> evaluate_model(load_embedded(), list(generate_split("test", 64)))["jf"]  # doctest: +SKIP
+    """
+    video = evaluate_video(model, sequences, progress=progress)
+    samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)
+    image = evaluate_image(model, samples, prompt="box", progress=progress)
+    return {"j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou}

@@ -1,0 +1,50 @@
+"""Packages that only some tasks need: they come with extras of qsam2_ao, and are imported when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from .errors import MissingPackageError
+
+#: Package -> the extra that brings it, and what it is for.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "tensordict": ("train", "training"),
+    "tensorboard": ("train", "training"),
+    "scipy": ("train", "calibrating large layers and choosing bits"),
+    "av": ("video", "reading and writing video files"),
+    "matplotlib": ("plots", "drawing"),
+    "vos_benchmark": ("eval", "scoring videos"),
+    "onnx": ("export", "exporting"),
+    "onnxscript": ("export", "exporting"),
+    "openvino": ("export", "running in OpenVINO"),
+    "onnxruntime": ("benchmark", "running in ONNX Runtime"),
+    "nncf": ("benchmark", "the comparison with NNCF"),
+}
+
+
+def needed(name: str) -> ModuleType:
+    """Import a package of :data:`EXTRAS`, or one of its modules.
+
+    Args:
+        name: Such as "av" or "scipy.linalg".
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingPackageError: The package is not installed, with the command that installs it.
+
+    Example:
+        >>> needed("scipy.linalg").lapack  # doctest: +ELLIPSIS
+        <module 'scipy.linalg.lapack' ...>
+    """
+    package = name.partition(".")[0]
+    extra, task = EXTRAS[package]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f'{task} needs the package {package.replace("_", "-")}: pip install "qsam2_ao[{extra}]" ({error})',
+            name=package,
+        ) from error

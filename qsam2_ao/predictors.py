@@ -1,0 +1,179 @@
+"""SAM2's own predictors, whatever class the model is: on frames in memory, at any input size, in eval mode."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from .compat import adapt_image_predictor
+from .compat.rebind import rebound
+from .data.pictures import IMAGE_MEAN, IMAGE_STD
+from .data.types import Indexed
+from .errors import DataError
+from .models.config import Model, as_class
+from .reporting.notes import note
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+
+@dataclass
+class _Mode:
+    training: bool
+    blocks: int = 0
+
+
+_MODES: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
+_MODES_LOCK = threading.Lock()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode inside the ``with`` block, and each back in its own mode afterwards.
+
+    Of threads that share modules, the first finds their mode and the last restores it.
+    """
+    modules = list(model.modules())
+    with _MODES_LOCK:
+        for module in modules:
+            _MODES.setdefault(module, _Mode(module.training)).blocks += 1
+        model.eval()
+    try:
+        yield
+    finally:
+        with _MODES_LOCK:
+            for module in modules:
+                mode = _MODES[module]
+                mode.blocks -= 1
+                if not mode.blocks:
+                    module.training = mode.training
+                    del _MODES[module]
+
+
+def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
+    """The model itself if it is a ``SAM2VideoPredictor``, otherwise one that shares all of its parts.
+
+    Args:
+        model: A model of the SAM2Base family, also a prepared or a quantized one.
+
+    Returns:
+        The predictor, with the model's own settings.
+
+    Raises:
+        GraphTraceError: It is not a SAM2 model.
+
+    Example:
+        >>> predictor = as_video_predictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml"))  # doctest: +SKIP
+    """
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    return model if isinstance(model, SAM2VideoPredictor) else as_class(model, SAM2VideoPredictor)
+
+
+def preprocess(frames: Indexed[NDArray[np.uint8]], size: int) -> Tensor:
+    """Frames as SAM2's own loader hands them to the network.
+
+    Args:
+        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
+        size: Side of the network's square input in pixels.
+
+    Returns:
+        float32 ``[frames, 3, size, size]``, normalised.
+
+    Raises:
+        DataError: There are no frames, or one of them has another type or size.
+
+    Example:
+        >>> preprocess(np.zeros((2, 48, 64, 3), np.uint8), 96).shape
+        torch.Size([2, 3, 96, 96])
+    """
+    if len(frames) == 0:
+        raise DataError("a video needs at least one frame")
+    images = torch.empty(len(frames), 3, size, size)
+    shape = np.shape(frames[0])
+    for index, frame in enumerate(frames):
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
+            raise DataError(
+                f"frame {index} is {frame.dtype} {list(frame.shape)}; frames must be uint8 [height, width, 3] of "
+                f"one size, the first was {list(shape)}"
+            )
+        resized = np.asarray(Image.fromarray(frame).resize((size, size)))
+        images[index] = torch.from_numpy(resized / 255.0).permute(2, 0, 1)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    return images.sub_(mean).div_(std)
+
+
+def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.uint8]]) -> dict[str, Any]:
+    """What ``predictor.init_state`` returns for a folder of the same frames, without the folder.
+
+    Args:
+        predictor: The predictor.
+        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
+
+    Returns:
+        The inference state.
+
+    Raises:
+        DataError: As for :func:`preprocess`.
+
+    Example:
+        >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
+        >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
+    """
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    images = preprocess(frames, predictor.image_size)
+    height, width = np.shape(frames[0])[:2]
+
+    # init_state knows paths only; it asks a function of its module for what is there.
+    def in_memory(*, compute_device: torch.device, **_: Any) -> tuple[Tensor, int, int]:
+        return images.to(compute_device), height, width
+
+    with torch.inference_mode():
+        return rebound(SAM2VideoPredictor.init_state, load_video_frames=in_memory)(predictor, "frames in memory")
+
+
+def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
+    """SAM2's image predictor on a model of any input size.
+
+    Args:
+        model: A model of the SAM2Base family, also a prepared or a quantized one.
+
+    Returns:
+        The predictor, which shares the model.
+
+    Example:
+        >>> predictor = image_predictor(load_embedded())
+        >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
+    """
+    adapt_image_predictor()
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    return SAM2ImagePredictor(model)
+
+
+def without_hole_filling(model: Model) -> Model:
+    """Switch off the filling of small holes where the sam2 package lacks its CUDA extension, and say so.
+
+    It would warn once, at length, and leave the holes anyway.
+    """
+    if getattr(model, "fill_hole_area", 0) > 0:
+        try:
+            from sam2 import _C  # noqa: F401
+        except ImportError:
+            note("small holes in masks are left: the sam2 package has no CUDA extension here")
+            model.fill_hole_area = 0  # type: ignore[assignment]
+    return model

@@ -1,0 +1,25 @@
+"""Segmenting images and tracking objects through videos, from clicks, boxes and masks to files.
+
+Example:
+    >>> from qsam2_ao.segmentation import parse_prompts, segment_image
+    >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["500,375"]))  # doctest: +SKIP
+"""
+
+from .image import ObjectFound, SegmentedImage, segment_file, segment_image
+from .masks import label_map, save_label_map
+from .prompts import ObjectPrompt, parse_prompts
+from .video import TrackedVideo, track_file, track_frames
+
+__all__ = [
+    "ObjectFound",
+    "ObjectPrompt",
+    "SegmentedImage",
+    "TrackedVideo",
+    "label_map",
+    "parse_prompts",
+    "save_label_map",
+    "segment_file",
+    "segment_image",
+    "track_file",
+    "track_frames",
+]

@@ -1,0 +1,128 @@
+"""Objects in an image: from clicks and boxes to masks, and to a mask PNG with a picture of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..data.pictures import read_rgb
+from ..export import ExportedSAM2
+from ..predictors import image_predictor
+from ..reporting.overlay import draw_masks, draw_prompts, save_picture
+from ..threads import one_thread_if_small
+from .masks import label_map, save_label_map
+from .prompts import ObjectPrompt
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+
+@dataclass(frozen=True)
+class ObjectFound:
+    """What was found of an object in an image.
+
+    Attributes:
+        id: The object's id.
+        score: The model's own estimate of the IoU.
+        pixels: Those that the label map gives to it.
+    """
+
+    id: int
+    score: float
+    pixels: int
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """The files of a segmented image.
+
+    Attributes:
+        mask: The palette PNG of object ids.
+        overlay: The picture with masks and prompts.
+        objects: What was found, by id.
+    """
+
+    mask: Path
+    overlay: Path
+    objects: tuple[ObjectFound, ...]
+
+
+def segment_file(
+    model: SAM2Base | ExportedSAM2,
+    image: str | os.PathLike[str],
+    prompts: Mapping[int, ObjectPrompt],
+    output: str | os.PathLike[str],
+) -> SegmentedImage:
+    """Segment a picture and write ``IMAGE_mask.png`` (object ids, 0 is background) and ``IMAGE_overlay.png``.
+
+    Args:
+        model: A model of the SAM2Base family, or an ``ExportedSAM2``.
+        image: The picture's file.
+        prompts: Object id -> its clicks and box, in pixels of the picture.
+        output: The folder to write to.
+
+    Returns:
+        The files, and what was found.
+
+    Raises:
+        DataError: The picture is absent or damaged.
+        QSAM2Error: A file cannot be written.
+
+    Example:
+        >>> segment_file(load_model("embedded"), "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
+    """
+    image, output = Path(image), Path(output)
+    picture = Image.fromarray(read_rgb(image))
+    with one_thread_if_small(model):
+        logits, scores = segment_image(model, picture, prompts)
+    ids = label_map(logits)
+    mask = save_label_map(ids, output / f"{image.stem}_mask.png")
+    drawn = draw_prompts(
+        draw_masks(picture, ids),
+        [click for prompt in prompts.values() for click in prompt.points],
+        [prompt.box for prompt in prompts.values() if prompt.box],
+    )
+    overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
+    objects = (ObjectFound(number, scores[number], int((ids == number).sum())) for number in prompts)
+    return SegmentedImage(mask, overlay, tuple(objects))
+
+
+def segment_image(
+    model: SAM2Base | ExportedSAM2, picture: Image.Image, prompts: Mapping[int, ObjectPrompt]
+) -> tuple[dict[int, NDArray[np.float32]], dict[int, float]]:
+    """Run an image predictor on every object's clicks and box.
+
+    Args:
+        model: A model of the SAM2Base family, or an ``ExportedSAM2``.
+        picture: RGB.
+        prompts: Object id -> its prompts.
+
+    Returns:
+        Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
+
+    Example:
+        >>> logits, scores = segment_image(load_embedded(), picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
+    """
+    predictor = model if isinstance(model, ExportedSAM2) else image_predictor(model)
+    predictor.set_image(picture)
+    logits, scores = {}, {}
+    for object_id, prompt in prompts.items():
+        arrays = prompt.arrays()
+        masks, ious, _ = predictor.predict(
+            point_coords=arrays["points"],
+            point_labels=arrays["labels"],
+            box=arrays["box"],
+            # One click may mean a part or the whole: let the model propose several and keep its favourite.
+            multimask_output=len(prompt.points) == 1 and prompt.box is None,
+            return_logits=True,
+        )
+        best = int(np.argmax(ious))
+        logits[object_id], scores[object_id] = masks[best], float(ious[best])
+    return logits, scores

@@ -1,0 +1,131 @@
+"""What a training has done so far, and the file that it goes on from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..files import save_torch
+
+State = dict[str, Tensor]
+_FORMAT, _FORMAT_1 = "qsam2_ao.training/2", "qsam2_ao.training/1"
+
+
+@dataclass
+class TrainResult:
+    """What a training leaves behind.
+
+    Attributes:
+        step: The number of steps done, those before a resume included.
+        losses: The loss of every step.
+        average: The running average of the model's state, or None where none was kept.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    average: State | None = None
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of :func:`~qsam2_ao.training.loop.train`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        "model", "optimizer", "average" (or None), "step", "losses" and "settings".
+
+    Raises:
+        CheckpointError: The file is absent, damaged, of an older format or not a checkpoint of a training.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # torch.load reports damage by many exception types
+        raise CheckpointError(
+            f"{path} is damaged or not a training checkpoint ({type(error).__name__}: {error}); "
+            "delete it to start again"
+        ) from error
+    if isinstance(content, dict) and content.get("format") == _FORMAT_1:
+        raise CheckpointError(
+            f"{path} is of an older version of this package, whose prepared models had their parameters, and so the "
+            "optimizer its state, in another order; finish that training with it, or delete the file to start again"
+        )
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this training loop; choose another file")
+    return content
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    result: TrainResult,
+    settings: Mapping[str, float | None],
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: The file.
+        model: The model that is trained.
+        optimizer: Its optimizer.
+        result: What is done so far.
+        settings: What a resumed training must have in common.
+
+    Raises:
+        QSAM2Error: The file cannot be written.
+    """
+    content = {
+        "format": _FORMAT,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": result.average,
+        "step": result.step,
+        "losses": torch.tensor(result.losses, dtype=torch.float64),
+        "settings": dict(settings),
+    }
+    save_torch(content, path)
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    result: TrainResult,
+    settings: Mapping[str, float | None],
+) -> None:
+    """Go on from a checkpoint: model, optimizer and result are what they were.
+
+    Args:
+        path: The file.
+        model: The model to train.
+        optimizer: Its optimizer.
+        result: Is filled.
+        settings: Those of this training.
+
+    Raises:
+        CheckpointError: It is damaged, foreign, or does not fit the model or the settings.
+    """
+    content = read_checkpoint(path)
+    if content["settings"] != dict(settings):
+        raise CheckpointError(
+            f"{path} was made with {content['settings']}, not {settings}; use the same or delete the file"
+        )
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this model or optimizer: {error}") from error
+    if result.average is not None:
+        for name, value in content["average"].items():
+            result.average[name].copy_(value)
+    result.step = content["step"]
+    result.losses = content["losses"].tolist()

@@ -1,0 +1,116 @@
+"""Models by name: the embedded one, packed files, official configs with a checkpoint, exported folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..checkpoint import load_qsam2
+from ..errors import QSAM2Error
+from ..models.embedded import load_embedded
+from ..models.official import OFFICIAL, build_official
+from ..predictors import without_hole_filling
+from . import EMBEDDED
+
+if TYPE_CHECKING:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    from ..export import ExportedSAM2
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        QSAM2Error: There is no such device on this machine.
+
+    Example:
+        >>> parse_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise QSAM2Error(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
+    if device.type == "meta":
+        raise QSAM2Error("--device meta computes nothing; try --device cpu")
+    return device
+
+
+def load_model(
+    name: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    target: str = "packed",
+) -> SAM2VideoPredictor:
+    """Load a model for SAM2's predictors by what people write on the command line.
+
+    Args:
+        name: "embedded", the path of a packed file, an official name or config.
+        checkpoint: The ``.pt`` file of an official config.
+        device: Where to put it.
+        target: How a packed file runs, as for ``load_qsam2``; float models have no other way.
+
+    Returns:
+        A ``SAM2VideoPredictor`` in eval mode.
+
+    Raises:
+        QSAM2Error: The name or file is not a model, or the checkpoint is missing or out of place.
+
+    Example:
+        >>> predictor = load_model("sam2.1-t", Path("sam2.1_hiera_tiny.pt"))  # doctest: +SKIP
+    """
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    where = parse_device(device)
+    official = name in OFFICIAL or Path(name).suffix in (".yaml", ".yml")
+    if checkpoint is not None and not official:
+        raise QSAM2Error(
+            f"--checkpoint belongs to an official config, but the model is {name!r}; use one of {', '.join(OFFICIAL)}"
+        )
+    if official:
+        if checkpoint is None:
+            raise QSAM2Error(f"{name} is a config without weights; name its .pt file with --checkpoint")
+        model = build_official(name, checkpoint, device=where)
+    elif name == EMBEDDED:
+        model = load_embedded(SAM2VideoPredictor).to(where)
+    elif Path(name).suffix in (".pt", ".pth"):
+        raise QSAM2Error(
+            f"{name} looks like a PyTorch checkpoint; give the official config that it belongs to as MODEL, "
+            f"and this file as --checkpoint (configs: {', '.join(OFFICIAL)})"
+        )
+    elif Path(name).is_dir():
+        raise QSAM2Error(f"{name} is a folder; of exported files, only qsam2 segment and qsam2 track can make use")
+    elif Path(name).exists():
+        model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
+    else:
+        raise QSAM2Error(
+            f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
+        )
+    assert isinstance(model, SAM2VideoPredictor)
+    return without_hole_filling(model)
+
+
+def load_runnable(
+    name: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    target: str = "packed",
+) -> SAM2VideoPredictor | ExportedSAM2:
+    """As :func:`load_model`, or an ``ExportedSAM2`` if it is a folder that ``qsam2 export`` wrote.
+
+    Raises:
+        QSAM2Error: As :func:`load_model`; or exported files are to run elsewhere than on the CPU.
+    """
+    from ..export import ExportedSAM2
+
+    if not Path(name).is_dir():
+        return load_model(name, checkpoint, device, target)
+    if checkpoint is not None or parse_device(device).type != "cpu":
+        raise QSAM2Error(f"{name} is a folder of exported files: they run on the CPU and take no --checkpoint")
+    return ExportedSAM2(name)

@@ -1,0 +1,246 @@
+"""Float model -> packed file in steps that survive an interruption."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+
+from ..checkpoint import save_qsam2
+from ..convert import convert_qsam2
+from ..data.davis import read_davis
+from ..errors import CheckpointError, QSAM2Error
+from ..files import save_torch
+from ..prepare import prepare_qsam2
+from ..recipe import QConfigLike, preset_qconfig
+from ..reporting.notes import note
+from ..sensitivity import Assignment
+from ..stage import set_stage, stage_of
+from ..workspace import Workspace, fingerprint
+from . import EMBEDDED
+from .data import calibration_source
+from .models import load_model
+
+if TYPE_CHECKING:
+    from training.utils.data_utils import BatchedVideoDatapoint
+
+Batches = Callable[[int], "Iterator[BatchedVideoDatapoint]"]
+
+
+@dataclass(frozen=True)
+class QuantizationJob:
+    """How to quantize.
+
+    Attributes:
+        preset: A preset's name; with an assignment a name for messages and files.
+        images: Calibrate on at most so many images.
+        steps: Steps of quantization-aware training; 0 is post-training quantization.
+        lr: Peak learning rate.
+        seed: Seed of everything random.
+        first_last_bits: Bits of the first and last layers; None for the preset's own.
+        assignment: Bits of the weights layer by layer, in place of the preset's.
+        activation_bits: Bits of the layers' inputs, for an assignment; None keeps them in float.
+    """
+
+    preset: str
+    images: int = 50
+    steps: int = 0
+    lr: float = 1e-4
+    seed: int = 0
+    first_last_bits: int | None = None
+    assignment: Assignment | None = None
+    activation_bits: int | None = None
+
+    @classmethod
+    def mixed(
+        cls,
+        assignment: Assignment,
+        activation_bits: int | None = 8,
+        *,
+        images: int = 50,
+        steps: int = 0,
+        lr: float = 1e-4,
+        seed: int = 0,
+    ) -> QuantizationJob:
+        """A job with bits layer by layer, named after them.
+
+        Args:
+            assignment: Bits of the weights.
+            activation_bits: Bits of the layers' inputs, 4 to 8; None keeps them in float.
+            images: As above.
+            steps: As above.
+            lr: As above.
+            seed: As above.
+
+        Example:
+            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset  # doctest: +SKIP
+            'w2-4-8a8'
+        """
+        name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
+        return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)
+
+    @property
+    def qconfig(self) -> QConfigLike:
+        """What ``prepare_qsam2`` takes."""
+        if self.assignment is not None:
+            return self.assignment.qconfig(self.activation_bits)
+        if self.first_last_bits is None:
+            return self.preset
+        return preset_qconfig(self.preset, first_last_bits=self.first_last_bits)
+
+
+def quantize_to_file(
+    model: str,
+    job: QuantizationJob,
+    output: str | os.PathLike[str],
+    *,
+    calibration: str = EMBEDDED,
+    train_data: str = EMBEDDED,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> SAM2Base:
+    """Quantize a float model that has a name into a packed file. Run again, it goes on where it stopped.
+
+    Finished steps are kept in ``OUTPUT.work`` beside the file until it is written.
+
+    Args:
+        model: "embedded", or an official name or config with its checkpoint.
+        job: How.
+        output: The packed ``.safetensors`` file to write.
+        calibration: A folder of images, or "embedded" for procedural ones.
+        train_data: A DAVIS-style folder, or "embedded" for procedural clips; for a job with training steps.
+        checkpoint: The ``.pt`` file of an official config.
+        device: Where to calibrate and train.
+
+    Returns:
+        The quantized model, as it was saved.
+
+    Raises:
+        QSAM2Error: The model is quantized already, or a step failed; the message says which layer, file or setting.
+        KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
+
+    Example:
+        >>> quantize_to_file("embedded", QuantizationJob("w4a8", images=10), "w4a8.safetensors")  # doctest: +SKIP
+    """
+    if job.steps:
+        importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
+    output = Path(output)
+    loaded = load_model(model, checkpoint, device)
+    if stage_of(loaded).layers:
+        raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
+    if job.assignment is not None:
+        job.assignment.check_model(loaded)
+    work = Workspace(
+        output.parent / f"{output.name}.work",
+        {
+            **asdict(job),
+            "model": fingerprint(model),
+            "checkpoint": fingerprint(checkpoint),
+            "calibration": fingerprint(calibration),
+            "train_data": fingerprint(train_data) if job.steps else None,
+            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+        },
+    )
+    batches = None
+    if job.steps and train_data != EMBEDDED:
+        from ..training.clips import clip_batches
+
+        batches = clip_batches(read_davis(train_data), loaded.image_size, job.steps, seed=job.seed, device=device)
+    data = calibration_source(calibration, job.images, loaded.image_size)
+    quantized = quantize_model(loaded, job, output, work, calibration_data=data, batches=batches)
+    work.discard()
+    return quantized
+
+
+def quantize_model(
+    model: SAM2Base,
+    job: QuantizationJob,
+    output: Path,
+    work: Workspace,
+    *,
+    calibration_data: str | Iterable[Any],
+    batches: Batches | None = None,
+) -> SAM2Base:
+    """Calibrate, train, convert and save, going on from what ``work`` has.
+
+    Args:
+        model: A float model; not changed.
+        job: How.
+        output: The packed file to write.
+        work: Where finished steps are kept. Its settings must name everything that the result depends on.
+        calibration_data: As ``prepare_qsam2`` takes it.
+        batches: As ``train_qat`` takes them; None for procedural clips.
+
+    Returns:
+        The quantized model, as it was saved.
+
+    Raises:
+        QSAM2Error: A step failed; the message says which layer, file or setting.
+        KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
+    """
+    note(f"{job.preset}: calibrating (VRC, GPTQ)")
+    prepared = _prepare(model, job, work.folder / f"{job.preset}-prepared.pt", calibration_data)
+    if job.steps:
+        from ..training.distillation import RECOMMENDED
+        from ..training.qat import train_qat
+
+        note(f"{job.preset}: training (LSC, distilled from the float model), {job.steps} steps")
+        train_qat(
+            prepared,
+            steps=job.steps,
+            lr=job.lr,
+            seed=job.seed,
+            batches=batches,
+            distill_from=model,
+            distill=RECOMMENDED,
+            checkpoint=work.folder / f"{job.preset}-training.pt",
+            description=f"{job.preset} QAT",
+        )
+    note(f"{job.preset}: packing into {output}")
+    quantized = convert_qsam2(prepared.eval())
+    save_qsam2(quantized, output)
+    return quantized
+
+
+def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: str | Iterable[Any]) -> SAM2Base:
+    """The prepared model, calibrated now or by the run that was interrupted."""
+    if path.exists():
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
+            prepared.load_state_dict(stored["state"])
+        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
+            ) from error
+        set_stage(prepared, replace(stage_of(prepared), info=stored["info"]))
+        return prepared
+    prepared = prepare_qsam2(
+        model,
+        job.qconfig,
+        calibration_data=calibration_data,
+        rounding="gptq",
+        max_images=job.images,
+        seed=job.seed,
+    )
+    stage = stage_of(prepared)
+    info = dict(stage.info or {})
+    if job.assignment is not None:
+        info["qconfig"] = job.preset
+    elif job.first_last_bits is not None:
+        info["qconfig"] = f"{job.preset}, first and last layers {job.first_last_bits} bits"
+    set_stage(prepared, replace(stage, info=info))
+    save_torch({"state": prepared.state_dict(), "info": info}, path)
+    return prepared
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
