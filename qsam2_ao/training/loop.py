@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ def train(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 200,
+    checkpoint_minutes: float | None = None,
+    schedule: Callable[[int], float] | None = None,
     on_step: Callable[[TrainResult], None] | None = None,
     progress: bool = True,
     description: str = "train",
@@ -88,6 +91,9 @@ def train(
         checkpoint: A file to continue from where it exists, and to save to every ``checkpoint_every`` steps,
             on an interruption and at the end.
         checkpoint_every: Steps between two saves.
+        checkpoint_minutes: Save also when the last save is this long ago.
+        schedule: From a step to its learning rate as a fraction of the peak, instead of warm-up and cosine. A
+            training with one may be resumed with another number of steps.
         on_step: Called after every step with the result so far.
         progress: Whether to show a bar with the loss and the remaining time.
         description: The bar's title.
@@ -120,24 +126,24 @@ def train(
             betas=(0.9, 0.98),
         )
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
-    settings = {"steps": steps, "seed": seed, "ema": ema}
+    settings: dict[str, Any] = {"steps": steps if schedule is None else None, "seed": seed, "ema": ema}
     result = TrainResult(average=None if ema is None else _copy(model.state_dict()))
     if checkpoint is not None and Path(checkpoint).exists():
         _load(Path(checkpoint), model, optimizer, result, settings)
-    saved = result.step
+    saved, saved_at = result.step, time.monotonic()
     # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
     main = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
         torch.distributed.get_rank() == 0
     )
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, saved_at
         if saved != result.step:
             with _naming_step(result.step):
                 check_ranges(model)
         if checkpoint is not None and main and saved != result.step:
             _save(Path(checkpoint), model, optimizer, result, settings)
-            saved = result.step
+            saved, saved_at = result.step, time.monotonic()
 
     mode = model.training
     model.train()
@@ -156,7 +162,7 @@ def train(
                     batch = next(stream, None)
                 if batch is None:
                     raise ValueError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
-                factor = _schedule(result.step, steps, warmup)
+                factor = _schedule(result.step, steps, warmup) if schedule is None else schedule(result.step)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
                 with _randomness_of_step(model, seed, result.step), _naming_step(result.step):
@@ -179,7 +185,8 @@ def train(
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
-                    if result.step % checkpoint_every == 0:
+                    overdue = checkpoint_minutes is not None and time.monotonic() - saved_at > 60 * checkpoint_minutes
+                    if result.step % checkpoint_every == 0 or overdue:
                         save()
                     if on_step is not None:
                         on_step(result)
