@@ -66,7 +66,7 @@ def build_embedded(
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
     node = OmegaConf.load(EMBEDDED_CONFIG if config is None else config).model
-    target = config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
+    target = node["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {
         "_target_": target,
         **(_POSTPROCESSING if apply_postprocessing else {}),

@@ -70,6 +70,8 @@ class Camera:
             noisy = frame + self.noise * self.rng.standard_normal(frame.shape, np.float32)
             frame = np.clip(noisy, 0, 255).astype(np.uint8)
         if self.quality:
-            _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.quality])
-            frame = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+            _, data = cv2.imencode(
+                ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+            )
+            frame = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # type: ignore[assignment, arg-type]
         return frame

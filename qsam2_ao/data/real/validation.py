@@ -34,7 +34,8 @@ def read_polygons(
         >>> samples = read_polygons("coco128", count=40, per_image=4)  # doctest: +SKIP
     """
     rng = np.random.default_rng(seed)
-    root, samples = Path(folder), []
+    root = Path(folder)
+    samples: list[ImageSample] = []
     images = list_files(root / "images")
     for index in rng.permutation(len(images)) if count is not None else range(len(images)):
         if count is not None and len(samples) == count:
