@@ -39,12 +39,12 @@ class Mix:
     """
 
     shares: tuple[tuple[SceneKind | str, float], ...] = (
-        ("photograph", 0.27),
-        ("still", 0.18),
-        ("clip", 0.30),
-        ("pair", 0.15),
-        ("procedural", 0.07),
-        ("procedural stills", 0.03),
+        ("photograph", 0.25),
+        ("still", 0.17),
+        ("clip", 0.28),
+        ("pair", 0.12),
+        ("procedural", 0.12),
+        ("procedural stills", 0.06),
     )
     images: int = 8
     clips: int = 2
