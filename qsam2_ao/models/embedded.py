@@ -25,6 +25,8 @@ from ..files import atomic_write
 
 #: The model's Hydra-style config, laid out like the official ``sam2.1_hiera_*.yaml``.
 EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
+#: The config of the larger model for real pictures: 256 x 256 pixels, 5.1 M parameters.
+EMBEDDED_256_CONFIG = EMBEDDED_CONFIG.with_name("qsam2_embedded_256.yaml")
 #: The trained weights, stored as float16.
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "qsam2_embedded.safetensors"
 
@@ -43,6 +45,7 @@ _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
 def build_embedded(
     model_class: type[nn.Module] | None = None,
     *,
+    config: str | os.PathLike[str] | None = None,
     seed: int = 0,
     apply_postprocessing: bool = False,
     **overrides: Any,
@@ -51,6 +54,7 @@ def build_embedded(
 
     Args:
         model_class: ``SAM2Base`` (the default), ``SAM2VideoPredictor``, ``SAM2Train`` or a subclass of one.
+        config: Another Hydra-style config of the same layout; :data:`EMBEDDED_CONFIG` by default.
         seed: Seed of the initial weights; the global random state is left as it was.
         apply_postprocessing: Apply the same inference overrides as ``sam2.build_sam``.
         overrides: Further arguments of the model class, replacing those of the config.
@@ -63,8 +67,8 @@ def build_embedded(
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
     adapt_image_predictor()
-    config = OmegaConf.load(EMBEDDED_CONFIG).model
-    target = config["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
+    node = OmegaConf.load(EMBEDDED_CONFIG if config is None else config).model
+    target = node["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {
         "_target_": target,
         **(_POSTPROCESSING if apply_postprocessing else {}),
@@ -72,10 +76,10 @@ def build_embedded(
     }
     if apply_postprocessing and target == _PREDICTOR:
         changes.setdefault("binarize_mask_from_pts_for_mem_enc", True)
-    config = OmegaConf.merge(config, changes)
-    OmegaConf.resolve(config)
+    node = OmegaConf.merge(node, changes)
+    OmegaConf.resolve(node)
     with OwnGenerator(seed):
-        model: nn.Module = instantiate(config, _recursive_=True)
+        model: nn.Module = instantiate(node, _recursive_=True)
         _start_learnable(model)
     return model.eval()
 
@@ -104,6 +108,7 @@ def _start_learnable(model: Any) -> None:
 def load_embedded(
     model_class: type[nn.Module] | None = None,
     *,
+    config: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     apply_postprocessing: bool = True,
     **overrides: Any,
@@ -112,6 +117,7 @@ def load_embedded(
 
     Args:
         model_class: As for :func:`build_embedded`, but ``SAM2VideoPredictor`` by default.
+        config: As for :func:`build_embedded`.
         weights: Another weight file of the same model, as :func:`save_weights` writes it.
         apply_postprocessing: Apply the same inference overrides as ``sam2.build_sam``.
         overrides: Further arguments of the model class, replacing those of the config.
@@ -127,7 +133,7 @@ def load_embedded(
     """
     if model_class is None:
         model_class = importlib.import_module("sam2.sam2_video_predictor").SAM2VideoPredictor
-    model = build_embedded(model_class, apply_postprocessing=apply_postprocessing, **overrides)
+    model = build_embedded(model_class, config=config, apply_postprocessing=apply_postprocessing, **overrides)
     load_weights(model, EMBEDDED_WEIGHTS if weights is None else weights)
     return model
 
@@ -186,3 +192,26 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"{path}: {name} has shape {tuple(value.shape)}, the model has {tuple(expected[name].shape)}"
             )
     model.load_state_dict({name: value.float() for name, value in state.items()})
+
+
+def set_image_size(model: nn.Module, size: int) -> None:
+    """Let a SAM2 read square images of another size; no weight depends on it.
+
+    Args:
+        model: A SAM2 of any class, changed in place.
+        size: The side in pixels, a multiple of 32.
+
+    Raises:
+        ValueError: The size is not a positive multiple of 32.
+
+    Example:
+        >>> set_image_size(model, 128)  # doctest: +SKIP
+    """
+    if size <= 0 or size % 32:
+        raise ValueError(f"the size must be a positive multiple of 32, got {size}")
+    sam: Any = model
+    side = size // sam.backbone_stride
+    sam.image_size, sam.sam_image_embedding_size = size, side
+    prompts = sam.sam_prompt_encoder
+    prompts.image_embedding_size, prompts.input_image_size = (side, side), (size, size)
+    prompts.mask_input_size = (4 * side, 4 * side)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
 from .interrupts import interrupts_between_steps
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
-from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, schedule
+from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, warmup_and_cosine
 
 __all__ = ["TrainResult", "read_checkpoint", "train"]
 
@@ -49,6 +50,8 @@ def train(
     forward: Callable[[nn.Module, Batch], Output] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 200,
+    checkpoint_minutes: float | None = None,
+    schedule: Callable[[int], float] | None = None,
     on_step: Callable[[TrainResult], None] | None = None,
     progress: bool = True,
     description: str = "train",
@@ -74,6 +77,9 @@ def train(
         checkpoint: A file to continue from where it exists, and to save to every ``checkpoint_every`` steps,
             on an interruption and at the end.
         checkpoint_every: Steps between two saves.
+        checkpoint_minutes: Save also when the last save is this long ago.
+        schedule: From a step to its learning rate as a fraction of the peak, instead of warm-up and cosine. A
+            training with one may be resumed with another number of steps.
         on_step: Called after every step with the result so far.
         progress: Whether to show a bar with the loss and the remaining time.
         description: The bar's title.
@@ -106,23 +112,23 @@ def train(
         optimizer = _adamw(model, lr, weight_decay)
     training = _Training(model, optimizer, loss, forward, seed=seed, clip=clip, ema=ema, autocast=autocast)
     result = training.result
-    settings = {"steps": steps, "seed": seed, "ema": ema}
+    settings = {"steps": steps if schedule is None else None, "seed": seed, "ema": ema}
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(Path(checkpoint), model, optimizer, result, settings)
-    saved = result.step
+    saved, saved_at = result.step, time.monotonic()
     # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
     main = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
         torch.distributed.get_rank() == 0
     )
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, saved_at
         if saved != result.step:
             with naming_step(result.step):
                 check_ranges(model)
         if checkpoint is not None and main and saved != result.step:
             save_checkpoint(Path(checkpoint), model, optimizer, result, settings)
-            saved = result.step
+            saved, saved_at = result.step, time.monotonic()
 
     mode = model.training
     model.train()
@@ -140,11 +146,13 @@ def train(
                     batch = next(stream, None)
                 if batch is None:
                     raise DataError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
-                training.step(batch, schedule(result.step, steps, warmup))
+                rate = warmup_and_cosine(result.step, steps, warmup) if schedule is None else schedule(result.step)
+                training.step(batch, rate)
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
-                    if result.step % checkpoint_every == 0:
+                    overdue = checkpoint_minutes is not None and time.monotonic() - saved_at > 60 * checkpoint_minutes
+                    if result.step % checkpoint_every == 0 or overdue:
                         save()
                     if on_step is not None:
                         on_step(result)

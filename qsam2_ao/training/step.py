@@ -15,7 +15,7 @@ from ..errors import NonFiniteError
 from .resume import State
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
+def warmup_and_cosine(step: int, steps: int, warmup: int) -> float:
     """The learning rate of a step as a fraction of the peak."""
     if step < warmup:
         return (step + 1) / warmup

@@ -18,8 +18,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 from torch import nn
 from training.model.sam2 import SAM2Train
 
+from qsam2_ao.compat.registration import meta_parameters
 from qsam2_ao.errors import CheckpointError, GraphTraceError, QSAM2Error
-from qsam2_ao.models.config import _meta_parameters, as_class, build_from_config, model_config
+from qsam2_ao.models.config import as_class, build_from_config, model_config
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.models.official import OFFICIAL
 from qsam2_ao.stage import ModelStage, set_stage, stage_of
@@ -48,7 +49,7 @@ def official(name: str, overrides: list[str]) -> nn.Module:
     """As sam2.build_sam does, but with its parameters on the meta device."""
     config = compose(OFFICIAL[name], overrides=overrides)
     OmegaConf.resolve(config)
-    with _meta_parameters():
+    with meta_parameters():
         return instantiate(config.model, _recursive_=True)
 
 
@@ -125,7 +126,7 @@ def test_a_config_laid_out_by_hand_builds() -> None:
 
 
 def hiera(**arguments: Any) -> Hiera:
-    with _meta_parameters():
+    with meta_parameters():
         return Hiera(**arguments)
 
 

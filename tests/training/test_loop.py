@@ -140,6 +140,34 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
     assert result.losses == expected.losses
 
 
+def test_saves_by_the_clock(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    steps = []
+    run(
+        Noisy(),
+        stream(6),
+        steps=6,
+        checkpoint=path,
+        checkpoint_every=1000,
+        checkpoint_minutes=0,
+        on_step=lambda result: steps.append(read_checkpoint(path)["step"]),
+    )
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_schedule_sets_the_rates_and_lets_the_steps_change(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    still = Noisy()
+    before = {name: value.clone() for name, value in still.state_dict().items()}
+    run(still, stream(3), steps=3, schedule=lambda step: 0.0, checkpoint=path)
+    assert_equal_states({name: before[name] for name, _ in still.named_parameters()}, dict(still.named_parameters()))
+    longer = Noisy()
+    result = run(longer, stream(5), steps=5, schedule=lambda step: 1.0, checkpoint=path)
+    assert result.step == 5
+    with pytest.raises(CheckpointError):
+        run(Noisy(), stream(7), steps=7, checkpoint=path)
+
+
 def test_a_finished_checkpoint_is_only_loaded(tmp_path):
     path = tmp_path / "checkpoint.pt"
     first = Noisy()

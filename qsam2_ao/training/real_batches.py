@@ -1,0 +1,128 @@
+"""Real pictures, composed clips and procedural scenes as the batches of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from training.utils.data_utils import BatchedVideoDatapoint
+
+from ..data.procedural import generate_sequence
+from ..data.real.library import Library
+from ..data.real.scenes import SceneKind, draw_scene
+from ..errors import DataError
+from .batches import RawBatch, split_frames, stack_sequences, to_datapoint
+
+
+@dataclass(frozen=True)
+class SizeStage:
+    """From step ``start`` on, pictures are ``size`` pixels wide and high."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a step sees, and how much of it.
+
+    Attributes:
+        shares: How often a step is of which kind; "procedural" is a clip of the procedural scenes.
+        images: Pictures in a step of photographs or stills.
+        clips: Clips in a step of pairs or clips.
+        frames: Frames per clip.
+        objects: At most this many objects per picture or clip.
+    """
+
+    shares: tuple[tuple[SceneKind | str, float], ...] = (
+        ("photograph", 0.25),
+        ("still", 0.17),
+        ("clip", 0.28),
+        ("pair", 0.12),
+        ("procedural", 0.12),
+        ("procedural stills", 0.06),
+    )
+    images: int = 8
+    clips: int = 2
+    frames: int = 4
+    objects: int = 2
+
+
+class RealBatches(Dataset[RawBatch]):
+    """The batch of every step: a function of (seed, step) alone.
+
+    Args:
+        library: The real pictures.
+        sizes: How large pictures are when, in the order of their starts; the first starts at 0.
+        mix: The kinds of scenes.
+        seed: Another value is another stream of batches.
+
+    Raises:
+        DataError: The sizes do not start at step 0.
+
+    Example:
+        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))  # doctest: +SKIP
+    """
+
+    def __init__(self, library: Library, sizes: tuple[SizeStage, ...], mix: Mix | None = None, seed: int = 0) -> None:
+        if not sizes or sizes[0].start != 0:
+            raise DataError("the first size must start at step 0")
+        self.library, self.sizes, self.mix, self.seed = library, sizes, mix or Mix(), seed
+
+    def size(self, step: int) -> int:
+        """The pictures' side at a step."""
+        return [stage.size for stage in self.sizes if stage.start <= step][-1]
+
+    def __getitem__(self, step: int) -> RawBatch:
+        """The batch of a step, before normalisation."""
+        rng = np.random.default_rng((self.seed, step))
+        mix, size = self.mix, self.size(step)
+        weights = np.array([share for _, share in mix.shares])
+        kind = mix.shares[int(rng.choice(len(weights), p=weights / weights.sum()))][0]
+        if kind.startswith("procedural"):
+            stills = kind == "procedural stills"
+            sequences = [
+                generate_sequence(
+                    "train",
+                    int(rng.integers(2**31)),
+                    size=(size, size),
+                    num_frames=mix.frames,
+                    stride=int(rng.integers(3, 12)) if stills else int(rng.choice([1, 1, 1, 2])),
+                    seed=self.seed,
+                )
+                for _ in range(mix.clips)
+            ]
+            raw = stack_sequences(sequences, mix.objects, rng)
+            return split_frames(raw, mix.objects, rng) if stills else raw
+        scene: SceneKind = kind  # type: ignore[assignment]
+        count = mix.images if scene in ("photograph", "still") else mix.clips
+        scenes = [draw_scene(scene, self.library, rng, size=size, frames=mix.frames) for _ in range(count)]
+        return stack_sequences(scenes, mix.objects, rng)
+
+    def stream(
+        self, steps: int, *, device: torch.device | str = "cpu", workers: int = 0
+    ) -> Callable[[int], Iterator[BatchedVideoDatapoint]]:
+        """The batches as :func:`qsam2_ao.training.loop.train` takes them, as ``ProceduralBatches.stream`` does."""
+
+        def start(first: int) -> Iterator[BatchedVideoDatapoint]:
+            loader: DataLoader[RawBatch] = DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(first, steps),
+                num_workers=workers,
+                prefetch_factor=16 if workers else None,
+                multiprocessing_context="spawn" if workers else None,
+                collate_fn=_unchanged,
+            )
+            for raw in loader:
+                yield to_datapoint(raw, device)
+
+        return start
+
+
+def _unchanged(raw: Any) -> Any:
+    return raw
