@@ -1,16 +1,18 @@
 # make demo   installs into $(VENV) and runs the whole journey: float, calibration, QAT, 4 and 2 bits, evaluation
-# make test   installs the test dependencies too, and runs ruff, mypy and pytest
+# make check  installs the test dependencies too, and runs ruff, mypy and the tests that take seconds
+# make test   the same with all tests
 # make docs   builds the documentation into build/site, with warnings as errors
 # make notebooks   writes the tutorials as notebooks beside their scripts
 # make clean  removes the virtual environment, caches and outputs
 #
-# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, COVERAGE (empty: measure none).
+# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, COVERAGE (pytest-cov's options; by
+# default none is measured).
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-COVERAGE ?= --cov=qsam2_ao --cov-report=term:skip-covered --cov-fail-under=90
+COVERAGE ?=
 
 # The CUDA extension of the sam2 package only fills small holes in masks; building it needs a matching CUDA compiler.
 export SAM2_BUILD_CUDA ?= 0
@@ -18,11 +20,14 @@ export SAM2_BUILD_CUDA ?= 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint docs notebooks clean
+.PHONY: demo check test lint docs notebooks clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/qsam2 demo $(DEMO_ARGS)
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow" $(PYTEST_ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(COVERAGE) $(PYTEST_ARGS)

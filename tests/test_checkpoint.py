@@ -57,6 +57,7 @@ def edited(saved: Path, target: Path, edit: Callable[[dict[str, Tensor], dict[st
     return target
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path) -> None:
     loaded = load_qsam2(saved)
@@ -69,6 +70,7 @@ def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path)
             assert_identical(run(model, batch), expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_threads_load_at_once_and_leave_the_garbage_collector_as_it_was(saved: Path, tmp_path: Path) -> None:
     assert gc.isenabled()
@@ -103,6 +105,7 @@ def test_saving_again_gives_the_same_bytes(quantized: SAM2Base, saved: Path, tmp
         assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_another_process_writes_the_same_bytes(saved: Path, tmp_path: Path, seed: str) -> None:
     script = "import sys, qsam2_ao; qsam2_ao.save_qsam2(qsam2_ao.load_qsam2(sys.argv[1]), sys.argv[2])"
@@ -200,6 +203,7 @@ def test_no_float_weight_of_a_quantized_layer_is_made(quantized: SAM2Base, saved
     assert not seen.shapes & weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "tolerance"), [("default", 1e-3), ("avx2", 1e-3)])
 def test_other_processors_agree(saved: Path, tmp_path: Path, capability: str, tolerance: float) -> None:
     """Same codes to the bit; outputs within a thousandth of their range (kernels add in another order)."""
@@ -281,6 +285,7 @@ def _edit_plan(metadata: dict[str, str], **values: Any) -> None:
     metadata["plan"] = json.dumps(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -310,6 +315,7 @@ def test_files_that_do_not_fit_are_refused_by_name(
         load_qsam2(edited(saved, tmp_path / "edited.safetensors", edit))
 
 
+@pytest.mark.slow
 def test_a_layout_of_this_machine_is_never_saved(tmp_path: Path) -> None:
     qconfig = {"memory_attention": "w4a16"}
     model = convert_qsam2(build_embedded(SAM2VideoPredictor), qconfig, progress=False)

@@ -37,6 +37,7 @@ def model() -> SAM2Base:
     return build_embedded(SAM2VideoPredictor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w3a16", "w2a4"])
 def test_a_trained_model_converts_to_the_bit(model: SAM2Base, preset: str) -> None:
     prepared = prepare_qsam2(model, preset, calibration_data=photos(), vrc=None, progress=False)
@@ -50,6 +51,7 @@ def test_a_trained_model_converts_to_the_bit(model: SAM2Base, preset: str) -> No
             assert_identical(run(converted, batch), run(prepared, batch))
 
 
+@pytest.mark.slow
 def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w2a8", calibration_data=photos(), vrc=None, progress=False)
     train_a_little(prepared)
@@ -68,6 +70,7 @@ def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> No
         assert float(zero_point) == int(zero_point)
 
 
+@pytest.mark.slow
 def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w2a4", calibration_data=photos(), vrc=None, progress=False)
     converted = convert_qsam2(prepared)
@@ -79,6 +82,7 @@ def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
     assert (inner.kind, inner.bits, inner.activation_bits, inner.grid) == ("linear", 2, 4, "midrise")
 
 
+@pytest.mark.slow
 def test_the_prepared_model_is_left_as_it_was(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w4a8", calibration_data=photos(), vrc=None, progress=False).train()
     before = copy.deepcopy(prepared.state_dict())
@@ -88,6 +92,7 @@ def test_the_prepared_model_is_left_as_it_was(model: SAM2Base) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_step_is_prepare_and_convert(model: SAM2Base) -> None:
     options = {"vrc": 0.01, "seed": 3, "progress": False}
@@ -97,6 +102,7 @@ def test_one_step_is_prepare_and_convert(model: SAM2Base) -> None:
     assert_identical(run_video(one, batch), run_video(two, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["tensor", "group"])
 @torch.no_grad()
 def test_every_granularity_converts_to_the_bit(model: SAM2Base, granularity: str) -> None:
@@ -113,6 +119,7 @@ def encoder_only(model: SAM2Base) -> SAM2Base:
     return prepare_qsam2(model, {"image_encoder": "w4a8"}, calibration_data=photos()[:1], vrc=None, progress=False)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_cast_to_another_dtype_keeps_its_codes(encoder_only: SAM2Base, dtype: torch.dtype) -> None:
@@ -129,6 +136,7 @@ def test_a_model_cast_to_another_dtype_keeps_its_codes(encoder_only: SAM2Base, d
         assert_identical(converted.image_encoder(x)[name], prepared.image_encoder(x)[name])
 
 
+@pytest.mark.slow
 def test_a_part_cast_to_another_dtype_keeps_its_own(model: SAM2Base) -> None:
     prepared = prepare_qsam2(model, "w4a16", vrc=None)
     prepared.memory_attention.bfloat16()
@@ -177,6 +185,7 @@ def test_a_float_model_needs_a_qconfig(model: SAM2Base) -> None:
         convert_qsam2(model)
 
 
+@pytest.mark.slow
 def test_scales_along_another_dimension_are_refused(model: SAM2Base) -> None:
     weight = default_weight_fake_quant.with_args(
         observer=torch.ao.quantization.PerChannelMinMaxObserver, qscheme=torch.per_channel_symmetric, ch_axis=1

@@ -36,6 +36,7 @@ def train(net, x, steps=2):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, LSCActivationConfig(8), LSCActivationConfig(4)])
 @pytest.mark.parametrize(

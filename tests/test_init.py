@@ -66,6 +66,7 @@ assert not failed, failed
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_used_and_threads_may_use_it_first() -> None:
     done = subprocess.run([sys.executable, "-c", _FIRST_USE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

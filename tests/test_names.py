@@ -62,6 +62,7 @@ def quantizer_keys(model: nn.Module) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_prepared_and_loaded_models_add_the_names_of_quantizers_alone(
     model: SAM2Base, prepared: SAM2Base, loaded: SAM2Base
 ) -> None:
@@ -73,6 +74,7 @@ def test_prepared_and_loaded_models_add_the_names_of_quantizers_alone(
         assert [name for name in quantized.state_dict() if name not in keys] == names  # the order is the float one, too
 
 
+@pytest.mark.slow
 def test_every_qconfig_keeps_the_names(model: SAM2Base) -> None:
     recipes: list[Any] = [
         {"mask_decoder": lsc_qconfig(4, None)},
@@ -84,6 +86,7 @@ def test_every_qconfig_keeps_the_names(model: SAM2Base) -> None:
         assert [n for n in quantized.state_dict() if n not in quantizer_keys(quantized)] == list(model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_single_linear_head_keeps_its_name() -> None:
     config = model_config(build_embedded())
     model = build_from_config({**config, "use_mlp_for_obj_ptr_proj": False, "pred_obj_scores_mlp": False})
@@ -96,6 +99,7 @@ def test_a_single_linear_head_keeps_its_name() -> None:
     assert_identical(run_image(convert_qsam2(quantized), images(1, 96)), run_image(quantized.eval(), images(1, 96)))
 
 
+@pytest.mark.slow
 def test_a_float_checkpoint_loads_with_the_quantizers_missing(prepared: SAM2Base) -> None:
     other = {name: value + 1 for name, value in build_embedded(SAM2Train).state_dict().items()}
     ours = copy.deepcopy(prepared)
@@ -112,6 +116,7 @@ def test_sam2s_own_loader_takes_a_float_checkpoint(model: SAM2Base, prepared: SA
         load_state_dict_into_model(model.state_dict(), copy.deepcopy(prepared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["sam_mask_decoder.conv_s?.*", "obj_ptr_tpos_proj.weight", "*bias*", "*norm*"])
 def test_patterns_match_what_they_match_in_float(model: SAM2Base, prepared: SAM2Base, pattern: str) -> None:
     names, others = ([name for name, _ in m.named_parameters()] for m in (model, prepared))
@@ -138,6 +143,7 @@ def _plain(value: Any) -> bool:
     return isinstance(value, (int, float, str, bool, type(None)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda m: m, copy.deepcopy, lambda m: copy.deepcopy(pickle.loads(pickle.dumps(m)))])
 @pytest.mark.parametrize("kind", ["prepared", "loaded"])
 def test_every_module_answers_as_in_float(
@@ -188,6 +194,7 @@ def _rates(model: nn.Module) -> dict[str, tuple[float, float]]:
     }
 
 
+@pytest.mark.slow
 def test_sam2s_layer_decay_gives_every_parameter_its_rate(model: SAM2Base, prepared: SAM2Base) -> None:
     expected, rates = _rates(model), _rates(prepared)
     assert len({rate for rate, _ in expected.values()}) > 8  # two rates, and one for each block

@@ -20,6 +20,7 @@ def test_it_is_set_unless_the_user_has_said_how_threads_wait() -> None:
         assert mine == {name: "mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "expected"), [("evaluate", "300"), ("benchmark", "None")])
 def test_the_command_line_sets_it_before_torch_is_there(command: str, expected: str) -> None:
     code = f"""

@@ -31,6 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_qsam2(path)
 
 
+@pytest.mark.slow
 def test_points_boxes_masks_and_batches(model: Any, sequence: Sequence) -> None:
     predictor = SAM2ImagePredictor(model)
     frame, (object_id, prompt) = sequence.frames[0], next(iter(sequence.prompts.items()))
@@ -74,6 +75,7 @@ def test_several_objects_later_prompts_both_directions_and_reset(model: Any, seq
     assert again[5].shape[0] == 1
 
 
+@pytest.mark.slow
 def test_the_mask_generator(model: Any, sequence: Sequence) -> None:
     found = SAM2AutomaticMaskGenerator(
         model, points_per_side=8, pred_iou_thresh=0.3, stability_score_thresh=0.7

@@ -50,6 +50,7 @@ def prepared(model: SAM2Base) -> SAM2Base:
     return prepare_qsam2(model, "w4a8", calibration_data=photos(), progress=False)
 
 
+@pytest.mark.slow
 def test_the_class_stays_and_the_input_is_untouched(model: SAM2Base, prepared: SAM2Base) -> None:
     assert type(prepared) is SAM2VideoPredictor
     fresh = build_embedded(SAM2VideoPredictor)
@@ -57,6 +58,7 @@ def test_the_class_stays_and_the_input_is_untouched(model: SAM2Base, prepared: S
     assert [name for name, _ in model.named_modules()] == [name for name, _ in fresh.named_modules()]
 
 
+@pytest.mark.slow
 def test_threads_prepare_at_once_and_others_go_on(model: SAM2Base) -> None:
     quiet = {"vrc": None, "progress": False}
     alone = prepare_qsam2(model, "w4a8", **quiet).state_dict()
@@ -100,6 +102,7 @@ def test_calibration_says_what_it_did(prepared: SAM2Base) -> None:
     assert all(layer["layer"].startswith("image_encoder.") for layer in layers)
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_model_on_any_number_of_threads(model: SAM2Base, prepared: SAM2Base) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else 1)
@@ -151,12 +154,14 @@ def test_without_data_ranges_start_from_the_first_training_batch(
     ours.eval().image_encoder(images(1, 96))
 
 
+@pytest.mark.slow
 def test_activations_can_be_calibrated_later(model: SAM2Base) -> None:
     ours = prepare_qsam2(model, {"mask_decoder": "w4a8"})
     calibrate_activations(ours, photos(), progress=False)
     run_image(ours.eval(), images(1, 96))
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_weights_and_ranges(prepared: SAM2Base) -> None:
     ours = copy.deepcopy(prepared).train()
     optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3)
@@ -175,6 +180,7 @@ def test_a_training_step_moves_weights_and_ranges(prepared: SAM2Base) -> None:
     assert "memory_attention.input_quantizer_0.log_alpha" in moved
 
 
+@pytest.mark.slow
 def test_it_trains_under_bf16_autocast(prepared: SAM2Base) -> None:
     ours = copy.deepcopy(prepared).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -185,6 +191,7 @@ def test_it_trains_under_bf16_autocast(prepared: SAM2Base) -> None:
     assert all(bool(torch.isfinite(g).all()) for g in grads)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(prepared: SAM2Base) -> None:
     batch = images(1, 96)
 
@@ -202,6 +209,7 @@ def test_activation_checkpointing_changes_nothing(prepared: SAM2Base) -> None:
         torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
+@pytest.mark.slow
 def test_copies_pickles_and_strict_state(model: SAM2Base, prepared: SAM2Base) -> None:
     batch = images(1, 96)
     expected = run_video(prepared.eval(), batch)
@@ -215,6 +223,7 @@ def test_copies_pickles_and_strict_state(model: SAM2Base, prepared: SAM2Base) ->
     assert_identical(run_video(pickle.loads(pickle.dumps(prepared)), batch), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @torch.no_grad()
 def test_weights_in_another_dtype_are_cast_to_float32(model: SAM2Base, dtype: torch.dtype) -> None:
@@ -238,6 +247,7 @@ def test_a_checkpoint_in_bfloat16_loads_into_float32(model: SAM2Base, prepared: 
     convert_qsam2(ours)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_bfloat16_that_takes_over_leaves_ranges_in_float32(prepared: SAM2Base) -> None:
     ours = copy.deepcopy(prepared)
     state = {name: v.bfloat16() if v.is_floating_point() else v for name, v in prepared.state_dict().items()}
@@ -249,6 +259,7 @@ def test_a_checkpoint_in_bfloat16_that_takes_over_leaves_ranges_in_float32(prepa
     assert convert_qsam2(ours).memory_encoder.out_proj.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_inside_inference_mode_it_makes_a_model_that_trains(model: SAM2Base) -> None:
     recipe, options = {"memory_encoder": "w4a8", "obj_ptr_proj": "w4a8"}, {"vrc": None, "progress": False}
     expected = prepare_qsam2(model, recipe, calibration_data=photos(1), **options).state_dict()
@@ -278,6 +289,7 @@ def test_weights_that_are_not_finite_are_refused(model: SAM2Base) -> None:
         prepare_qsam2(broken, "w4a8")
 
 
+@pytest.mark.slow
 def test_what_is_not_used_any_more_is_freed() -> None:
     model = build_embedded(SAM2VideoPredictor)
     prepared = prepare_qsam2(model, "w4a8", calibration_data=photos(), vrc=None, progress=False)
@@ -331,6 +343,7 @@ def _train_rank(rank: int) -> dict[str, torch.Tensor]:
     return model.image_encoder.state_dict()
 
 
+@pytest.mark.slow
 def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer():
     model = load_embedded()
     frames = [generate_sequence("train", k, num_frames=1).frames[0] for k in range(12)]
@@ -346,6 +359,7 @@ def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer():
     torch.testing.assert_close(layer.weight_fake_quant(layer.weight), layer.weight)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_massive_activations_that_float_does_not_feel_are_not_felt_when_quantized():
     model, data = load_embedded(), [generate_sequence("train", k, num_frames=1).frames[0] for k in range(2)]

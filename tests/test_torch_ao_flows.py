@@ -149,6 +149,7 @@ def converted_by(conversion: Callable[..., nn.Module], prepared: nn.Module, back
 # --- graph mode -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "bits"), HELD)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_our_backend_converts_to_the_fake_quantized_network(network: str, grid: str, bits: int) -> None:
@@ -162,6 +163,7 @@ def test_our_backend_converts_to_the_fake_quantized_network(network: str, grid: 
             assert error_of(converted, x, expected) < (1e-5 if flow == "reference" else tolerance), flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "ours"])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("grid", "bits"), [("midrise", 2), ("midrise", 4), ("symmetric", 4), ("asymmetric", 8)])
@@ -177,6 +179,7 @@ def test_torch_aos_backends_convert_snapped_weights(network: str, backend: str, 
             assert error_of(converted, x, expected) < tolerance, flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "bits"), HELD)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_torch_aos_backends_are_right_or_refuse_weights_off_the_grid(network: str, grid: str, bits: int) -> None:
@@ -193,6 +196,7 @@ def test_torch_aos_backends_are_right_or_refuse_weights_off_the_grid(network: st
                 conversion(copy.deepcopy(prepared), backend_config=get_x86_backend_config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ours", "native"])
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(("grid", "bits"), NOT_HELD)

@@ -31,6 +31,7 @@ def calibrate(model, data=None, **settings):
     return calibrate_qsam2(model, images() if data is None else data, progress=False, **settings)
 
 
+@pytest.mark.slow
 def test_calibrates_the_image_encoder_of_a_copy(model):
     before = copy.deepcopy(model.state_dict())
     model.train()

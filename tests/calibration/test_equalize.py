@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,7 @@ def test_silent_channels_keep_their_scale():
     assert torch.equal(balance(torch.zeros(3), torch.zeros(3)), torch.ones(3))
 
 
+@pytest.mark.slow
 def test_float_outputs_stay_and_outlier_columns_go():
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     model = load_embedded(SAM2VideoPredictor)
@@ -60,6 +62,7 @@ def test_float_outputs_stay_and_outlier_columns_go():
     assert column_share(equalized) < 2
 
 
+@pytest.mark.slow
 def test_a_channel_that_is_large_all_the_time_is_no_outlier():
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     model = load_embedded(SAM2VideoPredictor)
@@ -79,6 +82,7 @@ def test_a_channel_that_is_large_all_the_time_is_no_outlier():
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_equalized_models_are_prepared_like_any_other():
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     equalized = equalize_qsam2(load_embedded(SAM2VideoPredictor), images, progress=False)

@@ -50,6 +50,7 @@ def test_weights_are_the_ridge_regression_of_their_own_outputs():
         assert not torch.equal(calibrated.get_submodule(name).weight, net.get_submodule(name).weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["conv_net", "vit_block"])
 def test_an_exported_graph_is_calibrated_as_its_module(net):
     module = network(net).eval()
@@ -67,6 +68,7 @@ def test_an_exported_graph_is_calibrated_as_its_module(net):
     assert all(torch.equal(value, before[key]) for key, value in graph.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_quantizers_recipe_chooses_the_layers():
     graph = exported(network("vit_block"))
     quantizer = QSAM2Quantizer(lsc_qconfig(2, 8))

@@ -44,6 +44,7 @@ GRANULARITIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("grid", WEIGHT_GRIDS)
 @pytest.mark.parametrize("options", GRANULARITIES, ids=str)

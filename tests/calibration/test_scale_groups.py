@@ -50,6 +50,7 @@ def test_rescaling_changes_nothing_in_float(model):
         assert (a - b).norm() <= 1e-4 * a.norm()
 
 
+@pytest.mark.slow
 def test_every_group_is_really_rescaled(model):
     for group in scale_groups(model):
         changed = copy.deepcopy(model)

@@ -97,6 +97,7 @@ def test_reported_output_change_is_what_the_data_show():
     assert report.max_after == pytest.approx(solved.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("settings_", [{}, {"granularity": "group", "group_size": 8}, {"granularity": "tensor"}])
 def test_auto_is_never_worse_than_off(bits, settings_):
@@ -158,6 +159,7 @@ def test_condition_number_of_a_wide_layer_is_an_estimate():
     assert condition_number(singular, 2000) > 1e12
 
 
+@pytest.mark.slow
 def test_lambdas_of_a_large_layer_are_compared_on_some_of_its_channels():
     x, weight = data(3000, 1200, 400, rank=300)
     weight = weight.float()

@@ -37,6 +37,7 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert "1 videos of embedded" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "message"), [("absent", "JPEGImages"), ("{empty}", "JPEGImages")])
 def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):
     result = run("evaluate", packed_file, "--data", data.format(empty=tmp_path), "--json")

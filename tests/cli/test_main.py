@@ -46,6 +46,7 @@ assert not slow & set(sys.modules), sorted(slow & set(sys.modules))
 _ALL = (*COMMANDS, "sensitivity", "export", *(f"benchmark {name}" for name in ("accuracy", "inference", "training")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["--version", "--help", *(f"{command} --help" for command in (*_ALL, "benchmark"))])
 def test_help_imports_nothing_that_takes_long(line: str):
     done = subprocess.run([sys.executable, "-c", _QUICK, *line.split()], capture_output=True, text=True)

@@ -61,6 +61,7 @@ def test_bad_input_is_named_on_stderr(
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_leaves_nothing(run, full_disk, packed_file: Path, picture: Path, tmp_path: Path):
     with full_disk(100):
         result = run("segment", packed_file, picture, "--point", "9,9", "-o", tmp_path / "out")

@@ -21,6 +21,7 @@ def davis(tmp_path: Path, sequence: Sequence) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_mask_give_the_predictors_masks(run, packed_file: Path, davis: Path, sequence: Sequence):
     frames, masks = (davis / kind / sequence.name for kind in ("JPEGImages", "Annotations"))
     result = run("track", packed_file, frames, "--mask", masks / "00000.png", "-o", davis / "out", "--json")

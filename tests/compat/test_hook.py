@@ -77,6 +77,7 @@ assert len(nms(torch.zeros(2, 4), torch.ones(2), 0.5)) == 2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", _ORDERS)
 def test_sam2s_predictors_import_after_the_package(order: str) -> None:
     done = subprocess.run([sys.executable, "-c", _ORDERS[order] + _WORKS], capture_output=True, text=True)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.models.embedded import build_embedded
 
 
+@pytest.mark.slow
 def test_generates_masks_without_duplicates_on_a_small_model() -> None:
     model = build_embedded(seed=3)
     image = generate_sequence("test", 0, num_frames=1).frames[0]

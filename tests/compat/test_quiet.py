@@ -53,6 +53,7 @@ def test_a_users_own_loop_runs(prompted: Any) -> None:
     assert next(propagate_quietly(predictor, state)) == "mine"
 
 
+@pytest.mark.slow
 def test_other_threads_see_their_bars(capsys: pytest.CaptureFixture[str]) -> None:
     from sam2 import sam2_video_predictor
 

@@ -50,6 +50,7 @@ def test_threads_build_what_they_would_alone() -> None:
         assert torch.equal(mine, expected)
 
 
+@pytest.mark.slow
 def test_other_threads_go_on_drawing_their_numbers() -> None:
     config = model_config(build_embedded())
 

@@ -10,6 +10,7 @@ import pytest
 from qsam2_ao.compat.torchao_import import import_noise_dropped
 
 
+@pytest.mark.slow
 def test_importing_it_after_the_package_prints_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import qsam2_ao, torchao"], capture_output=True, text=True, check=True

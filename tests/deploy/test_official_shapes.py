@@ -56,6 +56,7 @@ def in_double(layer: nn.Module, packed: PackedIntxTensor, x: torch.Tensor) -> to
     ).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @torch.no_grad()
 def test_every_shape(layers: list[tuple[str, nn.Module]], bits: int) -> None:

@@ -34,6 +34,7 @@ def run(model: Any, side: int) -> list[Tensor]:
     return [*out["backbone_fpn"], *out["vision_pos_enc"], attended]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_do_not_meet(name: str, packed_file: Path) -> None:
     if name not in ("prepared", "packed") and (reason := unavailable_reason()) is not None:

@@ -71,6 +71,7 @@ def check(actual: Outputs, expected: Outputs, tolerance: float) -> None:
         assert error < tolerance
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_parts_compute_what_the_packed_model_computes(trained: SAM2Base, parts: dict[str, ExportPart]) -> None:
     x = images(1, trained.image_size)
@@ -208,6 +209,7 @@ def test_a_lowered_model_is_not_exported(packed_file: Path) -> None:
         for_export(load_qsam2(packed_file, target="int8"))
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(trained: SAM2Base) -> None:
     before = [(name, type(module)) for name, module in trained.named_modules()]
     assert isinstance(for_export(trained), nn.Module)

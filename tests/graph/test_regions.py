@@ -86,6 +86,7 @@ def test_gradients_are_the_same_to_the_bit() -> None:
             assert torch.equal(grad, parameter.grad), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "batch", "frames"), [(64, 1, 2), (128, 3, 5), (160, 1, 9)])
 @torch.no_grad()
 def test_one_trace_takes_any_size_batch_and_number_of_frames(side: int, batch: int, frames: int) -> None:

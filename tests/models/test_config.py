@@ -84,6 +84,7 @@ def assert_same_model(model: nn.Module, rebuilt: nn.Module) -> None:
     assert settings == others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [(name, VIDEO) for name in OFFICIAL] + [("sam2.1-t", []), ("sam2.1-s", IMAGE), ("sam2.1-b+", TRAIN)],
@@ -353,6 +354,7 @@ def test_only_sam2s_classes_are_built() -> None:
             build_from_config(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

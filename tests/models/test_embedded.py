@@ -93,6 +93,7 @@ def test_the_trained_model_is_small_and_loads():
     assert type(load_embedded(SAM2Train, num_correction_pt_per_frame=1)) is SAM2Train
 
 
+@pytest.mark.slow
 def test_the_trained_model_segments_the_validation_split():
     from qsam2_ao.training.validation import quick_score
 

@@ -162,6 +162,7 @@ _FAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", _FAILING)
 def test_auto_goes_on_where_the_compiler_fails(
     failing: str, small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
@@ -184,6 +185,7 @@ def test_auto_goes_on_with_a_library_for_another_openmp(
     assert not list(small.rglob("*.so"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "device", "homeless"])
 def test_auto_goes_on_where_nothing_can_be_kept(
     place: str, small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
@@ -234,6 +236,7 @@ sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "n
 """
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="All tests of the kernels run without it.")
 def test_kernels_without_bf16_instructions() -> None:

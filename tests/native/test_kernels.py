@@ -87,6 +87,7 @@ def linear(ops: Ops, x: Tensor, n: int, bits: int, **changes: object) -> tuple[T
     return out, exact
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 400),
@@ -135,6 +136,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it(ops: Ops) -> None:
     torch.testing.assert_close(out, kept.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7, 200])
 @pytest.mark.parametrize("n", [16, 40, 112, 250])
 def test_what_is_folded_into_linear(ops: Ops, rows: int, n: int) -> None:
@@ -223,6 +225,7 @@ def test_attention_holds_with_large_scores(ops: Ops) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "window", "stride"),
     [(16, 24, 8, 1), (16, 16, 8, 2), (10, 13, 4, 1), (10, 14, 4, 2), (9, 9, 14, 1), (8, 8, 7, 1)],

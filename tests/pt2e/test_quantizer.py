@@ -71,6 +71,7 @@ def inputs_of(sam2, path):
     return [torch.randn(shape, generator=generator) for shape in shapes[path]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "edge"),
     [
@@ -203,6 +204,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(rule, message):
         prepare_qat_pt2e(exported(network("vit_block"), images()), QSAM2Quantizer(mapping))
 
 
+@pytest.mark.slow
 def test_evaluation_moves_no_range():
     x = images()
     prepared = prepare_qat_pt2e(exported(network("plain_conv_net"), x), QSAM2Quantizer("w4a8"))
@@ -225,6 +227,7 @@ def rivals_quantizer(bits):
     return X86InductorQuantizer().set_global(dataclasses.replace(config, weight=weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 2])
 @pytest.mark.parametrize("net", ["mlp", "plain_conv_net", "vit_block"])
 def test_better_than_torchaos_quantizer_at_few_bits(net, bits):
@@ -246,6 +249,7 @@ def test_better_than_torchaos_quantizer_at_few_bits(net, bits):
     assert ours < theirs
 
 
+@pytest.mark.slow
 def test_torchaos_quantizer_takes_our_fake_quantizers():
     x = images()
     config = get_default_x86_inductor_quantization_config(is_qat=True)

@@ -75,6 +75,7 @@ def codes(converted):
     return [getattr(converted, node.target) for node in nodes if node.op == "get_attr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["mlp", "plain_conv_net", "vit_block"])
 @pytest.mark.parametrize(
     ("bits", "grid"),
@@ -112,6 +113,7 @@ def test_batch_normalization_is_folded_into_weights_on_their_grid():
     assert float((result - expected).norm() / expected.norm()) < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["mlp", "plain_conv_net", "vit_block"])
 @pytest.mark.parametrize(("bits", "dtype"), [(8, torch.uint8), (4, torch.int8)])
 def test_inputs_are_quantized_as_in_training(net, bits, dtype):
@@ -127,6 +129,7 @@ def test_inputs_are_quantized_as_in_training(net, bits, dtype):
     assert float((result - expected).norm() / expected.norm()) < (0.01 if bits == 8 else 0.1)
 
 
+@pytest.mark.slow
 def test_torchaos_own_switch_to_evaluation_is_enough():
     """It leaves our quantizers in training mode; what they see then must not move the converted ranges."""
     quantizer = UsersQuantizer(weight_spec(bits=8), input_spec(bits=8))
@@ -153,6 +156,7 @@ def test_unfolded_graphs_and_per_tensor_weights_convert_too():
         torch.testing.assert_close(converted(x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -206,6 +210,7 @@ class Computed(nn.Module):
         return self.normalized(nn.functional.linear(x, self.scaled * 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [Tied, Computed])
 def test_weights_in_other_uses_and_computed_ones(net):
     torch.manual_seed(0)
@@ -256,6 +261,7 @@ def test_post_training_quantization_calibrates_inputs():
     assert float((result - reference).norm() / reference.norm()) < 0.05
 
 
+@pytest.mark.slow
 def test_a_state_dict_moves_a_training_to_another_graph():
     x = images()
 

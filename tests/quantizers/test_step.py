@@ -324,6 +324,7 @@ def test_compiled_training_learns_the_ranges_of_eager_training_without_a_graph_b
     torch.testing.assert_close(eager.eval()(x), compiled.eval()(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_adds_up_in_one_order_whatever_came_before():
     """A resumed training must make the same bits, and knows what the state dict holds."""
     torch.manual_seed(0)

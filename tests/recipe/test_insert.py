@@ -215,6 +215,7 @@ def test_the_table_has_all_of_torch_aos_qconfigs() -> None:
     assert OF_TORCH_AO.keys() == {name for name, value in vars(torch_ao).items() if isinstance(value, QConfig)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reduce_range will be deprecated.*")
 @pytest.mark.parametrize("name", [*OF_TORCH_AO, *MADE])
 def test_torch_aos_qconfigs_train_and_convert_or_are_refused_by_name(name: str) -> None:

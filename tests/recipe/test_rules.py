@@ -142,6 +142,7 @@ def test_a_dictionary_of_torch_ao_is_named() -> None:
         resolve_qconfig({"": default_qat_qconfig, "module_name": []})
 
 
+@pytest.mark.slow
 def test_patterns_of_first_and_last_layers_select_whole_names(model) -> None:
     patterns = QConfigMapping().set_global(FOUR)
     for pattern in FIRST_AND_LAST_LAYERS:

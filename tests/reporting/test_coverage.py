@@ -22,6 +22,7 @@ def prepared() -> SAM2Base:
     )
 
 
+@pytest.mark.slow
 def test_every_parameter_is_in_exactly_one_row(prepared: SAM2Base) -> None:
     model = build_embedded(SAM2VideoPredictor)
     expected = sum(p.numel() for p in model.parameters())

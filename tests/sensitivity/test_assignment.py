@@ -32,6 +32,7 @@ def assignment(model: Any) -> Assignment:
     return Assignment(bits, loss=0.5, bytes=size, budget=size + 1, metric="sqnr")
 
 
+@pytest.mark.slow
 def test_the_deployed_model_has_those_bits_and_that_size(model: Any, assignment: Assignment, images: list[Any]):
     deployed = convert_qsam2(model, assignment.qconfig(8), images, vrc=None, vrc_regions=(), progress=False)
     rows = {row.name: row for row in coverage_report(deployed).layers if row.target != "float"}
@@ -41,6 +42,7 @@ def test_the_deployed_model_has_those_bits_and_that_size(model: Any, assignment:
     assert model_size(deployed).packed_bytes == assignment.bytes <= assignment.budget
 
 
+@pytest.mark.slow
 def test_a_first_layer_that_is_covered_gets_what_it_is_given(model: Any, assignment: Assignment):
     covering = replace(assignment, bits={**assignment.bits, FIRST: 3})
     prepared = prepare_qsam2(model, covering.qconfig(None), vrc=None)
@@ -111,6 +113,7 @@ def test_missing_fields_and_files(assignment: Assignment, tmp_path: Path):
             Assignment.load(tmp_path / "bad.json")
 
 
+@pytest.mark.slow
 def test_a_model_with_other_layers_is_refused(model: Any, assignment: Assignment):
     assignment.check_model(model)
     more = replace(assignment, bits={**assignment.bits, "image_encoder.trunk.blocks.40.attn.qkv": 2})

@@ -24,6 +24,7 @@ def prepared(model: Any) -> Any:
     return prepare_qsam2(model, lsc_qconfig(3, None), vrc=None)
 
 
+@pytest.mark.slow
 def test_all_layers_that_prepare_quantizes_with_their_real_size(model: Any, prepared: Any):
     layers = quantizable_layers(model)
     deployed = convert_qsam2(prepared)
@@ -41,6 +42,7 @@ def test_a_quantized_model_is_refused(prepared: Any):
             quantizable_layers(quantized)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_the_quantized_layer_is_the_one_that_prepare_makes(model: Any, images: list[Any], rounding: str):
     recipe = {"image_encoder": lsc_qconfig(2, None)}

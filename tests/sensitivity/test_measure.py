@@ -34,6 +34,7 @@ def measured(model: Any, images: list[Any]):
     return measure(model, images)
 
 
+@pytest.mark.slow
 def test_records_in_the_order_of_the_model_with_losses_that_fall_with_bits(measured):
     assert [layer.name for layer in measured.layers] == [LAYERS[2], LAYERS[3], LAYERS[1], LAYERS[4], LAYERS[0]]
     assert [(r.layer, r.bits) for r in measured.records] == [
@@ -51,6 +52,7 @@ def test_records_in_the_order_of_the_model_with_losses_that_fall_with_bits(measu
         measured.loss("neck", 2)
 
 
+@pytest.mark.slow
 def test_the_same_on_every_run_and_the_model_unchanged(model: Any, images: list[Any], measured):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     again = measure(model, images)
@@ -60,6 +62,7 @@ def test_the_same_on_every_run_and_the_model_unchanged(model: Any, images: list[
     assert measure(model, images, seed=1, bits=[2]).records[0].loss != measured.records[0].loss
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_after_the_last_layer(model: Any, images: list[Any], measured):
     kept: dict[str, str] = {}
 
@@ -92,6 +95,7 @@ def test_as_json_with_decibels(measured):
     assert first["bytes"] == LayerSensitivity(**{k: v for k, v in first.items() if k != "sqnr_db"}).bytes
 
 
+@pytest.mark.slow
 def test_options_reach_the_weights(model: Any, images: list[Any]):
     layer = ["image_encoder.trunk.blocks.1.mlp.layers.0"]
 

@@ -36,6 +36,7 @@ def test_an_unchanged_model_has_no_error(changed: Any, images: list[Any]):
         assert error.measure(encoder_changed=encoder_changed) == dict.fromkeys(OUTPUTS, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "touched"),
     [
@@ -76,6 +77,7 @@ def test_the_error_is_that_of_outputs_recorded_independently(model: Any, changed
     assert error.measure(encoder_changed=False)["object pointers"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_kept_bytes", [0, 400_000, 1 << 30])
 def test_kept_features_give_what_computed_ones_give(changed: Any, images: list[Any], max_kept_bytes: int):
     error = OutputError(changed, load_images(images), max_kept_bytes=max_kept_bytes)
@@ -83,6 +85,7 @@ def test_kept_features_give_what_computed_ones_give(changed: Any, images: list[A
     assert error.measure(encoder_changed=False) == error.measure(encoder_changed=True)
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_named(changed: Any, images: list[Any]):
     error = OutputError(changed, load_images(images))
     with torch.no_grad():

@@ -12,6 +12,7 @@ from qsam2_ao.sensitivity import Assignment, LayerSensitivity, Sensitivity, quan
 from qsam2_ao.sensitivity.plot import region_figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["sqnr", "jf"])
 def test_all_layers_of_the_region_and_no_others(model: Any, metric: str, tmp_path: Path):
     layers = quantizable_layers(model)

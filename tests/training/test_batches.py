@@ -90,6 +90,7 @@ def test_absent_objects_have_empty_masks():
     pytest.fail("no object ever left in 40 sequences")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stream_starts_anywhere(workers):
     batches = source(CLIPS)

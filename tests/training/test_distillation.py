@@ -49,6 +49,7 @@ def test_prompts_go_on_as_without_a_teacher(batch):
         torch.testing.assert_close(a["pred_masks"], b["pred_masks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["features", "masks", "memory"])
 def test_every_term_teaches(batch, term):
     weights = DistillationWeights(**{"features": 0.0, "labels": 0.0, term: 1.0})
@@ -63,6 +64,7 @@ def test_every_term_teaches(batch, term):
     assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in student.image_encoder.parameters())
 
 
+@pytest.mark.slow
 def test_the_teacher_stays_as_it_is(batch):
     teacher = load_embedded(SAM2VideoPredictor)
     before = copy.deepcopy(teacher.state_dict())

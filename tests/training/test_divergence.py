@@ -28,6 +28,7 @@ def prepared(prepared_model):
     return copy.deepcopy(prepared_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "what"), [(float("nan"), "is not finite"), (1e-6, "collapsed"), (1e6, "ran away")], ids=str
 )
@@ -52,6 +53,7 @@ def test_the_first_tensor_that_is_not_finite_is_named():
     assert name_culprit(model) == "1.weight is not finite"
 
 
+@pytest.mark.slow
 def test_nan_in_training_names_layer_and_step_and_keeps_the_checkpoint(prepared, tmp_path):
     path = tmp_path / "qat.pt"
 
@@ -75,6 +77,7 @@ def test_nan_in_training_names_layer_and_step_and_keeps_the_checkpoint(prepared,
     assert all(torch.isfinite(v).all() for v in kept["model"].values() if v.is_floating_point())
 
 
+@pytest.mark.slow
 def test_a_collapsed_range_is_not_saved(prepared, tmp_path):
     path = tmp_path / "qat.pt"
 

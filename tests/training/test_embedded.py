@@ -36,6 +36,7 @@ COMMAND = [
 ]
 
 
+@pytest.mark.slow
 def test_command_trains_scores_and_exports(small, tmp_path):
     assert embedded.main(["--output", str(tmp_path), *COMMAND]) == 0
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
@@ -46,6 +47,7 @@ def test_command_trains_scores_and_exports(small, tmp_path):
         assert torch.equal(value, average[name].half().float()), name
 
 
+@pytest.mark.slow
 def test_interrupted_command_continues_to_the_same_weights(small, tmp_path, monkeypatch, capsys):
     assert embedded.main(["--output", str(tmp_path / "whole"), *COMMAND]) == 0
 

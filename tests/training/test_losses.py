@@ -19,6 +19,7 @@ def clip():
     return batch_of(BatchKind(videos=1, frames=3, objects=2))
 
 
+@pytest.mark.slow
 def test_real_steps_lower_the_loss(clip):
     model = build_embedded(SAM2Train, **TRAIN_OVERRIDES)
     result = train(
@@ -58,6 +59,7 @@ def test_clips_keep_the_models_settings(clip):
     assert [output["multistep_point_inputs"] for output in outputs] == [[None]] * 3
 
 
+@pytest.mark.slow
 def test_settings_are_restored_after_an_error():
     model = build_embedded(SAM2Train, **TRAIN_OVERRIDES).train()
     images = batch_of(BatchKind(videos=1, frames=1, objects=1, images=True))

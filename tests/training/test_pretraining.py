@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from training.model.sam2 import SAM2Train
 
@@ -13,6 +14,7 @@ def batch_of(videos=2):
     return to_datapoint(ProceduralBatches((Stage(0, ((BatchKind(videos, 2, 3), 1.0),)),))[0])
 
 
+@pytest.mark.slow
 def test_trains_the_models_own_encoder():
     model, batch = build_embedded(SAM2Train), batch_of()
     before = model.image_encoder.trunk.patch_embed.proj.weight.detach().clone()
@@ -54,6 +56,7 @@ def test_each_term_asks_for_the_truth():
         assert dense_loss(worse, batch) > best
 
 
+@pytest.mark.slow
 def test_objects_that_are_away_do_not_matter():
     batch = batch_of()
     maps = perfect_maps(batch)

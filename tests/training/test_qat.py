@@ -29,6 +29,7 @@ def prepared(prepared_model):
     return lambda: copy.deepcopy(prepared_model)
 
 
+@pytest.mark.slow
 def test_trains_a_predictor_in_place(prepared):
     model = prepared()
     before = copy.deepcopy(model.state_dict())
@@ -46,11 +47,13 @@ def test_trains_a_predictor_in_place(prepared):
     assert any(key.startswith(f"{name}.weight_fake_quant") for key in changed)
 
 
+@pytest.mark.slow
 def test_default_batches_have_the_models_size(prepared):
     result = train_qat(prepared(), steps=1, progress=False)
     assert len(result.losses) == 1
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(prepared):
     states = []
     for _ in range(2):
@@ -60,6 +63,7 @@ def test_same_seed_same_weights(prepared):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_any_number_of_threads_and_beside_other_programs(prepared):
     def trained(threads):
         model, before = prepared(), torch.get_num_threads()
@@ -89,6 +93,7 @@ def test_the_same_bits_on_any_number_of_threads_and_beside_other_programs(prepar
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
+@pytest.mark.slow
 def test_distillation_pulls_towards_the_float_model():
     teacher = build_embedded(SAM2VideoPredictor)
     images = SMALL.stream(1)
@@ -115,6 +120,7 @@ def test_distillation_pulls_towards_the_float_model():
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_interrupted_qat_resumes_to_the_bit(prepared, tmp_path):
     whole = prepared()
     train_qat(whole, steps=2, batches=SMALL.stream(2), progress=False)
@@ -135,6 +141,7 @@ def test_interrupted_qat_resumes_to_the_bit(prepared, tmp_path):
     assert all(torch.equal(expected[name], value) for name, value in resumed.state_dict().items())
 
 
+@pytest.mark.slow
 def test_as_trainable_shares_and_prompts():
     predictor = build_embedded(SAM2VideoPredictor)
     trainable = as_trainable(predictor)
@@ -144,6 +151,7 @@ def test_as_trainable_shares_and_prompts():
     assert as_trainable(trainable) is trainable
 
 
+@pytest.mark.slow
 def test_vectors_and_ranges_have_learning_rates_of_their_own(prepared):
     model = prepared()
     named = {id(parameter): (name, parameter.ndim) for name, parameter in model.named_parameters()}

@@ -14,6 +14,7 @@ from qsam2_ao.stage import stage_of
 from qsam2_ao.workflow.models import load_model, parse_device
 
 
+@pytest.mark.slow
 def test_a_packed_file(packed_file: Path):
     model = load_model(str(packed_file))
     assert type(model) is SAM2VideoPredictor

@@ -17,6 +17,7 @@ def test_settings_by_name():
             parse_setting(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.quantizer])
 def test_every_method_has_the_same_bits_everywhere(name):
     for setting in map(parse_setting, (*TRAINED, *UNTRAINED)):

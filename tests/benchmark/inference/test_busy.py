@@ -11,13 +11,20 @@ from qsam2_ao.benchmark.inference import busy
 from qsam2_ao.benchmark.inference.workload import InferenceWorkload
 
 
-def test_every_situation_is_timed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_situations_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = busy.situations(1)[2:5:2]
+    assert [(s.loops, s.copies) for s in chosen] == [(1, 1), (0, 2)]
+    monkeypatch.setattr(busy, "situations", lambda cores: chosen)
     records = busy.busy_machine(
         InferenceWorkload("embedded", 96, 1, tmp_path), 1, methods=["int8"], rounds=1, progress=False
     )
-    assert [r["situation"] for r in records] == [s.name for s in busy.situations(1)]
-    assert [s.name for s in busy.situations(2)][2:] == ["beside 2 busy loops", "beside 4 busy loops", "3 at once"]
+    assert [r["situation"] for r in records] == [s.name for s in chosen]
     assert all(0 < r["load_seconds"] < r["seconds"] for r in records)
+
+
+def test_the_situations_of_two_cores() -> None:
+    assert [s.name for s in busy.situations(2)][2:] == ["beside 2 busy loops", "beside 4 busy loops", "3 at once"]
 
 
 def test_settings_are_those_of_the_command_line_and_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +37,7 @@ def test_settings_are_those_of_the_command_line_and_do_not_stay(monkeypatch: pyt
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
     embedded = InferenceWorkload("embedded", 96, 1, tmp_path)
     busy.embedded_file(embedded).write_bytes(b"nothing")

@@ -79,6 +79,7 @@ def test_a_lowered_float_model_loses_what_the_float_model_loses(
         assert torch.equal(mine.isfinite(), theirs.isfinite())
 
 
+@pytest.mark.slow
 def test_compiled_parts_lose_the_same(packed_file: Path) -> None:
     model = compile_qsam2(load_qsam2(packed_file, target="int8"), backend="aot_eager")
     for part in ("memory_attention", "sam_mask_decoder.iou_prediction_head"):

@@ -41,6 +41,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((difference / expected.float().square().mean().clamp(min=1e-12)).sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.inference_mode()
@@ -110,6 +111,7 @@ def test_without_kernels_auto_is_packed_and_int8_an_error(packed_file: Path, mon
         load_qsam2(packed_file, target="int8")
 
 
+@pytest.mark.slow
 @needs_kernels
 @torch.inference_mode()
 def test_bands_give_what_the_whole_gives(packed_file: Path) -> None:
@@ -173,6 +175,7 @@ def test_channels_last_images(packed_file: Path) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @needs_kernels
 @torch.inference_mode()
 @pytest.mark.parametrize("preset", ["w2a8", "w2a4", "w3a8", "w8a8", "w4a16"])

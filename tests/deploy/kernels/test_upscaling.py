@@ -151,6 +151,7 @@ def test_other_upscaling_is_kept() -> None:
     assert isinstance(model.sam_mask_decoder.output_upscaling[0], nn.Upsample)
 
 
+@pytest.mark.slow
 def test_models_are_lowered_with_it(packed_file: Path) -> None:
     for model in (load_qsam2(packed_file, target="int8"), lower_float(build_official("sam2.1-t", image_size=256))):
         assert isinstance(model.sam_mask_decoder.output_upscaling[-1], GeluPlanes)

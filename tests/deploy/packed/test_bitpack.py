@@ -45,6 +45,7 @@ def test_any_integer_dtype_and_shape_is_read_in_row_major_order(dtype: torch.dty
     assert torch.equal(pack(transposed, 4), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
 def test_compiles_without_graph_breaks_and_runs_on_meta(bits: int) -> None:
     codes = random_codes(77, bits)
