@@ -8,9 +8,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..graph import Part
+from ..quantizers.affine import GRANULARITIES
 
 _KINDS = ("linear", "conv2d")
-_GRANULARITIES = ("tensor", "channel", "group")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LayerRecord:
         record = cls(**{**values, "shape": tuple(values["shape"])})
         if (
             record.kind not in _KINDS
-            or record.granularity not in _GRANULARITIES
+            or record.granularity not in GRANULARITIES
             or not isinstance(record.bits, int)
             or not 2 <= record.bits <= 8
             or not all(isinstance(n, int) and n > 0 for n in record.shape)

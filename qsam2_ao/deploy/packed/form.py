@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError, UnsupportedLayerError
+from ...quantizers.affine import GRANULARITIES
 from . import bitpack
-
-GRANULARITIES = ("tensor", "channel", "group")
 
 
 def qparam_shape(shape: Sequence[int], granularity: str, group_size: int | None = None) -> tuple[int, ...]:
