@@ -182,21 +182,29 @@ class ProceduralBatches(Dataset[RawBatch]):
             A function from the first wanted step to an iterator over the batches from there on.
         """
 
-        def start(first: int) -> Iterator[BatchedVideoDatapoint]:
-            loader: DataLoader[RawBatch] = DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(first, steps),
-                num_workers=workers,
-                prefetch_factor=16 if workers else None,
-                # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
-                multiprocessing_context="spawn" if workers else None,
-                collate_fn=_unchanged,
-            )
-            for raw in loader:
-                yield to_datapoint(raw, device)
+        return stream_of(self, steps, device=device, workers=workers)
 
-        return start
+
+def stream_of(
+    batches: Dataset[RawBatch], steps: int, *, device: torch.device | str, workers: int
+) -> Callable[[int], Iterator[BatchedVideoDatapoint]]:
+    """Batches by their step as :func:`qsam2_ao.training.loop.train` takes them; see ``ProceduralBatches.stream``."""
+
+    def start(first: int) -> Iterator[BatchedVideoDatapoint]:
+        loader: DataLoader[RawBatch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first, steps),
+            num_workers=workers,
+            prefetch_factor=16 if workers else None,
+            # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
+            multiprocessing_context="spawn" if workers else None,
+            collate_fn=_unchanged,
+        )
+        for raw in loader:
+            yield to_datapoint(raw, device)
+
+    return start
 
 
 def _unchanged(raw: Any) -> Any:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..data.procedural import generate_sequence
 from ..data.real.library import Library
 from ..data.real.scenes import SceneKind, draw_scene
 from ..errors import DataError
-from .batches import RawBatch, split_frames, stack_sequences, to_datapoint
+from .batches import RawBatch, split_frames, stack_sequences, stream_of
 
 
 @dataclass(frozen=True)
@@ -107,22 +106,4 @@ class RealBatches(Dataset[RawBatch]):
         self, steps: int, *, device: torch.device | str = "cpu", workers: int = 0
     ) -> Callable[[int], Iterator[BatchedVideoDatapoint]]:
         """The batches as :func:`qsam2_ao.training.loop.train` takes them, as ``ProceduralBatches.stream`` does."""
-
-        def start(first: int) -> Iterator[BatchedVideoDatapoint]:
-            loader: DataLoader[RawBatch] = DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(first, steps),
-                num_workers=workers,
-                prefetch_factor=16 if workers else None,
-                multiprocessing_context="spawn" if workers else None,
-                collate_fn=_unchanged,
-            )
-            for raw in loader:
-                yield to_datapoint(raw, device)
-
-        return start
-
-
-def _unchanged(raw: Any) -> Any:
-    return raw
+        return stream_of(self, steps, device=device, workers=workers)
