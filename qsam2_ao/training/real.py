@@ -52,7 +52,6 @@ class RealTraining:
         lr: Peak learning rate.
         ema: Decay of the weights' running average.
         batch: Multiplies the pictures and clips in a step.
-        objects: At most this many objects per picture or clip.
         frames: Frames per clip.
         seed: Seed of data, prompts and weights.
         bfloat16: Whether the forward pass runs in bfloat16.
@@ -72,7 +71,6 @@ class RealTraining:
     lr: float = 6e-4
     ema: float = 0.998
     batch: int = 1
-    objects: int = 2
     frames: int = 4
     seed: int = 0
     bfloat16: bool = False
@@ -119,7 +117,6 @@ def train_real(settings: RealTraining) -> TrainResult:
         images=Mix.images * settings.batch,
         clips=Mix.clips * settings.batch,
         frames=settings.frames,
-        objects=settings.objects,
     )
     batches = RealBatches(
         Library.open(settings.data, settings.backgrounds), settings.sizes, mix, seed=2 * settings.seed + 1
@@ -266,7 +263,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=default.lr, help="peak learning rate")
     parser.add_argument("--ema", type=float, default=default.ema, help="decay of the weights' running average")
     parser.add_argument("--batch", type=int, default=default.batch, help="multiplies pictures and clips in a step")
-    parser.add_argument("--objects", type=int, default=default.objects, help="objects per picture or clip")
     parser.add_argument("--frames", type=int, default=default.frames, help="frames per clip")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--bfloat16", action="store_true", help="run the forward pass in bfloat16")
