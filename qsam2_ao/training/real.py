@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
@@ -127,7 +129,8 @@ def train_real(settings: RealTraining) -> TrainResult:
         side = batch.img_batch.shape[-1]
         if side != model.image_size:
             set_image_size(model, side)
-        with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bfloat16):
+        kind = torch.device(settings.device).type
+        with _quick_attention(kind), torch.autocast(kind, torch.bfloat16, enabled=settings.bfloat16):
             outputs = prompted_forward(module, batch)
         return _floats(outputs) if settings.bfloat16 else outputs
 
@@ -154,6 +157,11 @@ def train_real(settings: RealTraining) -> TrainResult:
     )
     watch.validate(result, batches.size(max(result.step - 1, 0)))
     return result
+
+
+def _quick_attention(kind: str) -> AbstractContextManager[None]:
+    """On the CPU, matrix products: with the backward of torch's fused attention a step takes 1.25 times as long."""
+    return sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
 
 
 def _floats(value: Any) -> Any:
