@@ -36,7 +36,7 @@ from .real_batches import Mix, RealBatches, SizeStage
 from .real_validation import RealScore, real_score
 
 #: As for procedural scenes, with more boxes among the prompts: outlines of whole objects are learned from them.
-REAL_OVERRIDES = {**TRAIN_OVERRIDES, "prob_to_use_box_input_for_train": 0.65}
+REAL_OVERRIDES = {**TRAIN_OVERRIDES, "prob_to_use_box_input_for_train": 0.75}
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,10 @@ class Mix:
     """
 
     shares: tuple[tuple[SceneKind | str, float], ...] = (
-        ("photograph", 0.26),
-        ("still", 0.24),
-        ("clip", 0.26),
-        ("pair", 0.08),
+        ("photograph", 0.22),
+        ("still", 0.34),
+        ("clip", 0.22),
+        ("pair", 0.06),
         ("procedural", 0.10),
         ("procedural stills", 0.06),
     )

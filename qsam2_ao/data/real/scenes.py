@@ -140,6 +140,13 @@ def _backdrop(
     return images, masks
 
 
+def _extent(rng: np.random.Generator, smallest: float, largest: float) -> float:
+    """How much of the picture's side an object spans: every order of size, and half of them large."""
+    if rng.random() < 0.5:
+        return float(rng.uniform(0.3, largest))
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+
+
 Box = tuple[float, float, float, float]
 
 
@@ -148,7 +155,7 @@ def _box_around(rng: np.random.Generator, ids: Pixels) -> Box:
     left, top, across, down = cv2.boundingRect((ids == pick_object(rng, ids)).astype(np.uint8))
     extent = float(max(across, down))
     height, width = ids.shape
-    side = max(extent / np.exp(rng.uniform(np.log(0.06), np.log(1.05))), 40.0)
+    side = max(extent / _extent(rng, 0.06, 1.05), 40.0)
     stretch = np.exp(rng.normal(0, 0.2))
     w, h = min(side * stretch, width), min(side / stretch, height)
     u, v = rng.uniform(0.3, 0.7, 2)
@@ -237,7 +244,7 @@ def _paste(
     frames, size = images.shape[:2]
     if rng.random() < 0.5:
         sprite = cv2.flip(sprite, 1)  # type: ignore[assignment]
-    extent = np.exp(rng.uniform(np.log(smallest), np.log(0.85)))
+    extent = _extent(rng, smallest, 0.95)
     height, width = sprite.shape[:2]
     stretch = np.exp(rng.normal(0, 0.15))
     unit = extent / max(height, width)
