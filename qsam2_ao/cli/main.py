@@ -14,6 +14,7 @@ from ..errors import QSAM2Error
 from ..openmp import wait_briefly
 from .benchmark import app as benchmark
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
@@ -72,7 +73,7 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export):
+for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export, doctor):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 
