@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -82,6 +83,9 @@ def main() -> None:
     """Run the command line; the entry point ``qsam2``."""
     if sys.argv[1:2] != ["benchmark"]:  # which times what torch does by itself
         wait_briefly()
+    for name in ("SIGTERM", "SIGUSR1"):  # what schedulers send before they take a machine back
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     app()
 
 
