@@ -23,9 +23,10 @@ from .quantize import quantize
 from .segment import segment
 from .sensitivity import sensitivity
 from .track import track
+from .train import convert, train
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize", "sensitivity", "benchmark")
+_RESUMABLE = ("demo", "quantize", "train", "sensitivity", "benchmark")
 
 
 class _Application(TyperGroup):
@@ -74,7 +75,7 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export, doctor):
+for _command in (demo, quantize, train, convert, sensitivity, evaluate, segment, track, inspect, export, doctor):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 

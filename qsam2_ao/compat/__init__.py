@@ -1,9 +1,9 @@
 """What makes the dependencies import and run where they otherwise don't, each patch in one place.
 
-Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise).
-SAM2's own classes stay as they are until qsam2_ao makes a model: then its image predictor learns to take the model's
-input size. Every repair is made when its package is imported, looks first whether it is needed, and changes nothing
-where it isn't. Nothing is imported here: the command line's help needs none of them.
+Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise,
+sam2's hold on Hydra). SAM2's own classes stay as they are until qsam2_ao makes a model: then its image predictor learns
+to take the model's input size. Every repair is made when its package is imported, looks first whether it is needed, and
+changes nothing where it isn't. Nothing is imported here: the command line's help needs none of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ def _image_predictor() -> AbstractContextManager[None]:
     return any_input_size()
 
 
-_REPAIRS: dict[str, Repair] = {"torchvision": _torchvision, "torchao": _torchao}
+def _sam2() -> AbstractContextManager[None]:
+    from .hydra_default import initialised_by_default
+
+    return initialised_by_default()
+
+
+_REPAIRS: dict[str, Repair] = {"torchvision": _torchvision, "torchao": _torchao, "sam2": _sam2}
 _FINDER = RepairingFinder(_REPAIRS)
 
 

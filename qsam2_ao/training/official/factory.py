@@ -1,0 +1,171 @@
+"""The model of SAM2's trainer, quantized: what a config names in the place of ``training.model.sam2.SAM2Train``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from training.model.sam2 import SAM2Train
+
+from ...errors import CheckpointError, QSAM2Error
+from ...models.embedded import EMBEDDED_WEIGHTS, load_weights
+from ...models.official import load_official_state, read_checkpoint
+from ...prepare import prepare_qsam2
+from ...stage import set_stage, stage_of
+from .options import Options
+from .random_state import random_state, set_random_state
+from .record import TRAINER_CHECKPOINT, load_calibrated, record_of, save_calibrated
+
+logger = logging.getLogger(__name__)
+State = dict[str, Tensor]
+
+
+def quantized_sam2(*, qsam2: Mapping[str, Any], **arguments: Any) -> SAM2Train:
+    """A ``SAM2Train`` that is loaded, calibrated and fake-quantized, for Hydra to build.
+
+    Under torch.distributed the first rank calibrates, and the others get what it has. Where the trainer will resume
+    from a checkpoint nothing is calibrated; the trainer loads it. Random numbers go on as if the model were just built.
+
+    Args:
+        qsam2: The block of :class:`~qsam2_ao.training.official.options.Options`.
+        **arguments: Those of ``SAM2Train``, its parts built already.
+
+    Returns:
+        The prepared model on the CPU.
+
+    Raises:
+        QConfigError: The block or its recipe cannot be used, or not with the checkpoint that is resumed.
+        CheckpointError: The float checkpoint is not of this model, or a file of an earlier start cannot be used.
+        CalibrationError: Unusable calibration images.
+
+    Example:
+        A config's ``trainer.model``: ``_target_: qsam2_ao.training.official.quantized_sam2``, SAM2Train's arguments,
+        and ``qsam2: {preset: w4a8, checkpoint: sam2.1_hiera_tiny.pt, calibration: photos/}``.
+    """
+    options = Options.read(qsam2)
+    model = SAM2Train(**arguments).eval()
+    cpu, own = torch.device("cpu"), np.random.default_rng()
+    before = random_state(own, cpu)
+    try:
+        resumed = _resumed(options)
+        if resumed is not None:
+            logger.info("%s will be resumed: nothing is calibrated", resumed)
+            return _with_info(_uncalibrated(model, options), _record(resumed, options))
+        return _calibrated(model, options)
+    finally:
+        set_random_state(before, own, cpu)
+
+
+def uncalibrated_sam2(*, qsam2: Mapping[str, Any], **arguments: Any) -> SAM2Train:
+    """The same model before anything is loaded or calibrated, to load a trainer's checkpoint into.
+
+    Args:
+        qsam2: As for :func:`quantized_sam2`; only the recipe matters.
+        **arguments: As for :func:`quantized_sam2`.
+
+    Raises:
+        QConfigError: The block or its recipe cannot be used.
+    """
+    return _uncalibrated(SAM2Train(**arguments).eval(), Options.read(qsam2))
+
+
+def _uncalibrated(model: SAM2Train, options: Options) -> SAM2Train:
+    prepared = prepare_qsam2(model, options.qconfig, vrc=None, seed=options.seed, progress=False)
+    assert isinstance(prepared, SAM2Train)
+    return prepared
+
+
+def _with_info(prepared: SAM2Train, info: Mapping[str, Any]) -> SAM2Train:
+    set_stage(prepared, replace(stage_of(prepared), info=dict(info)))
+    return prepared
+
+
+def _resumed(options: Options) -> Path | None:
+    """The checkpoint that the trainer will load, as it finds it."""
+    own = Path(options.folder) / TRAINER_CHECKPOINT if options.folder is not None else None
+    if own is not None and own.is_file():
+        return own
+    return None if options.resume_from is None else Path(options.resume_from)
+
+
+def _record(checkpoint: Path, options: Options) -> dict[str, Any]:
+    """The record in a checkpoint, if it is of the same recipe."""
+    info = record_of(checkpoint)
+    if info.get("recipe") != options.recipe:
+        raise CheckpointError(
+            f"{checkpoint} was trained with {info.get('recipe')}, the config has {options.recipe}: use the same, or "
+            "choose another launcher.experiment_log_dir to start again"
+        )
+    return info
+
+
+def _calibrated(model: SAM2Train, options: Options) -> SAM2Train:
+    """The prepared model, equal on all ranks."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not several:
+        return _calibrate(model, options)
+    prepared: SAM2Train | None = None
+    failure: Exception | None = None
+    shared: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            prepared = _calibrate(model, options)
+            shared = [(_state(prepared), stage_of(prepared).info), None]
+        except Exception as error:  # the others must hear of it, whatever it is
+            failure, shared = error, [None, f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(shared)
+    if failure is not None:
+        raise failure
+    if shared[0] is None:
+        raise QSAM2Error(f"rank 0 could not calibrate the model: {shared[1]}")
+    if prepared is None:
+        state, info = shared[0]
+        prepared = _with_info(_uncalibrated(model, options), info)
+        prepared.load_state_dict(state)
+    return prepared
+
+
+def _calibrate(model: SAM2Train, options: Options) -> SAM2Train:
+    """The prepared model, calibrated now or by an earlier start."""
+    found = None if options.folder is None else load_calibrated(options.folder, options.settings)
+    if found is not None:
+        logger.info("%s has the calibrated model of an earlier start", options.folder)
+        prepared = _with_info(_uncalibrated(model, options), found[1])
+        prepared.load_state_dict(found[0])
+        return prepared
+    _load_float(model, options.checkpoint)
+    prepared = prepare_qsam2(
+        model.to(options.device),
+        options.qconfig,
+        calibration_data=options.calibration,
+        vrc=options.vrc,
+        rounding=options.rounding,
+        max_images=options.images,
+        seed=options.seed,
+    )
+    assert isinstance(prepared, SAM2Train)
+    prepared = prepared.to("cpu")
+    float_weights = None if options.checkpoint is None else Path(options.checkpoint).name
+    info = {**(stage_of(prepared).info or {}), "recipe": options.recipe, "rounding": options.rounding}
+    _with_info(prepared, {**info, "float_weights": float_weights})
+    if options.folder is not None:
+        save_calibrated(options.folder, _state(prepared), stage_of(prepared).info or {}, options.settings)
+    return prepared
+
+
+def _load_float(model: SAM2Train, checkpoint: str | None) -> None:
+    if checkpoint == "embedded":
+        load_weights(model, EMBEDDED_WEIGHTS)
+    elif checkpoint is not None:
+        load_official_state(model, read_checkpoint(checkpoint), checkpoint)
+
+
+def _state(model: SAM2Train) -> State:
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sam2
+import torch
+from data_parallel import run_ranks
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from official_training import EMBEDDED, own_logging, write_dataset
+from omegaconf import OmegaConf
+from training.optimizer import construct_optimizer
+
+from qsam2_ao.errors import CheckpointError, QConfigError, QSAM2Error
+from qsam2_ao.recipe import fake_quantizers
+from qsam2_ao.stage import stage_of
+from qsam2_ao.training.official import quantized_sam2
+from qsam2_ao.training.official.compose import compose_training
+from qsam2_ao.training.official.launch import train
+from qsam2_ao.training.official.options import Options
+from qsam2_ao.training.official.places import Place, place_from
+from qsam2_ao.training.official.record import load_calibrated, record_of, save_calibrated
+
+NO_FILES = [f"trainer.model.qsam2.{key}=null" for key in ("checkpoint", "calibration", "folder")]
+GIVEN = {"preset": "w4a8", "checkpoint": None, "calibration": None}
+
+
+@pytest.mark.parametrize("size", ["t", "b+"])
+@pytest.mark.parametrize("preset", ["w4a8", "w2a8"])
+def test_shipped_configs(size, preset):
+    config = compose_training(f"configs/qsam2/sam2.1_hiera_{size}_{preset}.yaml", ["dataset.img_folder=videos"])
+    options = Options.read(OmegaConf.to_container(config.trainer.model.qsam2, resolve=True))
+    assert options.preset == preset
+    assert options.calibration == "videos"
+    stock = OmegaConf.load(Path(sam2.__path__[0]) / f"configs/sam2.1/sam2.1_hiera_{size}.yaml").model.image_encoder
+    trunk = {**config.trainer.model.image_encoder.trunk}
+    assert trunk.pop("drop_path_rate") == 0.1  # of training
+    assert trunk == stock.trunk
+    assert config.trainer.model.image_encoder.neck == stock.neck
+    assert config.launcher.experiment_log_dir.endswith(f"sam2_logs/sam2.1_hiera_{size}_{preset}")
+
+
+def test_a_config_of_ones_own_on_top_of_sam2s(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "# @package _global_\ndefaults:\n  - /configs/sam2.1_training/sam2.1_hiera_b+_MOSE_finetune\n  - _self_\n"
+        "trainer:\n  model:\n    _target_: qsam2_ao.training.official.quantized_sam2\n"
+        "    qsam2: {preset: w8a8, checkpoint: null, calibration: null}\n"
+        "  checkpoint: {model_weight_initializer: null}\n"
+    )
+    before = GlobalHydra.instance().hydra
+    config = compose_training(str(path), ["scratch.num_epochs=3"])
+    assert config.trainer["_target_"] == "qsam2_ao.training.official.QATTrainer"
+    assert config.trainer.max_epochs == 3
+    assert GlobalHydra.instance().hydra is before
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("configs/sam2.1_training/sam2.1_hiera_b+_MOSE_finetune.yaml", [], "does not quantize: trainer.model._target_"),
+        ("configs/sam2.1/sam2.1_hiera_t.yaml", [], "has no trainer.model"),
+        ("configs/qsam2/nothing.yaml", [], "Cannot find primary config"),
+        (EMBEDDED, ["scratch.epochs=1"], "scratch.epochs"),
+        (EMBEDDED, ["trainer.checkpoint.model_weight_initializer={_target_: f}"], "set it to null"),
+    ],
+)
+def test_configs_that_cannot_be_used(name, override, message):
+    with pytest.raises(QConfigError, match=message):
+        compose_training(name, override)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"preset": "w4a8", "calibration": None}, r"qsam2.checkpoint is missing.*model_weight_initializer comes too"),
+        ({"preset": "w4a8", "checkpoint": None}, r"qsam2.calibration is missing"),
+        ({**GIVEN, "imgs": 3}, r"qsam2.imgs is no setting"),
+        ({**GIVEN, "images": 0}, r"images must be a positive number"),
+        ({**GIVEN, "regions": {"image_encoder": "w4a8"}}, "either preset"),
+        ({**GIVEN, "folder": 3}, r"folder must be a path"),
+        ({**GIVEN, "preset": None, "regions": {}, "first_last_bits": 8}, "first_last_bits belongs"),
+        (None, "must be a block"),
+    ],
+)
+def test_blocks_that_cannot_be_used(block, message):
+    with pytest.raises(QConfigError, match=message):
+        Options.read(block)
+
+
+def test_recipes_by_region():
+    options = Options.read({"regions": {"image_encoder": "w4a8"}, "checkpoint": None, "calibration": None})
+    assert options.qconfig == {"image_encoder": "w4a8"}
+    assert options.recipe != Options.read(GIVEN).recipe
+
+
+def test_which_process_this_is():
+    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+    assert place_from(torchrun) == Place(3, 1, 4, "host", 29500)
+    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+    nodes = {"SLURM_STEP_NODELIST": "gpu[07-08],big1", "SLURM_JOB_ID": "123456"}
+    assert place_from({**srun, **nodes}) == Place(5, 1, 8, "gpu07", 33456)
+    assert place_from({**srun, **nodes, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 1, 8, "a", 1)
+    batch_script = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
+    assert place_from(batch_script) is None
+    with pytest.raises(QSAM2Error, match="MASTER_ADDR, MASTER_PORT is not set"):
+        place_from({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    with pytest.raises(QSAM2Error, match="no number"):
+        place_from({**torchrun, "RANK": "first"})
+
+
+def test_more_processes_than_gpus_are_refused_first(tmp_path):
+    config = compose_training(EMBEDDED, ["trainer.accelerator=cuda", f"launcher.experiment_log_dir={tmp_path}"])
+    config.launcher.gpus_per_node = torch.cuda.device_count() + 1
+    with pytest.raises(QConfigError, match="GPU"):
+        train(config, EMBEDDED)
+    config.launcher.num_nodes = 2
+    with pytest.raises(QConfigError, match="num_nodes is 2"):
+        train(config, EMBEDDED)
+
+
+def test_autocast_on_the_cpu_is_refused(tmp_path):
+    overrides = ["trainer.optim.amp.enabled=true", f"launcher.experiment_log_dir={tmp_path}", *NO_FILES]
+    with pytest.raises(QConfigError, match=r"amp.enabled is true on the CPU"):
+        train(compose_training(EMBEDDED, overrides), EMBEDDED)
+
+
+def test_clipping_ranges_have_a_group_of_their_own():
+    config = compose_training(EMBEDDED, [*NO_FILES, "scratch.range_lr=0.5"])
+    model = instantiate(config.trainer.model, _convert_="all")
+    ranges = {id(parameter): name for name, parameter in model.named_parameters() if name.endswith("log_alpha")}
+    assert len(ranges) > 100
+    optim = config.trainer.optim
+    groups = construct_optimizer(
+        model, optim.optimizer, optim.options, optim.param_group_modifiers
+    ).optimizer.param_groups
+    for group in groups:
+        inside = {id(parameter) in ranges for parameter in group["params"]}
+        assert len(inside) == 1
+        if inside == {True}:
+            assert group["weight_decay"] == 0
+            assert group["lr"] == 0.5
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    first, last = (rate[id(model.image_encoder.trunk.blocks[i].attn.qkv.weight)] for i in (0, -1))
+    assert first == pytest.approx(last * 0.9 ** (len(model.image_encoder.trunk.blocks) - 1))
+
+
+def test_a_calibrated_model_of_other_settings_is_refused(tmp_path):
+    save_calibrated(tmp_path, {"a": torch.ones(1)}, {"images": 3}, {"images": 3, "vrc": "auto"})
+    state, info = load_calibrated(tmp_path, {"images": 3, "vrc": "auto"})
+    assert (state, info) == ({"a": torch.ones(1)}, {"images": 3})
+    with pytest.raises(CheckpointError, match="images 3, not 4"):
+        load_calibrated(tmp_path, {"images": 4, "vrc": "auto"})
+    torch.save({"model": {}}, tmp_path / "checkpoint.pt")
+    assert record_of(tmp_path / "checkpoint.pt") == {"images": 3}
+    (tmp_path / "qsam2_calibrated.pt").unlink()
+    with pytest.raises(CheckpointError, match="no record of its quantization"):
+        record_of(tmp_path / "checkpoint.pt")
+
+
+def run(overrides: list[str]) -> None:
+    with own_logging():
+        train(compose_training(EMBEDDED, overrides), EMBEDDED)
+
+
+@pytest.mark.slow
+def test_a_resumed_training_is_that_without_an_interruption(tmp_path):
+    common = [*write_dataset(tmp_path / "data"), "trainer.model.num_correction_pt_per_frame=1"]
+    run([*common, f"launcher.experiment_log_dir={tmp_path}/whole"])
+    again = [*common, f"launcher.experiment_log_dir={tmp_path}/stopped"]
+    with pytest.raises(KeyboardInterrupt):
+        run([*again, "trainer._target_=official_training.Stopped"])
+    stopped = torch.load(tmp_path / "stopped/checkpoints/checkpoint.pt", weights_only=True)
+    assert stopped["epoch"] == 1
+    for image in (tmp_path / "data/JPEGImages").rglob("*.jpg"):  # which a second calibration would see
+        image.touch()
+    (tmp_path / "stopped/checkpoints/qsam2_calibrated.pt").unlink()  # the checkpoint is enough
+    run(again)
+    assert not (tmp_path / "stopped/checkpoints/qsam2_calibrated.pt").exists()  # nothing was calibrated again
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints/checkpoint.pt", weights_only=True) for name in ("whole", "stopped")
+    )
+    assert whole["epoch"] == resumed["epoch"] == 2
+    assert whole["qsam2"]["info"] == resumed["qsam2"]["info"]
+    assert whole["qsam2"]["info"]["images"] == 4
+    for name, value in whole["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+    moved = [name for name, value in stopped["model"].items() if not torch.equal(value, whole["model"][name])]
+    assert any(name.endswith("log_alpha") for name in moved)
+    for key, value in whole["optimizer"]["state"].items():
+        assert all(torch.equal(value[part], resumed["optimizer"]["state"][key][part]) for part in value), key
+    with pytest.raises(CheckpointError, match="was trained with"):
+        run([*again, "trainer.model.qsam2.preset=w2a8"])
+
+
+def calibrate(rank: int) -> dict[str, torch.Tensor]:
+    """Rank 1 has other weights and no images: it can only have what rank 0 computed."""
+    torch.manual_seed(rank)
+    folder = "images" if rank == 0 else "nowhere"
+    overrides = ["trainer.model.qsam2.checkpoint=null", "trainer.model.qsam2.folder=null"]
+    config = compose_training(EMBEDDED, [*overrides, f"trainer.model.qsam2.calibration={folder}"])
+    model = instantiate(config.trainer.model, _convert_="all")
+    assert stage_of(model)["images"] == 4
+    return model.state_dict()
+
+
+@pytest.mark.slow
+def test_ranks_hold_what_the_first_calibrated(tmp_path, monkeypatch):
+    write_dataset(tmp_path)
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    first, second = run_ranks(calibrate, tmp_path)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert any("log_alpha" in name for name in first)
+
+
+def test_the_factory_by_itself(tmp_path):
+    arguments = {key: value for key, value in built_parts().items() if key != "qsam2"}
+    with pytest.raises(QConfigError, match="checkpoint is missing"):
+        quantized_sam2(qsam2={"preset": "w4a8", "calibration": None}, **arguments)
+    model = quantized_sam2(qsam2={**GIVEN, "folder": str(tmp_path)}, **arguments)
+    assert stage_of(model).name == "prepared"
+    assert any(True for _ in fake_quantizers(model))
+    assert (tmp_path / "qsam2_calibrated.pt").exists()
+    again = quantized_sam2(qsam2={**GIVEN, "folder": str(tmp_path)}, **built_parts())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def built_parts() -> dict:
+    config = compose_training(EMBEDDED, NO_FILES).trainer.model
+    container = OmegaConf.to_container(config, resolve=True)
+    return {
+        key: instantiate(value) if isinstance(value, dict) and "_target_" in value else value
+        for key, value in container.items()
+        if key not in ("_target_", "qsam2")
+    }
+
+
+def test_sam2s_own_launcher_finds_the_configs():
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("sam2", version_base="1.2"):
+            assert compose("configs/qsam2/sam2.1_hiera_b+_w4a8.yaml").trainer.model.qsam2.preset == "w4a8"
+    finally:
+        GlobalHydra.instance().hydra = before
