@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from training.utils.train_utils import register_omegaconf_resolvers
 
-from ...errors import QConfigError
+from ...errors import QConfigError, QSAM2Error
 
 #: Where names of configs are looked up, behind the folder of a config given by its path.
 _SEARCH_PATH = "hydra.searchpath=[pkg://sam2,pkg://qsam2_ao]"
@@ -40,7 +40,7 @@ def compose_training(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         >>> compose_training("configs/qsam2/sam2.1_hiera_t_w4a8.yaml", ["scratch.num_epochs=2"]).scratch.num_epochs
         2
     """
-    _register_resolvers()
+    register_resolvers()
     path = Path(name)
     # Hydra is initialised once in a process; leaving the context brings back what there was.
     before = GlobalHydra.instance().hydra
@@ -86,6 +86,19 @@ def _check(config: DictConfig, name: str) -> None:
         )
 
 
-def _register_resolvers() -> None:
+def register_resolvers() -> None:
+    """Let configs compute as SAM2's do (``${times:2,3}``); calling it again changes nothing."""
     if not OmegaConf.has_resolver("times"):
         register_omegaconf_resolvers()
+
+
+def own_cause(error: BaseException) -> QSAM2Error | None:
+    """The error of this package that Hydra wrapped in its own, if there is one.
+
+    Args:
+        error: What ``hydra.utils.instantiate`` raised.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, QSAM2Error):
+        cause = cause.__cause__
+    return cause

@@ -18,7 +18,7 @@ from ...compat.rebind import rebound
 from ...errors import QConfigError, QSAM2Error
 from ...files import atomic_write
 from ...optional import needed
-from .compose import _register_resolvers
+from .compose import own_cause, register_resolvers
 from .places import Place, free_port, place_from
 
 
@@ -50,9 +50,7 @@ def train(config: DictConfig, name: str) -> None:
     if processes == 1:
         run_rank(config, Place.alone())
         return
-    mp.start_processes(
-        _spawned, (OmegaConf.to_container(config), processes, free_port()), nprocs=processes, start_method="spawn"
-    )
+    _start_here(config, processes)
 
 
 def run_rank(config: DictConfig, place: Place) -> None:
@@ -70,28 +68,34 @@ def run_rank(config: DictConfig, place: Place) -> None:
             instantiate(config.trainer, _recursive_=False).run()
             dist.barrier()
         except InstantiationException as error:
-            if (own := _own_cause(error)) is not None:
-                raise own from error
-            raise
+            raise own_cause(error) or error from error
         finally:
             # Of several ranks, one that failed must not wait for the others: its process ends.
             if dist.is_initialized() and (place.world_size == 1 or sys.exc_info()[0] is None):
                 dist.destroy_process_group()
 
 
+def _start_here(config: DictConfig, processes: int) -> None:
+    """Start the processes of one machine and wait for them; none is left behind."""
+    arguments = (OmegaConf.to_container(config), processes, free_port())
+    started = mp.start_processes(_spawned, arguments, nprocs=processes, join=False, start_method="spawn")
+    try:
+        while not started.join():
+            pass
+    except mp.ProcessRaisedException as error:
+        last = str(error).strip().split("\n")[-1]
+        if last.startswith("qsam2_ao.errors."):
+            raise QSAM2Error(last.partition(": ")[2]) from error
+        raise
+    finally:
+        for process in started.processes:
+            if process.is_alive():
+                process.terminate()
+
+
 def _spawned(rank: int, config: dict, processes: int, port: int) -> None:
-    _register_resolvers()
+    register_resolvers()
     run_rank(OmegaConf.create(config), Place(rank, rank, processes, "localhost", port))
-
-
-def _own_cause(error: BaseException) -> QSAM2Error | None:
-    """The error of this package that Hydra wrapped in its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, QSAM2Error):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 def _processes(config: DictConfig) -> int:

@@ -14,9 +14,10 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from ...checkpoint import save_qsam2
 from ...convert import convert_qsam2
-from ...errors import CheckpointError, QSAM2Error
+from ...errors import CheckpointError
 from ...models.config import as_class
 from ...stage import set_stage, stage_of
+from .compose import own_cause
 from .options import Options
 from .record import read_plain, record_of
 
@@ -71,7 +72,4 @@ def _build(config: DictConfig) -> SAM2Base:
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, QSAM2Error):
-            cause = cause.__cause__
-        raise cause or error from error
+        raise own_cause(error) or error from error
