@@ -15,8 +15,8 @@ assert GlobalHydra.instance().is_initialized()  # by sam2
 compose("configs/sam2.1/sam2.1_hiera_t.yaml")
 with initialize_config_module("sam2", version_base="1.2"):
     compose("configs/sam2.1/sam2.1_hiera_s.yaml")
-initialize_config_module("sam2.configs", version_base="1.2")
-compose("sam2.1/sam2.1_hiera_s.yaml")
+initialize_config_module("qsam2_ao", version_base="1.2")
+compose("models/configs/qsam2_embedded.yaml")
 try:
     initialize_config_module("sam2", version_base="1.2")
 except ValueError as error:
@@ -28,10 +28,10 @@ import qsam2_ao
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-initialize_config_module("sam2.configs", version_base="1.2")
+initialize_config_module("qsam2_ao", version_base="1.2")
 import sam2
 assert type(GlobalHydra.instance()) is GlobalHydra
-compose("sam2.1/sam2.1_hiera_s.yaml")
+compose("models/configs/qsam2_embedded.yaml")
 """
 
 

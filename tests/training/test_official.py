@@ -227,8 +227,9 @@ def test_the_factory_by_itself(tmp_path):
     assert any(True for _ in fake_quantizers(model))
     assert (tmp_path / "qsam2_calibrated.pt").exists()
     again = quantized_sam2(qsam2={**GIVEN, "folder": str(tmp_path)}, **built_parts())
+    found = again.state_dict()
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, found[name]), name
 
 
 def built_parts() -> dict:
