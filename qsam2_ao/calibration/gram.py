@@ -14,6 +14,7 @@ from torch.ao.quantization.observer import ObserverBase
 
 from ..errors import CalibrationError, NonFiniteError
 from ..quantizers.output_error import typical_energy
+from ..quantizers.statistics import world_size
 
 _ROWS_PER_PRODUCT = 8192
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -207,7 +208,7 @@ class VRCObserver(ObserverBase):
     def synchronize(self) -> None:
         """Complete the sums, over all data-parallel ranks: a collective call, to be made once, after the last batch."""
         self._add_waiting()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             count, own = int(self.count), self.mean.clone()
             dist.all_reduce(self.count)
             self.mean *= count / int(self.count)
@@ -266,6 +267,6 @@ class VRCObserver(ObserverBase):
 
 def _gather(rows: Tensor) -> Tensor:
     """The rows of all ranks, which have as many each."""
-    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    gathered = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -137,8 +138,26 @@ def merge_statistics(stats: RangeStats, counts: Tensor) -> RangeStats:
     return RangeStats(mean.float(), var.sqrt().float(), low, high)
 
 
+class _Alone:
+    """How many blocks of :func:`on_this_rank_alone` the process is in."""
+
+    depth = 0
+
+
+@contextmanager
+def on_this_rank_alone() -> Iterator[None]:
+    """Calibrate on one data-parallel rank while the others wait: nothing in the block is a collective call."""
+    _Alone.depth += 1
+    try:
+        yield
+    finally:
+        _Alone.depth -= 1
+
+
 def world_size() -> int:
-    """Number of data-parallel ranks; 1 where torch.distributed is not in use."""
+    """Number of data-parallel ranks that take part; 1 where torch.distributed is not in use."""
+    if _Alone.depth:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -18,6 +18,7 @@ from ...errors import CheckpointError, QSAM2Error
 from ...models.embedded import EMBEDDED_WEIGHTS, load_weights
 from ...models.official import load_official_state, read_checkpoint
 from ...prepare import prepare_qsam2
+from ...quantizers.statistics import on_this_rank_alone
 from ...stage import set_stage, stage_of
 from .options import Options
 from .random_state import random_state, set_random_state
@@ -116,7 +117,8 @@ def _calibrated(model: SAM2Train, options: Options) -> SAM2Train:
     shared: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            prepared = _calibrate(model, options)
+            with on_this_rank_alone():
+                prepared = _calibrate(model, options)
             shared = [(_state(prepared), stage_of(prepared).info), None]
         except Exception as error:  # the others must hear of it, whatever it is
             failure, shared = error, [None, f"{type(error).__name__}: {error}"]
