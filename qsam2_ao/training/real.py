@@ -141,7 +141,7 @@ def train_real(settings: RealTraining) -> TrainResult:
     result = train(
         model,
         batches.stream(settings.steps, device=settings.device, workers=settings.workers),
-        SAM2Loss(),
+        SAM2Loss(dice=2.0, focal_alpha=0.5),
         steps=settings.steps,
         lr=settings.lr,
         weight_decay=0.02,
