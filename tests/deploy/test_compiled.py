@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from qsam2_ao import build_embedded, compile_qsam2, load_qsam2, save_qsam2
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def decode(model: SAM2Base, points: int, objects: int) -> None:
 @pytest.mark.parametrize("target", ["packed", "int8"])
 @torch.no_grad()
 def test_nothing_compiles_again_after_warm_up(packed_file: Path, target: str) -> None:
-    if target == "int8" and (reason := unavailable_reason()) is not None:
+    if target == "int8" and (reason := why_no_kernels()) is not None:
         pytest.skip(reason)
     model = compile_qsam2(load_qsam2(packed_file, target=target), backend="aot_eager")
     for objects in (1, 2):

@@ -20,7 +20,7 @@ from qsam2_ao.export import export_onnx, export_openvino
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export
 from qsam2_ao.export.runtimes import openvino_core
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.stage import stage_of
 
 onnx = pytest.importorskip("onnx")
@@ -203,7 +203,7 @@ def test_what_cannot_be_exported_says_why(trained: SAM2Base, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+@pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 def test_a_lowered_model_is_not_exported(packed_file: Path) -> None:
     with pytest.raises(UnsupportedLayerError, match='is lowered: load the file with target="packed"'):
         for_export(load_qsam2(packed_file, target="int8"))

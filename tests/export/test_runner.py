@@ -174,7 +174,7 @@ def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatc
     from qsam2_ao.native import build
 
     ExportSettings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
-    monkeypatch.setattr(build, "cpu_unavailable_reason", lambda: "No such CPU.")
+    monkeypatch.setattr(build, "why_no_cpu_kernels", lambda: "No such CPU.")
     with pytest.raises(UnsupportedLayerError, match="No such CPU"):
         ExportedSAM2(tmp_path)
 

@@ -20,17 +20,17 @@ from qsam2_ao.deploy.kernels.linear import Int8Linear
 from qsam2_ao.deploy.kernels.norm import Norm
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.stage import stage_of
 
-needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device whose kernels run here."""
     chosen = torch.device(request.param)
-    if (reason := unavailable_reason(chosen)) is not None:
+    if (reason := why_no_kernels(chosen)) is not None:
         pytest.skip(reason)
     return chosen
 
@@ -104,7 +104,7 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 
 
 def test_without_kernels_auto_is_packed_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "unavailable_reason", lambda device: "The kernels are elsewhere.")
+    monkeypatch.setattr(targets, "why_no_kernels", lambda device: "The kernels are elsewhere.")
     model = load_qsam2(packed_file, target="auto")
     assert {target for target, _ in stage_of(model).targets.values()} == {"packed"}
     with pytest.raises(UnsupportedLayerError, match=r"kernels are elsewhere\. target=\"auto\""):
