@@ -27,14 +27,14 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
         assert f"{name}.png" in report
     before = (tmp_path / "accuracy_cells.jsonl").read_text()
     again = run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
-    assert "2 cells" in again.stdout
+    assert "2 experiments" in again.stdout
     assert (tmp_path / "accuracy_cells.jsonl").read_text() == before
 
 
 def test_an_unknown_method_is_refused(run, tmp_path):
     result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
     assert result.exit_code == 2
-    assert "no cell has these" in result.stderr
+    assert "no experiment has these" in result.stderr
 
 
 @pytest.mark.slow

@@ -83,9 +83,10 @@ def markdown(
         f"(mIoU, SAM2's image predictor). {budget.images} calibration images; {budget.steps} steps of training, the "
         f"same batches for every method, up to {seeds} seeds (mean ± standard deviation). All layers are quantized as "
         "in the presets: per output channel and per tensor, first and last layers with 8 bits. "
-        f"{len(results.all_experiments)} cells are finished; an empty one is not in the plan or has not been run. "
-        "Differences are in percentage points, with 95 % bootstrap intervals over videos. A cell is the same to the "
-        "bit when it is run again on the same machine; on another CPU, metrics have been seen to move by up to 0.1.\n",
+        f"{len(results.all_experiments)} experiments are finished; an empty cell is not in the plan or has not been "
+        "run. Differences are in percentage points, with 95 % bootstrap intervals over videos. An experiment is the "
+        "same to the bit when it is run again on the same machine; on another CPU, metrics have been seen to move by "
+        "up to 0.1.\n",
         *_weight_settings(),
         *_targets(results),
         *_main_tables(results),
