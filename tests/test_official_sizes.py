@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam2_runs import assert_identical, images, run_image, run_video
+from sam2_runs import assert_identical, images, run_both
 
 from qsam2_ao import build_official, convert_qsam2, coverage_report, load_qsam2, prepare_qsam2, save_qsam2
 from qsam2_ao.models.official import OFFICIAL
@@ -40,8 +40,6 @@ def test_prepare_train_convert_save_load(name: str, tmp_path: Path) -> None:
     loaded = load_qsam2(tmp_path / "model.safetensors")
     batch = images(1, SIZE)
     with torch.no_grad():
-        prepared.eval()
-        for run in (run_image, run_video):
-            expected = run(prepared, batch)
-            assert_identical(run(converted, batch), expected)
-            assert_identical(run(loaded, batch), expected)
+        expected = run_both(prepared.eval(), batch)
+        assert_identical(run_both(converted, batch), expected)
+        assert_identical(run_both(loaded, batch), expected)

@@ -50,6 +50,12 @@ def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, mon
     kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
     assert len(kept) == 1
     monkeypatch.setattr(publish, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    memory_records = publish.memory_records
+
+    def of_one_method(workload, methods, **options):
+        return memory_records(workload, methods[:1], **options)  # each takes a process
+
+    monkeypatch.setattr(publish, "memory_records", of_one_method)
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam2_runs import images, run_image, run_video
+from sam2_runs import images, run_both, run_video
 from torch import Tensor, nn
 
 from qsam2_ao import coverage_report, load_qsam2, save_qsam2
@@ -49,18 +49,17 @@ def test_images_and_videos(packed_file: Path, autocast: bool, batch: int, device
     packed = load_qsam2(packed_file, device=device)
     lowered = load_qsam2(packed_file, device=device, target="int8")
     x = images(batch, 96).to(device)
-    for run in (run_image, run_video):
-        exact = run(packed, x)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            theirs, ours = run(packed, x), run(lowered, x)
-        assert len(ours) == len(exact)
-        for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
-            assert mine.shape == expected.shape
-            assert mine.is_floating_point()
-            if not autocast:
-                assert mine.dtype == expected.dtype, f"output {i} in the caller's dtype"
-            # As good as the packed model in bfloat16, up to codes that fall on the other side of a step.
-            assert error(mine, expected) < max(0.05, 1.5 * error(other, expected)), f"output {i} of {run.__name__}"
+    exact = run_both(packed, x)
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        theirs, ours = run_both(packed, x), run_both(lowered, x)
+    assert len(ours) == len(exact)
+    for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
+        assert mine.shape == expected.shape
+        assert mine.is_floating_point()
+        if not autocast:
+            assert mine.dtype == expected.dtype, f"output {i} in the caller's dtype"
+        # As good as the packed model in bfloat16, up to codes that fall on the other side of a step.
+        assert error(mine, expected) < max(0.05, 1.5 * error(other, expected)), f"output {i}"
 
 
 @needs_kernels
