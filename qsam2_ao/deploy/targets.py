@@ -218,7 +218,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
         GraphTraceError: A part is of a class that the sam2 package does not have.
 
     Example:
-        >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
+        >>> predictor = SAM2ImagePredictor(lower_float(model))
     """
     if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")

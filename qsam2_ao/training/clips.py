@@ -47,7 +47,8 @@ def clip_batches(
         DataError: While it runs: a file cannot be used, or no clip with a visible object is found.
 
     Example:
-        >>> train_qat(prepared, steps=100, batches=clip_batches(read_davis("DAVIS"), 1024, 100))  # doctest: +SKIP
+        >>> batches = clip_batches(read_davis("DAVIS"), model.image_size, 100)
+        >>> result = train_qat(prepared, steps=1, batches=batches)
     """
 
     def start(first: int) -> Iterator[BatchedVideoDatapoint]:

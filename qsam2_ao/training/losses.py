@@ -29,7 +29,7 @@ class SAM2Loss(nn.Module):
     and clips weigh alike.
 
     Example:
-        >>> loss = SAM2Loss()(prompted_forward(model, batch), batch)  # doctest: +SKIP
+        >>> loss = SAM2Loss()(prompted_forward(as_trainable(model), batch), batch)
     """
 
     def __init__(self) -> None:

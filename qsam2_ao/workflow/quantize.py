@@ -81,8 +81,8 @@ class QuantizationJob:
             seed: As above.
 
         Example:
-            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset  # doctest: +SKIP
-            'w2-4-8a8'
+            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset
+            'w2-3-4-8a8'
         """
         name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
         return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)

@@ -173,8 +173,10 @@ def lower_int8(
         UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`why_not_int8`.
 
     Example:
+        >>> quantizer = ActivationQuantizer(0, 255, scale=0.02, zero_point=128.0)
         >>> layer = lower_int8(linear, packed, quantizer)
-        >>> y = layer(QuantizeCodes(CodeGrid.of(quantizer))(x))
+        >>> layer(QuantizeCodes(CodeGrid.of(quantizer))(inputs)).shape
+        torch.Size([16, 4])
     """
     reason = why_not_int8(module, packed, None, quantizer)
     if reason is not None:
