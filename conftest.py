@@ -30,11 +30,18 @@ collect_ignore = [
     )
 ]
 
-#: Examples that quantize a whole model.
+#: Examples that quantize a whole model, or wait for torch to export one.
 SLOW_EXAMPLES = {
     "qsam2_ao",
-    "qsam2_ao.prepare.prepare_qsam2",
     "qsam2_ao.benchmark.training.trainee.Trainee",
+    "qsam2_ao.calibration.calibrate.calibrate_qsam2",
+    "qsam2_ao.calibration.equalize.equalize_qsam2",
+    "qsam2_ao.convert.convert_qsam2",
+    "qsam2_ao.prepare.calibrate_activations",
+    "qsam2_ao.prepare.prepare_qsam2",
+    "qsam2_ao.pt2e.modes.eval_exported",
+    "qsam2_ao.recipe.presets.with_first_and_last",
+    "qsam2_ao.sensitivity.assign.assign_bits",
 }
 
 

@@ -135,9 +135,10 @@ def test_what_cannot_be_exported_says_why(packed_file: Path, monkeypatch: pytest
     def missing(name: str) -> Any:
         raise ImportError(name)
 
+    model = load_qsam2(packed_file)
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(QSAM2Error, match=r"needs the package onnx: pip install .*\[export\]"):
-        export_onnx(load_qsam2(packed_file), tmp_path)
+        export_onnx(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
