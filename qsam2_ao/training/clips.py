@@ -19,6 +19,27 @@ _ATTEMPTS = 50
 _IMAGE_SHARE = 0.4
 
 
+#: With fewer videos all are trained on, and judged by other clips of the same.
+_FEWEST_TO_HOLD_OUT = 5
+
+
+def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[DavisSequence]]:
+    """Every tenth video, at least one, set aside to judge a training by.
+
+    Args:
+        sequences: The videos. Of fewer than five none can be spared: both lists then hold all of them.
+
+    Returns:
+        Those to train on, and those to judge by.
+
+    Example:
+        >>> trained, held = hold_out(read_davis("DAVIS"))  # doctest: +SKIP
+    """
+    if len(sequences) < _FEWEST_TO_HOLD_OUT:
+        return sequences, sequences
+    return [s for i, s in enumerate(sequences) if i % 10 != 4], sequences[4::10]
+
+
 def clip_batches(
     sequences: list[DavisSequence],
     size: int,

@@ -12,7 +12,7 @@ from PIL import Image
 from qsam2_ao.data.davis import read_davis
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
-from qsam2_ao.training.clips import clip_batches
+from qsam2_ao.training.clips import clip_batches, hold_out
 
 
 @pytest.fixture
@@ -57,3 +57,12 @@ def test_empty_masks_are_an_error(davis: Path):
         Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
     with pytest.raises(DataError, match="no clip with a visible object"):
         next(clip_batches(read_davis(davis), 32, 1)(0))
+
+
+def test_every_tenth_video_is_held_out(davis: Path):
+    sequences = read_davis(davis)
+    many = [sequences[0]] * 4 + [sequences[1]] + [sequences[0]] * 9 + [sequences[1]]
+    trained, held = hold_out(many)
+    assert held == [sequences[1], sequences[1]]
+    assert trained == [sequences[0]] * 13
+    assert hold_out(many[:4]) == (many[:4], many[:4])

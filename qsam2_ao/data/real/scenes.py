@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ..procedural import Sequence
-from .library import Library, pick_object
+from .library import Library, pick_object, trimmed
 from .looks import Camera, Pixels, light, recolour
 from .motion import Affine, bend, smooth_path, source_map
 
@@ -20,7 +20,7 @@ SceneKind = Literal["photograph", "still", "pair", "clip"]
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
 #: Least visible part of the first frame that makes an object one to ask about.
-_SMALLEST = 0.003
+_SMALLEST = 0.0008
 
 
 def draw_scene(
@@ -65,11 +65,11 @@ def _compose(
     count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 6))}.get(
         kind, int(rng.integers(1, 5))
     )
-    sprites = [library.sprite(rng) if rng.random() < 0.88 else _scrap(library, rng) for _ in range(count)]
+    sprites = [_thing(library, rng) for _ in range(count)]
     if sprites and rng.random() < 0.25:
         sprites.append(recolour(rng, sprites[0], 0.3))  # a twin, to be told apart by place and motion
     for number, sprite in enumerate(sprites):
-        _paste(images, masks, sprite, 200 + number, rng, pan)
+        _paste(images, masks, sprite, 200 + number, rng, pan, smallest=0.05 if kind == "still" else 0.1)
     camera = Camera(rng, frames, size)
     for t in range(frames):
         images[t] = camera(images[t], t)
@@ -148,7 +148,7 @@ def _box_around(rng: np.random.Generator, ids: Pixels) -> Box:
     left, top, across, down = cv2.boundingRect((ids == pick_object(rng, ids)).astype(np.uint8))
     extent = float(max(across, down))
     height, width = ids.shape
-    side = max(extent / np.exp(rng.uniform(np.log(0.15), np.log(1.05))), 40.0)
+    side = max(extent / np.exp(rng.uniform(np.log(0.06), np.log(1.05))), 40.0)
     stretch = np.exp(rng.normal(0, 0.2))
     w, h = min(side * stretch, width), min(side / stretch, height)
     u, v = rng.uniform(0.3, 0.7, 2)
@@ -163,6 +163,46 @@ def _any_box(rng: np.random.Generator, shape: tuple[int, ...]) -> Box:
     w, h = width * rng.uniform(0.4, 0.95), height * rng.uniform(0.4, 0.95)
     w, h = min(w, 1.7 * h), min(h, 1.7 * w)
     return float(rng.uniform(w / 2, width - w / 2)), float(rng.uniform(h / 2, height - h / 2)), float(w), float(h)
+
+
+def _thing(library: Library, rng: np.random.Generator) -> Pixels:
+    """Something to put in front of a photograph: an object, a scrap, or two such things as one.
+
+    What has one colour could be found by it. Things of several parts, and none alike, are wholes only by their box.
+    """
+    draw = rng.random()
+    if draw < 0.72:
+        return library.sprite(rng)
+    if draw < 0.84:
+        return _scrap(library, rng)
+    behind, front = (library.sprite(rng) if rng.random() < 0.7 else _scrap(library, rng) for _ in range(2))
+    return trimmed(_joined(behind, front, rng))
+
+
+def _joined(behind: Pixels, front: Pixels, rng: np.random.Generator) -> Pixels:
+    """Two sprites as one: the second, smaller, over the border of the first."""
+    scale = 200 / max(behind.shape[:2])
+    behind = _resized(behind, scale)
+    front = _resized(front, max(behind.shape[:2]) * rng.uniform(0.35, 0.9) / max(front.shape[:2]))
+    height, width = behind.shape[:2]
+    canvas = np.zeros((height + 2 * front.shape[0], width + 2 * front.shape[1], 4), np.uint8)
+    canvas[front.shape[0] : front.shape[0] + height, front.shape[1] : front.shape[1] + width] = behind
+    angle = rng.uniform(0, 2 * np.pi)
+    y = int(front.shape[0] / 2 + height * (0.5 + 0.4 * np.sin(angle)))
+    x = int(front.shape[1] / 2 + width * (0.5 + 0.4 * np.cos(angle)))
+    place = canvas[y : y + front.shape[0], x : x + front.shape[1]]
+    share = front[..., 3:].astype(np.float32) / 255
+    place[..., :3] = (place[..., :3] * (1 - share) + front[..., :3] * share).astype(np.uint8)
+    place[..., 3] = np.maximum(place[..., 3], front[..., 3])
+    return canvas
+
+
+def _resized(sprite: Pixels, scale: float) -> Pixels:
+    """A sprite of another size, whose colours take nothing of what is transparent."""
+    new = (max(round(sprite.shape[1] * scale), 2), max(round(sprite.shape[0] * scale), 2))
+    small = cv2.resize(_premultiplied(sprite), new, interpolation=cv2.INTER_AREA)
+    strength = np.maximum(small[..., 3:], 1).astype(np.float32) / 255
+    return np.dstack([np.minimum(small[..., :3] / strength, 255).astype(np.uint8), small[..., 3]])
 
 
 def _scrap(library: Library, rng: np.random.Generator) -> Pixels:
@@ -191,21 +231,19 @@ def _paste(
     identity: int,
     rng: np.random.Generator,
     pan: list[NDArray[np.float64]],
+    smallest: float,
 ) -> None:
-    """Put a sprite in front of what is there, frame by frame, in place."""
+    """Put a sprite in front of what is there, frame by frame, in place; it spans at least ``smallest`` of the side."""
     frames, size = images.shape[:2]
     if rng.random() < 0.5:
         sprite = cv2.flip(sprite, 1)  # type: ignore[assignment]
-    extent = np.exp(rng.uniform(np.log(0.14), np.log(0.85)))
+    extent = np.exp(rng.uniform(np.log(smallest), np.log(0.85)))
     height, width = sprite.shape[:2]
     stretch = np.exp(rng.normal(0, 0.15))
     unit = extent / max(height, width)
     shrink = min(1.25 * extent * size / max(height, width), 1.0)
     if shrink < 1:
-        new = (max(round(width * shrink), 2), max(round(height * shrink), 2))
-        sprite = cv2.resize(_premultiplied(sprite), new, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        strength = np.maximum(sprite[..., 3:], 1).astype(np.float32) / 255
-        sprite = np.dstack([np.minimum(sprite[..., :3] / strength, 255).astype(np.uint8), sprite[..., 3]])
+        sprite = _resized(sprite, shrink)
     layer = _premultiplied(recolour(rng, sprite))
     moving = frames > 1
     speed = (lambda base: _pace(rng, base)) if moving else (lambda base: (0.0, 0.0))
