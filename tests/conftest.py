@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+#: Scripts that make what tests compare with; they are not imported to look for examples.
+collect_ignore_glob = ["*make_*.py"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory_is_given_back() -> Iterator[None]:

@@ -183,7 +183,8 @@ def names(source: str, known: Mapping[str, Any]) -> set[str]:
     given = {*known, *vars(builtins)}
     for statement in ast.parse(source).body:
         found = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
-        free |= {node.id for node in found if isinstance(node.ctx, ast.Load)} - given
+        arguments = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+        free |= {node.id for node in found if isinstance(node.ctx, ast.Load)} - given - arguments
         given |= {node.id for node in found if isinstance(node.ctx, ast.Store)}
         given |= {statement.name} if isinstance(statement, ast.FunctionDef) else set()
     return free

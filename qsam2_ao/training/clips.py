@@ -33,7 +33,7 @@ def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[
         Those to train on, and those to judge by.
 
     Example:
-        >>> trained, held = hold_out(read_davis("DAVIS"))  # doctest: +SKIP
+        >>> trained, held = hold_out(read_davis("DAVIS"))
     """
     if len(sequences) < _FEWEST_TO_HOLD_OUT:
         return sequences, sequences
