@@ -33,13 +33,24 @@ def clip() -> Sequence:
     return generate_sequence("test", 3, num_frames=10)
 
 
+@pytest.fixture(scope="module")
+def onnx_files(trained_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return export_onnx(load_qsam2(trained_file), tmp_path_factory.mktemp("runner") / "onnx", progress=False)
+
+
 @pytest.fixture(scope="module", params=list(EXPORTS))
 def exported(request: pytest.FixtureRequest, trained_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     export, target, packages = EXPORTS[request.param]
     for package in packages:
         pytest.importorskip(package)
+    if request.param == "onnx":
+        return request.getfixturevalue("onnx_files")[0].parent
     folder = tmp_path_factory.mktemp("runner") / request.param
-    export(load_qsam2(trained_file, target=target), folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "openvino":  # starts from the same files
+            files = request.getfixturevalue("onnx_files")
+            patch.setattr("qsam2_ao.export.openvino.export_onnx", lambda model, folder, *, progress: files)
+        export(load_qsam2(trained_file, target=target), folder, progress=False)
     return folder
 
 
