@@ -78,7 +78,7 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         QSAM2Error: The file cannot be written.
 
     Example:
-        >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
+        >>> save_qsam2(quantized, "w4a8.safetensors")
     """
     stage = stage_of(model)
     if not stage.layers:
@@ -191,6 +191,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             info=json.loads(metadata["info"]),
             version=int(file_version),
         )
+    except CheckpointError as error:  # a ValueError too
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
 

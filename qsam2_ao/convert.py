@@ -61,7 +61,7 @@ def convert_qsam2(
 
     Example:
         >>> quantized = convert_qsam2(prepared)
-        >>> quantized = convert_qsam2(model, "w4a8", images)  # without training
+        >>> quantized = convert_qsam2(model, {"mask_decoder": "w4a8"}, images)  # without training, and only a part
     """
     if qconfig is not None:
         model = prepare_qsam2(model, qconfig, calibration_data=calibration_data, **prepare_options)

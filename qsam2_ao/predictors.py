@@ -75,7 +75,8 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
         GraphTraceError: It is not a SAM2 model.
 
     Example:
-        >>> predictor = as_video_predictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml"))  # doctest: +SKIP
+        >>> as_video_predictor(model).image_size
+        96
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -130,8 +131,8 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.ui
         DataError: As for :func:`preprocess`.
 
     Example:
-        >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
-        >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
+        >>> state = predictor_state(predictor, frames)
+        >>> frame, ids, logits = predictor.add_new_mask(state, 0, obj_id=1, mask=mask)
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -156,7 +157,7 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
         The predictor, which shares the model.
 
     Example:
-        >>> predictor = image_predictor(load_embedded())
+        >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
     adapt_image_predictor()

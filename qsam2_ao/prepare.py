@@ -80,7 +80,7 @@ def prepare_qsam2(
 
     Example:
         >>> prepared = prepare_qsam2(model, "w4a8", calibration_data="photos/")
-        >>> ...  # train it
+        >>> # ... train it
         >>> quantized = convert_qsam2(prepared)
     """
     if stage_of(model).name != "float":
@@ -140,7 +140,7 @@ def _calibrate_weights(
         batch_size=images_at_once(model),
         seed=seed,
         progress=progress,
-        then=lambda name, layer, inputs: start_layer(layer, layer.weight_fake_quant, inputs, rounding, name),
+        then=lambda name, _, inputs: start_layer(layers[name], layers[name].weight_fake_quant, inputs, rounding, name),
     )
     for name, layer in layers.items():
         if name not in observed:

@@ -51,7 +51,7 @@ class CalibrationImages:
 
     Example:
         >>> for batch in CalibrationImages("photos/").batches(model):
-        ...     model.forward_image(batch)
+        ...     features = model.forward_image(batch)
     """
 
     def __init__(self, data: CalibrationData, *, max_images: int = 50, seed: int = 0) -> None:

@@ -108,8 +108,8 @@ def read_davis(
             read, and names it.
 
     Example:
-        >>> sequence = read_davis("DAVIS", ["bear"])[0]  # doctest: +SKIP
-        >>> sequence.frames[0].shape, sequence.object_ids  # doctest: +SKIP
+        >>> sequence = read_davis("DAVIS", ["bear"])[0]
+        >>> sequence.frames[0].shape, sequence.object_ids
         ((480, 854, 3), (1,))
     """
     images, annotations = (_sequences_folder(Path(root) / kind, resolution) for kind in ("JPEGImages", "Annotations"))

@@ -279,7 +279,7 @@ def write_sequence(sequence: Sequence, root: str | os.PathLike[str]) -> None:
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> write_sequence(generate_sequence("test", 0), "davis-like")  # doctest: +SKIP
+        >>> write_sequence(generate_sequence("test", 0, num_frames=2), "davis-like")
     """
     images = Path(root) / "JPEGImages" / sequence.name
     annotations = Path(root) / "Annotations" / sequence.name

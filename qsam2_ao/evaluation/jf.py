@@ -185,7 +185,8 @@ def score_folders(
         DataError: A folder or mask is missing, unreadable or of another size; the message names it.
 
     Example:
-        >>> score_folders("predicted", "DAVIS/Annotations/480p").jf  # doctest: +SKIP
+        >>> score_folders("predicted", "DAVIS/Annotations/480p").jf
+        100.0
     """
     root = Path(annotations)
     if sequences is None:

@@ -29,8 +29,9 @@ def evaluate_model(model: nn.Module, sequences: Sequence[VideoSequence], *, prog
         MissingPackageError: vos-benchmark is not installed.
 
     Example:
-        >>> from qsam2_ao.data.procedural import generate_split
-        >>> evaluate_model(load_embedded(), list(generate_split("test", 64)))["jf"]  # doctest: +SKIP
+        >>> scores = evaluate_model(model, sequences)
+        >>> 0 < scores["jf"] <= 100
+        True
     """
     video = evaluate_video(model, sequences, progress=progress)
     samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)

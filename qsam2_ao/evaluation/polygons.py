@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ..data.real.pictures import list_files, read_colour
 from ..errors import DataError
+from ..optional import needed
 from .image import ImageSample
 
 
@@ -31,8 +31,9 @@ def read_polygons(
         DataError: A folder is missing, or a line is no polygon.
 
     Example:
-        >>> samples = read_polygons("coco128", count=40, per_image=4)  # doctest: +SKIP
+        >>> samples = read_polygons("realdata/validation/coco128", count=40, per_image=4)
     """
+    cv2 = needed("cv2")
     rng = np.random.default_rng(seed)
     root = Path(folder)
     samples: list[ImageSample] = []

@@ -89,7 +89,7 @@ def track_sequence(
         DataError: The prompt's name is unknown, or an object is in no mask.
 
     Example:
-        >>> masks = track_sequence(predictor, generate_sequence("test", 0))  # doctest: +SKIP
+        >>> masks = track_sequence(predictor, sequence)
     """
     if prompt not in get_args(VideoPrompt):
         raise DataError(f"prompt must be one of {', '.join(get_args(VideoPrompt))}, got {prompt!r}")
@@ -169,8 +169,7 @@ def evaluate_video(
         DataError: There are no sequences, or one cannot be used; the message names it.
 
     Example:
-        >>> from qsam2_ao.data.procedural import generate_split
-        >>> evaluate_video(load_embedded(), generate_split("test", 64)).jf  # doctest: +SKIP
+        >>> jf = evaluate_video(model, sequences).jf
     """
     objects: list[ObjectScore] = []
     videos = frames = 0

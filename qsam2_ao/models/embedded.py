@@ -150,7 +150,7 @@ def save_weights(state: dict[str, Tensor], path: str | os.PathLike[str]) -> None
         QSAM2Error: The file cannot be written.
 
     Example:
-        >>> save_weights(build_embedded().state_dict(), "embedded.safetensors")  # doctest: +SKIP
+        >>> save_weights(build_embedded().state_dict(), "weights.safetensors")
     """
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()}
     for name, value in half.items():
@@ -171,7 +171,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: The file is absent, damaged, or its names or shapes are not the model's.
 
     Example:
-        >>> load_weights(build_embedded(), "embedded.safetensors")  # doctest: +SKIP
+        >>> load_weights(build_embedded(), "embedded.safetensors")
     """
     try:
         state = load_file(path)
@@ -205,7 +205,7 @@ def set_image_size(model: nn.Module, size: int) -> None:
         ValueError: The size is not a positive multiple of 32.
 
     Example:
-        >>> set_image_size(model, 128)  # doctest: +SKIP
+        >>> set_image_size(model, 128)
     """
     if size <= 0 or size % 32:
         raise ValueError(f"the size must be a positive multiple of 32, got {size}")

@@ -112,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: The file is absent, truncated, or holds something else.
 
     Example:
-        >>> state = read_checkpoint("sam2.1_hiera_tiny.pt")  # doctest: +SKIP
+        >>> state = read_checkpoint("tiny.pt")
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; download the checkpoint or correct the path")
@@ -143,7 +143,7 @@ def load_official_state(model: nn.Module, state: dict[str, Tensor], source: str)
         CheckpointError: Tensors are missing, unknown or of another shape; the first few are named.
 
     Example:
-        >>> load_official_state(model, read_checkpoint("tiny.pt"), "tiny.pt")  # doctest: +SKIP
+        >>> load_official_state(model, read_checkpoint("tiny.pt"), "tiny.pt")
     """
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

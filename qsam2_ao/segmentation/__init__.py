@@ -2,7 +2,7 @@
 
 Example:
     >>> from qsam2_ao.segmentation import parse_prompts, segment_image
-    >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["500,375"]))  # doctest: +SKIP
+    >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["50,37"]))
 """
 
 from .image import ObjectFound, SegmentedImage, segment_file, segment_image

@@ -76,7 +76,7 @@ def segment_file(
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> segment_file(load_model("embedded"), "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
+        >>> found = segment_file(model, "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
     """
     image, output = Path(image), Path(output)
     picture = Image.fromarray(read_rgb(image))
@@ -108,7 +108,7 @@ def segment_image(
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
 
     Example:
-        >>> logits, scores = segment_image(load_embedded(), picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
+        >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
     """
     predictor = model if isinstance(model, ExportedSAM2) else image_predictor(model)
     predictor.set_image(picture)

@@ -73,7 +73,7 @@ def track_file(
         MissingPackageError: PyAV is not installed.
 
     Example:
-        >>> track_file(load_model("embedded"), "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
+        >>> tracked = track_file(model, "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
     """
     video, output = Path(video), Path(output)
     frames = list(read_frames(video)) if frames is None else frames
@@ -113,8 +113,11 @@ def track_frames(
         DataError: An exported model is to track from a mask.
 
     Example:
-        >>> for frame, ids in track_frames(load_embedded(), frames, {1: ObjectPrompt([(30, 40, 1)])}):
-        ...     print(frame, (ids == 1).sum())
+        >>> for frame, ids in track_frames(predictor, frames, {1: ObjectPrompt([(30, 40, 1)])}):
+        ...     print(frame, ids.shape)
+        0 (96, 96)
+        1 (96, 96)
+        2 (96, 96)
     """
     if isinstance(predictor, ExportedSAM2):
         if masked := [object_id for object_id, prompt in prompts.items() if prompt.mask is not None]:

@@ -33,7 +33,7 @@ def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[
         Those to train on, and those to judge by.
 
     Example:
-        >>> trained, held = hold_out(read_davis("DAVIS"))  # doctest: +SKIP
+        >>> trained, held = hold_out(read_davis("DAVIS"))
     """
     if len(sequences) < _FEWEST_TO_HOLD_OUT:
         return sequences, sequences
@@ -68,7 +68,8 @@ def clip_batches(
         DataError: While it runs: a file cannot be used, or no clip with a visible object is found.
 
     Example:
-        >>> train_qat(prepared, steps=100, batches=clip_batches(read_davis("DAVIS"), 1024, 100))  # doctest: +SKIP
+        >>> batches = clip_batches(read_davis("DAVIS"), model.image_size, 100)
+        >>> result = train_qat(prepared, steps=1, batches=batches)
     """
 
     def start(first: int) -> Iterator[BatchedVideoDatapoint]:

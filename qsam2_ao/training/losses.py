@@ -35,7 +35,7 @@ class SAM2Loss(nn.Module):
             unsure makes its masks too small.
 
     Example:
-        >>> loss = SAM2Loss()(prompted_forward(model, batch), batch)  # doctest: +SKIP
+        >>> loss = SAM2Loss()(prompted_forward(as_trainable(model), batch), batch)
     """
 
     def __init__(self, *, dice: float = 1.0, focal_alpha: float = 0.25) -> None:

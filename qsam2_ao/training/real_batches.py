@@ -66,7 +66,7 @@ class RealBatches(Dataset[RawBatch]):
         DataError: The sizes do not start at step 0.
 
     Example:
-        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))  # doctest: +SKIP
+        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))
     """
 
     def __init__(self, library: Library, sizes: tuple[SizeStage, ...], mix: Mix | None = None, seed: int = 0) -> None:

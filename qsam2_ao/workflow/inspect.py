@@ -69,7 +69,8 @@ def inspect_model(
         QSAM2Error: There is no such model, or a float model is to be timed.
 
     Example:
-        >>> inspect_model("tiny-w4a8.safetensors").size.compression  # doctest: +SKIP
+        >>> inspect_model("tiny-w4a8.safetensors").size.compression > 3
+        True
     """
     loaded = load_model(model, checkpoint)
     packed = bool(stage_of(loaded).layers)

@@ -6,15 +6,16 @@ import importlib
 import importlib.metadata
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from ..calibration import CalibrationData
 from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.davis import read_davis
@@ -101,8 +102,8 @@ class QuantizationJob:
             seed: As above.
 
         Example:
-            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset  # doctest: +SKIP
-            'w2-4-8a8'
+            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset
+            'w2-3-4-8a8'
         """
         name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
         return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)
@@ -191,7 +192,7 @@ def quantize_model(
     output: Path,
     work: Workspace,
     *,
-    calibration_data: str | Iterable[Any],
+    calibration_data: CalibrationData,
     training: TrainingData | None = None,
 ) -> SAM2Base:
     """Calibrate, train, convert and save, going on from what ``work`` has.
@@ -252,7 +253,7 @@ def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
     return TrainingData(trained.stream(job.steps, device=device), list(held.stream(HELD_OUT_BATCHES, device=device)(0)))
 
 
-def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: str | Iterable[Any]) -> SAM2Base:
+def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
     """The prepared model, calibrated now or by the run that was interrupted."""
     if path.exists():
         try:

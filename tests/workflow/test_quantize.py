@@ -12,11 +12,13 @@ from qsam2_ao import load_qsam2
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training import qat
+from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.workflow import quantize as quantizing
 from qsam2_ao.workflow.data import procedural_images
 from qsam2_ao.workflow.quantize import QuantizationJob, quantize_model
 from qsam2_ao.workspace import Workspace
 
+SMALL = ProceduralBatches((Stage(0, ((BatchKind(1, 2, 1), 1.0),)),), seed=11)
 JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
 
 
@@ -27,7 +29,14 @@ def model():
 
 def quantize(model: object, folder: Path) -> Path:
     output = folder / "out.safetensors"
-    quantize_model(model, JOB, output, Workspace(folder, {}), calibration_data=procedural_images(2, 96))
+    quantize_model(
+        model,
+        JOB,
+        output,
+        Workspace(folder, {}),
+        calibration_data=procedural_images(2, 96),
+        batches=SMALL.stream(JOB.steps),
+    )
     return output
 
 

@@ -57,7 +57,7 @@ def publish(
         models: Only these; None for all.
         sizes: Sides of the input in pixels; None for 1024 and 512.
         threads: Numbers of threads; None for one and all cores.
-        methods: Only these and the baseline; None for all.
+        methods: Only these and the reference; None for all.
         parts: Only these, as the tables call them; None for all.
 
     Returns:

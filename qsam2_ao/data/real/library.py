@@ -28,7 +28,7 @@ class Library:
         keep: How many decoded photographs stay in memory, about 0.8 MiB each.
 
     Example:
-        >>> library = Library.open("realdata/train")  # doctest: +SKIP
+        >>> library = Library.open("realdata/train")
     """
 
     sets: tuple[Photographs, ...]

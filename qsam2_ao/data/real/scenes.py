@@ -42,7 +42,7 @@ def draw_scene(
         DataError: The kind is unknown, or a file cannot be read.
 
     Example:
-        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))  # doctest: +SKIP
+        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))
     """
     if kind not in SCENE_KINDS:
         raise DataError(f"kind must be one of {list(SCENE_KINDS)}, got {kind!r}")
