@@ -32,10 +32,12 @@ from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .deploy.targets import lower_to
+from .devices import usable_device
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
 from .models.config import build_from_config, model_config
+from .models.wrappers import check_bare
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
@@ -80,6 +82,7 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
     """
+    check_bare(model, "save_qsam2")
     stage = stage_of(model)
     if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
@@ -142,10 +145,12 @@ def load_qsam2(
     Raises:
         CheckpointError: The file is absent, truncated, of another kind or model, of a newer format, or has a missing,
             unknown or misshapen tensor, naming it.
+        QSAM2Error: There is no such device here.
 
     Example:
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
+    device = usable_device(device)
     header = read_header(path)
     with _open(path, str(device)) as opened, _no_collection():
         model = build_from_config(header.config, meta=True, model_class=model_class)
@@ -188,7 +193,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
             dtypes=dict(json.loads(metadata["dtypes"] if int(file_version) > 1 else "{}")),
-            info=json.loads(metadata["info"]),
+            info=dict(json.loads(metadata["info"])),
             version=int(file_version),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -270,7 +275,9 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    set_stage(model, ModelStage(config=header.config, info=header.info))
+    set_stage(
+        model, ModelStage(config=header.config, info=header.info, images_only=bool(header.info.get("images_only")))
+    )
     record_layers(model, header.plan)
 
 

@@ -21,6 +21,7 @@ from .calibration.rounding import start_layer
 from .compat import adapt_image_predictor
 from .errors import GraphTraceError, NonFiniteError, QSAM2Error
 from .models.config import model_config
+from .models.wrappers import check_bare
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
 from .stage import ModelStage, set_stage, stage_of
@@ -83,6 +84,7 @@ def prepare_qsam2(
         >>> ...  # train it
         >>> quantized = convert_qsam2(prepared)
     """
+    check_bare(model, "prepare_qsam2")
     if stage_of(model).name != "float":
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     recipe = resolve_recipe(qconfig, model)
@@ -93,7 +95,7 @@ def prepare_qsam2(
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
     model = _in_float32(model)
     prepared = copy.deepcopy(model)
-    set_stage(prepared, ModelStage(config=_config(model)))
+    set_stage(prepared, ModelStage(config=_config(model), images_only=stage_of(model).images_only))
     layers = insert_fake_quantizers(prepared, recipe)
     report: VRCReport | None = None
     with one_thread_if_small(model):
@@ -109,6 +111,8 @@ def prepare_qsam2(
         "seed": seed,
         "vrc": report.to_dict() if report is not None and report.layers else None,
     }
+    if stage_of(model).images_only:
+        info["images_only"] = True
     set_stage(prepared, replace(stage_of(prepared), info=info))
     return prepared
 
