@@ -76,7 +76,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         path: The file; written under a temporary name and renamed, so an error leaves an old file as it was.
 
     Raises:
-        CheckpointError: The model is not deployed, or was lowered to a layout that depends on the machine.
+        CheckpointError: The model is not deployed, has modules that SAM2 has not (a head of your own), or was lowered
+            to a layout that depends on the machine.
         QSAM2Error: The file cannot be written.
 
     Example:
@@ -86,6 +87,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
     stage = stage_of(model)
     if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
+    if stage.unsaved is not None:
+        raise CheckpointError(f"the model cannot be saved: {stage.unsaved}")
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
