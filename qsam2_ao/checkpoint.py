@@ -182,7 +182,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with _open(path, "cpu") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that save_qsam2 wrote")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one that save_qsam2 wrote; a float checkpoint is quantized first"
+        )
     file_version = metadata.get("format_version", "")
     if not file_version.isdigit() or int(file_version) > FORMAT_VERSION:
         raise CheckpointError(

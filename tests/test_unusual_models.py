@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from qsam2_ao import convert_qsam2, load_qsam2, prepare_qsam2, save_qsam2
 from qsam2_ao.errors import CheckpointError, QConfigError
-from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.models.config import build_from_config, model_config
+from qsam2_ao.models.embedded import build_embedded, load_embedded
 
 PHOTO = [np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)]
 LITTLE = {"memory_attention": "w4a16"}
@@ -58,7 +60,7 @@ def test_the_rest_of_a_model_without_a_memory_is_quantized(tmp_path: Path) -> No
 
 def test_a_model_made_in_inference_mode_can_be_prepared_and_trained() -> None:
     with torch.inference_mode():
-        model = build_embedded()
+        model = copy.deepcopy(build_embedded())
     assert any(value.is_inference() for value in model.state_dict().values())
     prepared = prepare_qsam2(model, LITTLE, progress=False)
     assert not any(value.is_inference() for value in [*prepared.state_dict().values(), *prepared.parameters()])
@@ -67,6 +69,12 @@ def test_a_model_made_in_inference_mode_can_be_prepared_and_trained() -> None:
     with torch.no_grad():
         layer.weight.sub_(layer.weight.grad)
     assert not any(value.is_inference() for value in convert_qsam2(prepared).state_dict().values())
+
+
+def test_models_built_in_inference_mode_are_made_of_plain_tensors() -> None:
+    with torch.inference_mode():
+        models = [build_embedded(), load_embedded(), build_from_config(model_config(build_embedded()))]
+    assert not any(value.is_inference() for model in models for value in model.state_dict().values())
 
 
 def test_a_model_compiled_in_place_is_a_model(tmp_path: Path) -> None:

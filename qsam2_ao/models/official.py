@@ -20,7 +20,7 @@ from ..errors import CheckpointError, QSAM2Error
 from ..stage import ModelStage, set_stage
 from .describe import class_path
 from .sizes import MEMORY, image_part_only, in_words, recognise
-from .weights import image_size_of, read_checkpoint
+from .weights import check_settings, image_size_of, read_checkpoint
 from .yaml_config import compose, one_line
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ def build_official(
             own = model.state_dict()
             state = {**{key: own[key] for key in own if key.startswith((*MEMORY, *_WITH_MEMORY))}, **state}
         load_official_state(model, state, str(checkpoint))
+        check_settings(str(checkpoint), model)
     return model.to(where)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from . import hub, sizes
@@ -109,6 +109,30 @@ def image_size_of(path: str | os.PathLike[str]) -> int | None:
     if len(sides) != 1 or not all(isinstance(side, int) and side > 0 and side % 32 == 0 for side in sides):
         raise CheckpointError(f"{path}: its config has image_size {size}; SAM2 reads squares of a multiple of 32")
     return int(sides.pop())
+
+
+def check_settings(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Refuse a folder of transformers whose config has windows or global blocks that the model has not.
+
+    No tensor tells them.
+
+    Args:
+        path: A checkpoint; of other forms than a folder nothing is checked.
+        model: The model that its weights are for.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    if not Path(path).is_dir():
+        return
+    given = _read_config(Path(path))["vision_config"]["backbone_config"]
+    trunk: Any = model.get_submodule("image_encoder.trunk")
+    for theirs, ours in (("window_size_per_stage", "window_spec"), ("global_attention_blocks", "global_att_blocks")):
+        value, own = given.get(theirs), list(getattr(trunk, ours))
+        if value is not None and value != own:
+            raise CheckpointError(
+                f"{path}: its config has {theirs} {value}, and the model has {own}; name a YAML file with its {ours}"
+            )
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -292,14 +316,14 @@ def _in_official_names(state: dict[Any, Any], source: str) -> dict[str, Tensor]:
         value = state[key]
         if name == _COUNTER:
             continue
-        if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_meta:
+        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f"{source}: {key} is no plain tensor but {_kind(value)}; save the float state dict")
         plain[name.removeprefix(prefix)] = value
     return hub.official_names(plain, source) if mark == hub.MARK else plain
 
 
 def _kind(value: object) -> str:
-    if type(value) in (Tensor, torch.nn.Parameter):
+    if type(value) in (Tensor, nn.Parameter):
         return f"a tensor of another kind ({value.device}, {value.layout}, {value.dtype})"  # type: ignore[attr-defined]
     return f"a {type(value).__name__}"
 

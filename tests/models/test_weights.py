@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.models.weights import holds_float_weights, image_size_of, read_checkpoint
+from qsam2_ao.models.weights import check_settings, holds_float_weights, image_size_of, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,17 @@ def test_folders_that_hold_no_sam2(model: nn.Module, tmp_path: Path) -> None:
     assert not holds_float_weights(tmp_path)
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_checkpoint(tmp_path)
+
+
+def test_windows_that_no_tensor_tells(model: nn.Module, tmp_path: Path) -> None:
+    trunk: Any = model.get_submodule("image_encoder.trunk")
+    same = {"window_size_per_stage": list(trunk.window_spec), "global_attention_blocks": None}
+    check_settings(folder_of(tmp_path / "a", {}, vision_config={"backbone_config": same}), model)
+    for key in same:
+        other = {**same, key: [1, 2]}
+        with pytest.raises(CheckpointError, match=rf"its config has {key} \[1, 2\], and the model has"):
+            check_settings(folder_of(tmp_path / key, {}, vision_config={"backbone_config": other}), model)
+    check_settings(tmp_path / "a" / "model.safetensors", model)
 
 
 def test_the_input_size_of_a_folder(tmp_path: Path) -> None:
