@@ -201,7 +201,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             info=dict(json.loads(metadata["info"])),
             version=int(file_version),
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -161,24 +162,28 @@ def _odd_json(content: bytes, rng: Random) -> bytes:
     return json.dumps(value).encode()
 
 
+def _odd(rng: Random) -> Any:
+    return copy.deepcopy(rng.choice(_ODD_VALUES))  # it may be changed again
+
+
 def _odd_value(value: Any, rng: Random) -> Any:
     """The same value with one inside replaced, removed or added."""
     keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
     if not keys or rng.random() < 0.05:
-        return rng.choice(_ODD_VALUES)
+        return _odd(rng)
     key, kind = rng.choice(keys), rng.randrange(12)
     if kind == 0:
         del value[key]
     elif kind == 1 and isinstance(value, dict):
-        value[rng.choice(("", "x", "_target_", str(key) + "x"))] = rng.choice(_ODD_VALUES)
+        value[rng.choice(("", "x", "_target_", str(key) + "x"))] = _odd(rng)
     elif kind == 1:
-        value.append(rng.choice(_ODD_VALUES))
+        value.append(_odd(rng))
     elif isinstance(value[key], (dict, list)) and value[key]:
         value[key] = _odd_value(value[key], rng)
     elif isinstance(value[key], int) and rng.random() < 0.5:
         value[key] = rng.choice((value[key] + 1, value[key] * 2, -value[key], value[key] * 1000, value[key] // 2))
     else:
-        value[key] = rng.choice(_ODD_VALUES)
+        value[key] = _odd(rng)
     return value
 
 
