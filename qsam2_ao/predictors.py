@@ -19,9 +19,10 @@ from .compat import adapt_image_predictor
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
 from .data.types import Indexed
-from .errors import DataError
+from .errors import DataError, QSAM2Error
 from .models.config import Model, as_class
 from .reporting.notes import note
+from .stage import stage_of
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -129,6 +130,7 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.ui
 
     Raises:
         DataError: As for :func:`preprocess`.
+        QSAM2Error: The model's memory was never given weights.
 
     Example:
         >>> state = predictor_state(predictor, frames)
@@ -136,6 +138,11 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.ui
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    if stage_of(predictor).images_only:
+        raise QSAM2Error(
+            "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images "
+            "only); quantize a Sam2VideoModel or an official checkpoint"
+        )
     images = preprocess(frames, predictor.image_size)
     height, width = np.shape(frames[0])[:2]
 

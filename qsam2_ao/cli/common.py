@@ -23,8 +23,8 @@ ModelName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, or an official config (sam2.1-t, "
-        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', a packed .safetensors file, a checkpoint or folder of transformers, or an official config "
+        "(sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
 ]
@@ -32,14 +32,18 @@ RunnableName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, a folder from qsam2 export, or an official config (sam2.1-t, "
-        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', a packed .safetensors file, a folder from qsam2 export, a checkpoint or folder of "
+        "transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
 ]
 Checkpoint: TypeAlias = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The official config's .pt checkpoint.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="The config's checkpoint: .pt, .safetensors, of SAM2's trainer, or a folder of transformers.",
+        show_default=False,
+    ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
 Target: TypeAlias = Annotated[

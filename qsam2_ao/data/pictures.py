@@ -24,7 +24,7 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
             return picture
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a picture ({error}); get or convert it again") from error
 
 

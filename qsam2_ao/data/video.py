@@ -59,7 +59,7 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
 def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
     av = needed("av")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
@@ -92,7 +92,7 @@ def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fr
         return Fraction(default)
     av = needed("av")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error

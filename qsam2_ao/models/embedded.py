@@ -42,6 +42,7 @@ _POSTPROCESSING: dict[str, Any] = {
 _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
 
 
+@torch.inference_mode(False)
 def build_embedded(
     model_class: type[nn.Module] | None = None,
     *,
@@ -105,6 +106,7 @@ def _start_learnable(model: Any) -> None:
     )
 
 
+@torch.inference_mode(False)
 def load_embedded(
     model_class: type[nn.Module] | None = None,
     *,
