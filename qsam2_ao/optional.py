@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "tensorboard": ("train", "training"),
     "scipy": ("train", "calibrating large layers and choosing bits"),
     "av": ("video", "reading and writing video files"),
+    "pillow_heif": ("heif", "reading HEIC pictures"),
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
     "onnx": ("export", "exporting"),

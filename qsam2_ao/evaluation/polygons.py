@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.real.pictures import list_files, read_colour
+from ..data.pictures import read_rgb
+from ..data.real.pictures import list_files
 from ..errors import DataError
 from .image import ImageSample
 
@@ -44,7 +45,7 @@ def read_polygons(
         label = root / "labels" / f"{path.stem}.txt"
         if not label.is_file():
             continue
-        image = read_colour(path)
+        image = read_rgb(path)
         scale = np.array([image.shape[1], image.shape[0]])
         masks = []
         for number, line in enumerate(label.read_text().splitlines(), 1):
