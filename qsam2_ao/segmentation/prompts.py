@@ -124,7 +124,7 @@ def _check_inside(option: str, text: str, values: Sequence[float], size: tuple[i
 def _read_mask(text: str, size: tuple[int, int]) -> dict[int, NDArray[np.bool_]]:
     import numpy as np
 
-    from ..data.pictures import read_ids
+    from ..data.masks import VOID, read_ids
 
     object_id, name = _split_id("--mask", text)
     ids = read_ids(name)
@@ -133,11 +133,9 @@ def _read_mask(text: str, size: tuple[int, int]) -> dict[int, NDArray[np.bool_]]
             f"--mask {name} is {ids.shape[1]} x {ids.shape[0]} pixels but the picture is "
             f"{size[0]} x {size[1]}; resize the mask without smoothing"
         )
-    found = [int(value) for value in np.unique(ids) if value]
+    found = [int(value) for value in np.unique(ids) if value not in (0, VOID)]
     if not found:
-        raise DataError(f"--mask {name} is empty: every pixel is 0")
+        raise DataError(f"--mask {name} is empty: every pixel is 0 (background) or {VOID} (void)")
     if object_id is not None:
-        return {object_id: ids > 0}
-    if found == [255]:
-        return {1: ids > 0}
+        return {object_id: np.isin(ids, found)}
     return {value: ids == value for value in found}
