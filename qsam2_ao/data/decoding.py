@@ -107,9 +107,22 @@ def open_pages(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 def page_rate(path: str | os.PathLike[str]) -> float | None:
-    """Frames per second of an animation, from how long its first frame is shown; None where the file does not say."""
-    with _header(Path(path)) as picture:
-        duration = picture.info.get("duration")
+    """Frames per second of an animation, from how long its first frame is shown.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The rate; None where the file does not say.
+
+    Raises:
+        DataError: As :func:`open_picture` does.
+
+    Example:
+        >>> page_rate("clip.gif")  # doctest: +SKIP
+        10.0
+    """
+    duration = next(iter(open_pages(path))).info.get("duration")
     return 1000 / float(duration) if isinstance(duration, (int, float)) and duration > 0 else None
 
 
