@@ -15,15 +15,19 @@ from ..errors import DataError, QSAM2Error
 from ..files import atomic_write
 from ..optional import needed
 from .pictures import list_pictures, read_rgb
+from .seeking import decode_from
 
 
-def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+def read_frames(
+    path: str | os.PathLike[str], max_frames: int | None = None, *, start: int = 0
+) -> Iterator[NDArray[np.uint8]]:
     """Read the frames of a video file or of a folder of pictures, one at a time.
 
     Args:
         path: Any video that FFmpeg decodes, or a folder whose pictures are the frames, in the order of their
             names.
         max_frames: Stop after so many.
+        start: Leave out so many frames. In a video file, decoding starts at the key frame before the first one wanted.
 
     Yields:
         uint8 ``[height, width, 3]``, RGB, all of one size.
@@ -38,13 +42,13 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
     """
     path = Path(path)
     if path.is_dir():
-        frames: Iterator[NDArray[np.uint8]] = map(read_rgb, list_pictures(path))
+        frames: Iterator[NDArray[np.uint8]] = map(read_rgb, list_pictures(path)[start:])
     elif path.is_file():
-        frames = _decode(path)
+        frames = _decode(path, start)
     else:
         raise DataError(f"{path}: no such video file or folder of frames")
     first: NDArray[np.uint8] | None = None
-    for index, frame in enumerate(islice(frames, max_frames)):
+    for index, frame in enumerate(islice(frames, max_frames), start):
         first = frame if first is None else first
         if frame.shape != first.shape:
             raise DataError(
@@ -56,7 +60,7 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
         raise DataError(f"{path} has no frames; give a video file or a folder of pictures")
 
 
-def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
     av = needed("av")
     try:
         with av.open(path) as container:
@@ -64,7 +68,7 @@ def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            for frame in decode_from(container, stream, start):
                 yield frame.to_ndarray(format="rgb24")
     except av.error.FFmpegError as error:
         raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
