@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
+
+from ..optional import needed
 
 
 def presentation_times(container: Any, stream: Any) -> tuple[list[int], list[int]] | None:
@@ -47,18 +49,22 @@ def decode_from(container: Any, stream: Any, start: int) -> Iterator[Any]:
         yield from container.decode(stream)
         return
     found = presentation_times(container, stream)
-    if found is None:
-        container.seek(0)
-        yield from islice(container.decode(stream), start, None)
-        return
-    times, keys = found
-    if start >= len(times):
-        return
-    before = [time for time in keys if time <= times[start]]
-    container.seek(before[-1] if before else times[0], stream=stream)
-    for frame in container.decode(stream):
-        if frame.pts is None or frame.pts >= times[start]:
-            yield frame
+    if found is not None:
+        times, keys = found
+        if start >= len(times):
+            return
+        key = max((time for time in keys if time <= times[start]), default=times[0])
+        container.seek(key, stream=stream)
+        packets = container.demux(stream)
+        packet = next(packets)
+        if packet.is_keyframe and packet.pts == key:  # some containers (MPEG-TS) land elsewhere
+            for packet in chain((packet,), packets):
+                yield from (frame for frame in packet.decode() if frame.pts is None or frame.pts >= times[start])
+            return
+    with needed("av").open(container.name) as again:
+        from_start = again.streams.video[0]
+        from_start.thread_type = "AUTO"
+        yield from islice(again.decode(from_start), start, None)
 
 
 def count_packets(container: Any, stream: Any) -> int:

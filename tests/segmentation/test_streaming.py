@@ -91,7 +91,7 @@ def test_every_kind_of_model(kind: str, clip: Sequence, packed_file: Path) -> No
     if kind == "base":
         model: Any = load_embedded(SAM2Base)
     elif kind == "prepared":
-        model = prepare_qsam2(load_embedded(), "w4a8", list(clip.frames[:1]), vrc=None, progress=False)
+        model = prepare_qsam2(load_embedded(), "w4a8", calibration_data=list(clip.frames[:1]), vrc=None)
         model.train()
     else:
         model = load_qsam2(packed_file, target=kind)
@@ -113,7 +113,8 @@ def test_corrections_new_objects_and_removals(predictor: Any, clip: Sequence) ->
     corrected = streaming.prompt(7, **CORRECTION, frame=8)
     more = streaming.prompt(7, points=[[60.0, 20.0]], labels=[0], add=True)
     for frame in frames[9:13]:
-        ours[streaming.step(frame).frame] = streaming.prompt(7, **CLICK).logits if frame is frames[12] else {}
+        streaming.step(frame)
+    streaming.prompt(7, **CLICK)
     streaming.prompt(3, mask=mask)
     ours[12] = streaming.prompt(9, **BOX).logits
     for frame in frames[13:18]:
