@@ -56,9 +56,9 @@ def decode_from(container: Any, stream: Any, start: int) -> Iterator[Any]:
         key = max((time for time in keys if time <= times[start]), default=times[0])
         container.seek(key, stream=stream)
         packets = container.demux(stream)
-        packet = next(packets)
-        if packet.is_keyframe and packet.pts == key:  # some containers (MPEG-TS) land elsewhere
-            for packet in chain((packet,), packets):
+        first = next(packets)
+        if first.is_keyframe and first.pts == key:  # some containers (MPEG-TS) land elsewhere
+            for packet in chain((first,), packets):
                 yield from (frame for frame in packet.decode() if frame.pts is None or frame.pts >= times[start])
             return
     with needed("av").open(container.name) as again:

@@ -68,7 +68,10 @@ def test_mask_inputs() -> None:
         ({"box": [1, 2, 5, 49]}, r"box has \(5, 49\), outside"),
         ({"points": [[1, 2]], "labels": [1], "box": [[1, 2, 3, 4]] * 2}, "different numbers of objects"),
         ({"mask": np.zeros((1, 24, 24))}, "mask_input cannot be used here"),
-        ({"mask": np.zeros((24, 24)), "mask_size": 24}, r"mask_input has shape \[24, 24\], wanted logits \[1, 24, 24\]"),
+        (
+            {"mask": np.zeros((24, 24)), "mask_size": 24},
+            r"mask_input has shape \[24, 24\], wanted logits \[1, 24, 24\]",
+        ),
         ({"mask": np.zeros((1, 9, 9)), "mask_size": 24}, r"mask_input has shape \[1, 9, 9\]"),
     ],
 )

@@ -229,13 +229,19 @@ def test_prompts_that_cannot_be_heard(predictor: Any, clip: Sequence, arguments:
 
 def test_what_cannot_be_streamed(predictor: Any, clip: Sequence) -> None:
     streaming = StreamingPredictor(predictor)
-    for call in (lambda: streaming.step(clip.frames[0]), lambda: streaming.prompt(1, **BOX), lambda: streaming.remove(1)):
+    for call in (
+        lambda: streaming.step(clip.frames[0]),
+        lambda: streaming.prompt(1, **BOX),
+        lambda: streaming.remove(1),
+    ):
         with pytest.raises(DataError, match="call start with its first frame"):
             call()
     with pytest.raises(DataError, match=r"frame 0 is float64 \[96, 96, 3\]; wanted RGB, uint8 \[height, width, 3\]"):
         streaming.start(clip.frames[0] / 2)
     streaming.start(clip.frames[0])
-    with pytest.raises(DataError, match=r"frame 1 is uint8 \[96, 90, 3\]; wanted RGB, uint8 \[96, 96, 3\], as the first"):
+    with pytest.raises(
+        DataError, match=r"frame 1 is uint8 \[96, 90, 3\]; wanted RGB, uint8 \[96, 96, 3\], as the first"
+    ):
         streaming.step(clip.frames[1][:, :90])
     with pytest.raises(DataError, match=r"object 4 cannot be removed: it is not tracked on frame 0 \(none\)"):
         streaming.remove(4)
