@@ -123,6 +123,29 @@ def check_schedule(
                 known.remove(object_id)
 
 
+def check_for_exported(schedule: Schedule, direction: Direction = "forward") -> None:
+    """Check that exported files can hear every prompt: their decoder reads no masks, and so can't correct them either.
+
+    Raises:
+        DataError: A prompt is a mask, or a correction of an object that is tracked already.
+    """
+    known: set[int] = set()
+    for frame in sorted(schedule, reverse=direction == "backward"):
+        for object_id, prompt in schedule[frame].items():
+            where = f"frame {frame}, object {object_id}: "
+            if prompt is None:
+                known.discard(object_id)
+                continue
+            if prompt.mask is not None:
+                raise DataError(f"{where}it is a mask, and exported files track from clicks and boxes only")
+            if object_id in known:
+                raise DataError(
+                    f"{where}the object is tracked already, and exported files cannot correct a mask; use the packed "
+                    "file, or another object id"
+                )
+            known.add(object_id)
+
+
 def check_object_id(object_id: object, where: str) -> int:
     """An id that fits a mask PNG.
 

@@ -23,7 +23,7 @@ from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
 from ..reporting.overlay import draw_masks
 from .masks import label_map, save_label_map
-from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_schedule
+from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
 from .streaming import FrameMasks, StreamingPredictor
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ def _track(
     if first is None:
         raise DataError("a video needs at least one frame")
     check_schedule(schedule, (np.shape(first)[1], np.shape(first)[0]), count, direction)
+    if isinstance(model, ExportedSAM2):
+        check_for_exported(schedule, direction)
     starts = _first_frames(schedule, direction)
     going_back: range = range(0)
     if direction != "forward":

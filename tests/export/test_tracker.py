@@ -155,6 +155,9 @@ def test_objects_come_and_go(exported: ExportedSAM2, model: Any, clip: Sequence)
 def test_what_needs_a_decoder_that_reads_masks(exported: ExportedSAM2, clip: Sequence) -> None:
     with pytest.raises(DataError, match="exported files track from clicks and boxes only"):
         next(track_frames(exported, clip.frames, {1: ObjectPrompt(mask=np.ones((96, 96), bool))}))
+    box = ObjectPrompt(box=(20, 55, 60, 90))
+    with pytest.raises(DataError, match="frame 3, object 1: the object is tracked already"):
+        next(track_frames(exported, clip.frames, {0: {1: box}, 3: {1: box}}))
     streaming = StreamingPredictor(exported)
     streaming.start(clip.frames[0])
     streaming.prompt(1, **BOX)
