@@ -54,8 +54,9 @@ Points: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--point",
-        metavar="[ID:]X,Y[,LABEL]",
-        help="A click in pixels; label 1 (the default) is inside the object, 0 outside. Repeatable.",
+        metavar="[FRAME@][ID:]X,Y[,LABEL]",
+        help="A click in pixels; label 1 (the default) is inside the object, 0 outside. Repeatable. In a clip, FRAME "
+        "says on which frame (0 is the first): 30@2:80,90,0.",
         show_default=False,
     ),
 ]
@@ -63,7 +64,7 @@ Boxes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        metavar="[ID:]X0,Y0,X1,Y1",
+        metavar="[FRAME@][ID:]X0,Y0,X1,Y1",
         help="A box in pixels. Repeatable, with another ID (2:10,20,90,80) for another object.",
         show_default=False,
     ),
@@ -72,8 +73,18 @@ Masks: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--mask",
-        metavar="[ID:]FILE",
+        metavar="[FRAME@][ID:]FILE",
         help="A mask PNG of the frame's size: object ids as in DAVIS, or black and white. Repeatable.",
+        show_default=False,
+    ),
+]
+PromptFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help='Prompts as JSON: [{"frame": 30, "object": 2, "points": [[80, 90]], "labels": [0]}, ...], also with '
+        '"box": [x0, y0, x1, y1], "mask": "FILE" or "remove": true.',
         show_default=False,
     ),
 ]

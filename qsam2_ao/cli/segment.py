@@ -1,4 +1,4 @@
-"""``qsam2 segment``: an image and clicks or boxes -> a mask PNG and a picture of it."""
+"""``qsam2 segment``: an image and clicks, boxes or masks -> a mask PNG and a picture of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Boxes, Checkpoint, Device, Json, Points, RunnableName, Target, print_json
+from .common import Boxes, Checkpoint, Device, Json, Masks, Points, PromptFile, RunnableName, Target, print_json
 
 
 def segment(
@@ -16,6 +16,8 @@ def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     point: Points = None,
     box: Boxes = None,
+    mask: Masks = None,
+    prompts: PromptFile = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/segment"
     ),
@@ -35,8 +37,8 @@ def segment(
     from ..workflow.models import load_runnable
 
     height, width = read_rgb(image).shape[:2]
-    prompts = parse_prompts((width, height), point, box)
-    done = segment_file(load_runnable(model, checkpoint, device, target), image, prompts, output)
+    given = parse_prompts((width, height), point, box, mask, prompts)
+    done = segment_file(load_runnable(model, checkpoint, device, target), image, given, output)
     if as_json:
         objects = [asdict(found) for found in done.objects]
         print_json({"image": str(image), "mask": str(done.mask), "overlay": str(done.overlay), "objects": objects})

@@ -106,6 +106,26 @@ def open_pages(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise _unreadable(Path(path), error) from error
 
 
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """How many pictures :func:`open_pages` gives, without decoding them where the file says so.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file is absent or damaged.
+
+    Example:
+        >>> count_pages("stack.tif")  # doctest: +SKIP
+        40
+    """
+    with _header(Path(path)) as picture:
+        try:
+            return len(_indices(picture))
+        except Exception as error:
+            raise _unreadable(Path(path), error) from error
+
+
 def page_rate(path: str | os.PathLike[str]) -> float | None:
     """Frames per second of an animation, from how long its first frame is shown.
 

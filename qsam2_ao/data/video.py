@@ -20,15 +20,19 @@ from ..optional import needed
 from .decoding import open_pages, page_rate
 from .listing import PICTURE_SUFFIXES, list_pictures
 from .pictures import FrameReader, largest_value, to_rgb
+from .seeking import decode_from
 
 
-def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+def read_frames(
+    path: str | os.PathLike[str], max_frames: int | None = None, *, start: int = 0
+) -> Iterator[NDArray[np.uint8]]:
     """Read the frames of a video file or of a folder of pictures, one at a time.
 
     Args:
         path: Any video that FFmpeg decodes, a folder whose pictures are the frames, in the natural order of their
             names, or a picture file with pages or an animation (TIFF, GIF, WebP, PNG).
         max_frames: Stop after so many.
+        start: Leave out so many frames. In a video file, decoding starts at the key frame before the first one wanted.
 
     Yields:
         uint8 ``[height, width, 3]``, RGB, all of one size, turned the way that players show them. Every frame that
@@ -46,13 +50,13 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
     frames: Iterator[NDArray[np.uint8]]
     if path.is_dir():
         paths = list_pictures(path)
-        frames = map(FrameReader(paths), paths)
+        frames = map(FrameReader(paths), paths[start:])
     elif path.is_file():
-        frames = _read_pages(path) if _is_picture(path) else _decode(path)
+        frames = islice(_read_pages(path), start, None) if is_pages(path) else _decode(path, start)
     else:
         raise DataError(f"{path}: no such video file or folder of frames")
     first: NDArray[np.uint8] | None = None
-    for index, frame in enumerate(islice(frames, max_frames)):
+    for index, frame in enumerate(islice(frames, max_frames), start):
         first = frame if first is None else first
         if frame.shape != first.shape:
             raise DataError(
@@ -64,7 +68,7 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
         raise DataError(f"{path} has no frames; give a video file or a folder of pictures")
 
 
-def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
     av = needed("av")
     try:
         with av.open(path) as container:
@@ -72,7 +76,7 @@ def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            for frame in decode_from(container, stream, start):
                 yield _upright(frame.to_ndarray(format="rgb24"), frame)
     except av.error.FFmpegError as error:
         raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
@@ -91,7 +95,8 @@ def _upright(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
-def _is_picture(path: Path) -> bool:
+def is_pages(path: Path) -> bool:
+    """Whether a clip is a picture file, whose pages are its frames."""
     return path.suffix.lower() in PICTURE_SUFFIXES
 
 
@@ -121,7 +126,7 @@ def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fr
     path = Path(path)
     if path.is_dir():
         return Fraction(default)
-    if _is_picture(path):
+    if is_pages(path):
         return Fraction(page_rate(path) or default).limit_denominator(65535)
     av = needed("av")
     try:

@@ -68,3 +68,15 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(run, full_disk, packed_file:
     assert result.exit_code == 2
     assert "cannot write" in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mask_and_a_file_of_prompts(run, packed_file: Path, picture: Path, tmp_path: Path):
+    mask = np.zeros((96, 96), np.uint8)
+    mask[20:70, 30:80] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "prompts.json").write_text('[{"object": 3, "mask": "mask.png"}, {"object": 4, "box": [1, 2, 30, 40]}]')
+    result = run("segment", packed_file, picture, "--prompts", tmp_path / "prompts.json", "-o", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [found["id"] for found in json.loads(result.stdout)["objects"]] == [3, 4]
+    again = run("segment", packed_file, picture, "--mask", f"3:{tmp_path / 'mask.png'}", "-o", tmp_path, "--json")
+    assert json.loads(again.stdout)["objects"][0]["score"] == json.loads(result.stdout)["objects"][0]["score"]

@@ -69,3 +69,43 @@ def test_empty_and_absent_clips_are_refused(run, packed_file: Path, tmp_path: Pa
         result = run("track", packed_file, tmp_path / name, "--point", "1,1")
         assert result.exit_code == 2
         assert name in result.stderr
+
+
+def test_prompts_on_later_frames_from_a_file(run, packed_file: Path, davis: Path, sequence: Sequence):
+    frames, mask = (davis / kind / sequence.name for kind in ("JPEGImages", "Annotations"))
+    prompts = [
+        {"frame": 1, "object": 5, "mask": str(mask / "00001.png")},
+        {"frame": 2, "object": 5, "points": [[20, 20]], "labels": [0]},
+    ]
+    (davis / "prompts.json").write_text(json.dumps(prompts))
+    arguments = ("track", packed_file, frames, "--prompts", davis / "prompts.json", "-o", davis / "out")
+    result = run(*arguments, "--point", "1@2:60,60", "--remove", "2@2", "--direction", "both", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [found["id"] for found in json.loads(result.stdout)["objects"]] == [2, 5]
+    # A mask passes through a quarter of the network's resolution.
+    assert ((read_ids(davis / "out" / "masks" / "00001.png") == 5) == (sequence.masks[1] > 0)).mean() > 0.95
+    assert read_ids(davis / "out" / "masks" / "00000.png").shape == (96, 96)
+    prompts[1]["labels"] = [1, 0]
+    (davis / "prompts.json").write_text(json.dumps(prompts))
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "prompts.json, item 2: labels has shape [2], wanted [1]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--point", "3@1,1"], "frame 3 is beyond the clip, which has 3 frames, 0 to 2"),
+        (["--point", "2@1,1", "--max-frames", "2"], "frame 2 is beyond the clip, which has 2 frames"),
+        (["--point", "1,1", "--remove", "2@4"], "frame 2, object 4: it cannot be removed"),
+        (["--prompts", "{folder}/absent.json"], "absent.json cannot be read"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_clip(
+    run, packed_file: Path, davis: Path, sequence: Sequence, arguments: list[str], message: str
+):
+    frames = davis / "JPEGImages" / sequence.name
+    result = run("track", packed_file, frames, "-o", davis / "out", *[a.format(folder=davis) for a in arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (davis / "out").exists()

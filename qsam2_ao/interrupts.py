@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of a training, never in the middle of one."""
+"""Ctrl-C between two steps of a training or two frames of a video, never in the middle of one."""
 
 from __future__ import annotations
 
