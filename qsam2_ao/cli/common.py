@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -15,6 +16,8 @@ from ..workflow import EMBEDDED
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..segmentation import SegmentedImage, TrackedVideo
 
 PRESET_NAMES = "w8a8, w4a8, w4a16, w3a8, w3a16, w2a8, w2a16, w2a4"
 """For the help, which takes no time to import torch."""
@@ -90,6 +93,24 @@ PromptFile: TypeAlias = Annotated[
 ]
 
 
+class SaveAs(str, Enum):
+    """Forms in which masks are written; see ``segmentation.SavedAs``, which takes time to import."""
+
+    masks = "masks"
+    overlay = "overlay"
+    rle = "rle"
+    polygons = "polygons"
+
+
+Save: TypeAlias = Annotated[
+    list[SaveAs],
+    typer.Option(
+        help="What to write: masks (PNGs of object ids), overlay, rle or polygons (COCO's annotations as JSON). "
+        "Repeatable.",
+    ),
+]
+
+
 def console() -> Console:
     """Standard output for tables: of the terminal's width, or wide enough for long names where a program reads it."""
     from rich.console import Console
@@ -116,6 +137,11 @@ def data_source(option: str, given: str | None, model: str) -> str:
     if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
         raise QSAM2Error(f"{option} {given}: no such folder")
     return given or EMBEDDED
+
+
+def saved_files(done: SegmentedImage | TrackedVideo, *kinds: str) -> dict[str, str | None]:
+    """The files that were written by their kind, and None for those that were not wanted."""
+    return {kind: None if getattr(done, kind) is None else str(getattr(done, kind)) for kind in kinds}
 
 
 def print_json(result: object) -> None:

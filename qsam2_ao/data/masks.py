@@ -124,7 +124,6 @@ def decode_mask(path: str | os.PathLike[str]) -> Decoded:
         312
     """
     picture = open_picture(path)
-    lossy = picture.format in _LOSSY
     values = _values(picture, path)
     low, high = values.min(), values.max()
     if not low >= 0:
@@ -134,7 +133,8 @@ def decode_mask(path: str | os.PathLike[str]) -> Decoded:
         return Decoded(values.astype(np.int32), "one object")
     if np.isin(values, (0, full)).all():
         return Decoded((values > 0).astype(np.int32), "two values")
-    if lossy or values.dtype.kind == "f" or _is_soft(values, full):
+    edges = picture.format in _LOSSY or values.dtype.kind == "f"
+    if edges or (not _in_davis_palette(picture) and _is_soft(values, full)):
         return Decoded(_cut(values, full, path).astype(np.int32), "one object")
     return Decoded(values.astype(np.int32), "ids")
 
@@ -162,6 +162,11 @@ def _values(picture: Image.Image, path: str | os.PathLike[str]) -> Values:
     raise DataError(
         f"{path} has mode {picture.mode}, but a mask's pixels must be object ids; save it as a greyscale PNG"
     )
+
+
+def _in_davis_palette(picture: Image.Image) -> bool:
+    """Whether it was written as ids by a tool that knows DAVIS, such as this package."""
+    return picture.mode == "P" and np.array_equal(_palette(picture), davis_colours())
 
 
 def _palette(picture: Image.Image) -> NDArray[np.uint8]:
@@ -223,9 +228,9 @@ def _is_soft(values: Values, full: int) -> bool:
     regions, seam = present[region], ~region[place]
     # An object that is too small to have an inside is above or below its surroundings, and does not lead over to them.
     leads = np.count_nonzero(seam & (below < values) & (values < above)) > 0.5 * np.count_nonzero(seam)
-    if not np.isin(regions, (0, full)).all():
-        return bool(leads and np.count_nonzero(~region) > max(len(regions), 2))
     margin, middle, steps = full / 16, full / 2, values[seam]
+    if not np.isin(regions, (0, full)).all():
+        return bool(leads and np.count_nonzero(~region) > max(len(regions), 2) and (steps > margin).any())
     if leads and np.count_nonzero((steps > margin) & (steps < full - margin)) > 0.02 * len(steps):
         return True
     # Enlarged edges are stairs, and JPEG trembles: values on both sides of the middle, where black and white prevail.

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from qsam2_ao.data import masks
 from qsam2_ao.data.masks import MaskReader, davis_colours, decode_mask, read_ids
 from qsam2_ao.errors import DataError
+from qsam2_ao.segmentation import save_label_map
 
 ROWS, COLUMNS = np.mgrid[:96, :128]
 DISC = np.hypot(ROWS - 48, COLUMNS - 60) < 30
@@ -55,6 +56,16 @@ def test_objects_of_any_number_and_size_stay_what_they_are(
     ids[:4, :8] = 3  # so that 255 is not alone
     path = save(tmp_path_factory.mktemp("masks") / "m.png", ids, "P")
     assert np.array_equal(read_ids(path), ids)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 253))
+@settings(max_examples=20)
+def test_what_this_package_writes_comes_back_however_ragged(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
+) -> None:
+    ids = np.random.default_rng(seed).integers(0, count + 2, (20, 30)).astype(np.uint8)
+    ids[0, :2] = 1, 2
+    assert np.array_equal(read_ids(save_label_map(ids, tmp_path_factory.mktemp("masks") / "m.png")), ids)
 
 
 def test_ids_of_16_bits_are_read_and_too_large_ones_refused_where_8_are_wanted(tmp_path: Path) -> None:
