@@ -18,6 +18,8 @@ MAX_PIXELS = 1 << 28
 
 #: Whether the file has 16 bits a channel, in the ``info`` of a picture: for colours, Pillow keeps the upper 8.
 SIXTEEN_BITS = "qsam2_sixteen_bits"
+#: Whether its greys of 16 bits are stored as negatives, which Pillow turns for 8 bits alone.
+WHITE_IS_ZERO = "qsam2_white_is_zero"
 
 _OPENING = threading.Lock()
 #: What follows the length and "ftyp" at the beginning of a file of that kind.
@@ -25,6 +27,7 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _AVIF_BRANDS = {b"avif", b"avis"}
 #: TIFF's tag for what a page is, and its bits for a smaller copy of another page and for a page's transparency.
 _SUBFILE_TYPE, _REDUCED, _TRANSPARENCY = 254, 1, 4
+_PHOTOMETRIC = 262
 
 
 def max_pixels() -> int:
@@ -162,6 +165,7 @@ def _pages(path: Path) -> Generator[Image.Image, None, None]:
             wide = any(";16" in str(tile[3]) for tile in picture.tile) if hasattr(picture, "tile") else False
             picture.load()
             picture.info[SIXTEEN_BITS] = wide
+            picture.info[WHITE_IS_ZERO] = wide and _tag(picture, _PHOTOMETRIC, 1) == 0
             yield picture
 
 
@@ -174,10 +178,16 @@ def _indices(picture: Image.Image) -> list[int]:
         kinds = {}
         for index in indices:
             picture.seek(index)
-            kinds[index] = int(picture.tag_v2.get(_SUBFILE_TYPE, 0))  # type: ignore[attr-defined]
+            kinds[index] = _tag(picture, _SUBFILE_TYPE, 0)
         picture.seek(0)
         return [index for index in indices if index == 0 or not kinds[index] & (_REDUCED | _TRANSPARENCY)]
     return indices
+
+
+def _tag(picture: Image.Image, tag: int, default: int) -> int:
+    """A number in a TIFF's page; the default for other formats."""
+    tags = getattr(picture, "tag_v2", {})
+    return int(tags.get(tag, default))
 
 
 def _header(path: Path) -> Image.Image:
@@ -185,7 +195,12 @@ def _header(path: Path) -> Image.Image:
     try:
         return _identify(path)
     except UnidentifiedImageError as error:
-        brand = _brand(path)
+        brand, tiff = _brand(path)
+        if tiff:
+            raise DataError(
+                f"{path} is a TIFF of a kind that Pillow does not read (fractions of 16 or 64 bits, or of colours?); "
+                "save it with 8 or 16 bits a channel"
+            ) from error
         if brand in _AVIF_BRANDS:
             raise DataError(f"{path} is AVIF, which this Pillow does not read; install pillow>=11.3") from error
         if brand not in _HEIF_BRANDS:
@@ -208,11 +223,11 @@ def _identify(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = kept
 
 
-def _brand(path: Path) -> bytes:
-    """What kind of file of MPEG's it is; files of other kinds have none."""
+def _brand(path: Path) -> tuple[bytes, bool]:
+    """What kind of file of MPEG's it is, files of other kinds have none; and whether it is a TIFF."""
     with open(path, "rb") as file:
         beginning = file.read(12)
-    return beginning[8:] if beginning[4:8] == b"ftyp" else b""
+    return beginning[8:] if beginning[4:8] == b"ftyp" else b"", beginning[:4] in (b"II*\0", b"MM\0*")
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

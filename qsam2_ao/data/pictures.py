@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from .decoding import SIXTEEN_BITS, open_picture
+from .decoding import SIXTEEN_BITS, WHITE_IS_ZERO, open_picture
 from .listing import PICTURE_SUFFIXES, list_pictures
 from .masks import read_ids
 
@@ -111,6 +111,7 @@ def to_rgb(picture: Image.Image, name: str, largest: Callable[[int], int] = int)
                 "(16 bits); scale them"
             )
         grey = _from_bits(values, _bits(largest(int(values.max()))))
+        grey = 255 - grey if picture.info.get(WHITE_IS_ZERO) else grey
     else:
         return _from_eight_bits(picture, name)
     return np.repeat(grey[:, :, None], 3, axis=2)

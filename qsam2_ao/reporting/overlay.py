@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.pictures import to_rgb
 from ..errors import DataError
 from ..files import atomic_write
 
@@ -39,7 +40,8 @@ def colour(object_id: int) -> tuple[int, int, int]:
 
 
 def _as_image(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
-    return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return picture if picture.mode == "RGB" else Image.fromarray(to_rgb(picture, "the image"))
 
 
 def draw_masks(

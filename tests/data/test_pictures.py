@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,27 @@ def test_greys_of_16_bits_are_scaled_from_the_bits_that_they_use(tmp_path: Path,
     picture = read_rgb(tmp_path / kind)
     assert (picture == picture[..., :1]).all()
     assert np.abs(picture[..., 0] - RAMP * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_negatives_are_turned(tmp_path: Path, kind: type[np.unsignedinteger]) -> None:
+    values = np.rint(RAMP * np.iinfo(kind).max).astype(kind)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    data = (tmp_path / "x.tif").read_bytes()
+    tag = struct.pack("<HHI", 262, 3, 1)
+    assert data.count(tag + b"\1") == 1
+    (tmp_path / "x.tif").write_bytes(data.replace(tag + b"\1", tag + b"\0"))  # white is 0
+    assert np.array_equal(read_rgb(tmp_path / "x.tif")[..., 0].ravel(), np.arange(255, -1, -1))
+
+
+def test_a_tiff_of_another_kind_says_so(tmp_path: Path) -> None:
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "x.tif")
+    data = (tmp_path / "x.tif").read_bytes()
+    bits = struct.pack("<HHIH", 258, 3, 1, 32)
+    assert data.count(bits) == 1
+    (tmp_path / "x.tif").write_bytes(data.replace(bits, struct.pack("<HHIH", 258, 3, 1, 64)))
+    with pytest.raises(DataError, match=r"x\.tif is a TIFF of a kind .* 8 or 16 bits"):
+        read_rgb(tmp_path / "x.tif")
 
 
 def test_fractions_are_scaled_from_0_to_1(tmp_path: Path) -> None:
