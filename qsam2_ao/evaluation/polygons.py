@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.real.pictures import list_files, read_colour
+from ..data.pictures import read_rgb
+from ..data.real.pictures import list_files
 from ..errors import DataError
 from ..optional import needed
 from .image import ImageSample
@@ -45,7 +46,7 @@ def read_polygons(
         label = root / "labels" / f"{path.stem}.txt"
         if not label.is_file():
             continue
-        image = read_colour(path)
+        image = read_rgb(path)
         scale = np.array([image.shape[1], image.shape[0]])
         masks = []
         for number, line in enumerate(_lines(label), 1):
