@@ -66,8 +66,8 @@ def propagate_one(
     Example:
         >>> frame, object_ids, logits = propagate_one(predictor, state, 1)  # doctest: +SKIP
     """
-    method = type(predictor).propagate_in_video
-    if method is sam2_video_predictor.SAM2VideoPredictor.propagate_in_video:
+    method, sam2s = type(predictor).propagate_in_video, sam2_video_predictor.SAM2VideoPredictor.propagate_in_video
+    if method is sam2s or (reverse and frame == 0):
         # Its loop runs over what the bar hands on. By its own count, it never goes back to frame 0 alone.
-        method = rebound(method, tqdm=lambda *_, **__: (frame,))
+        method = rebound(sam2s, tqdm=lambda *_, **__: (frame,))
     return next(iter(method(predictor, state, start_frame_idx=frame, max_frame_num_to_track=0, reverse=reverse)))
