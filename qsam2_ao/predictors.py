@@ -164,6 +164,7 @@ def state_of_images(predictor: SAM2VideoPredictor, images: Indexed[Tensor], heig
             "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images "
             "only); quantize a Sam2VideoModel or an official checkpoint"
         )
+
     # init_state knows paths only; it asks a function of its module for what is there.
     def in_memory(**_: Any) -> tuple[Indexed[Tensor], int, int]:
         return images, height, width

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from ..errors import QSAM2Error
-from ..workflow import EMBEDDED
+from ..workflow import EMBEDDED, EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,8 @@ ModelName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, a checkpoint or folder of transformers, or an official config "
-        "(sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', 'embedded-256', a packed .safetensors file, a checkpoint or folder of transformers, or an "
+        "official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
 ]
@@ -35,8 +35,8 @@ RunnableName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, a folder from qsam2 export, a checkpoint or folder of "
-        "transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', 'embedded-256', a packed .safetensors file, a folder from qsam2 export, a checkpoint or "
+        "folder of transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
 ]
@@ -136,7 +136,7 @@ def data_source(option: str, given: str | None, model: str) -> str:
     Raises:
         QSAM2Error: It is missing for another model than the embedded one, or there is no such folder.
     """
-    if given is None and model != EMBEDDED:
+    if given is None and model not in EMBEDDED_NAMES:
         raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
     if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
         raise QSAM2Error(f"{option} {given}: no such folder")

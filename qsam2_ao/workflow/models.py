@@ -11,11 +11,10 @@ import torch
 from ..checkpoint import load_qsam2
 from ..devices import usable_device
 from ..errors import QSAM2Error
-from ..models.embedded import load_embedded
+from ..models.embedded import EMBEDDED_MODELS, load_embedded
 from ..models.official import OFFICIAL, build_official
 from ..models.weights import PICKLED, holds_float_weights
 from ..predictors import without_hole_filling
-from . import EMBEDDED
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -48,8 +47,8 @@ def load_model(
     """Load a model for SAM2's predictors by what people write on the command line.
 
     Args:
-        name: "embedded", the path of a packed file, an official name or config, or a checkpoint or folder of
-            transformers by itself, which tells the config.
+        name: "embedded" or "embedded-256", the path of a packed file, an official name or config, or a checkpoint or
+            folder of transformers by itself, which tells the config.
         checkpoint: The checkpoint of a config, as for ``build_official``.
         device: Where to put it.
         target: How a packed file runs, as for ``load_qsam2``; float models have no other way.
@@ -76,8 +75,9 @@ def load_model(
         if checkpoint is None:
             raise QSAM2Error(f"{name} is a config without weights; name its checkpoint with --checkpoint")
         model = build_official(name, checkpoint, device=where)
-    elif name == EMBEDDED:
-        model = load_embedded(SAM2VideoPredictor).to(where)
+    elif name in EMBEDDED_MODELS:
+        files = EMBEDDED_MODELS[name]
+        model = load_embedded(SAM2VideoPredictor, config=files.config, weights=files.weights).to(where)
     elif holds_float_weights(name) or Path(name).suffix.lower() in PICKLED:
         model = build_official(None, name, device=where)
     elif Path(name).is_dir():
@@ -85,9 +85,8 @@ def load_model(
     elif Path(name).exists():
         model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
     else:
-        raise QSAM2Error(
-            f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
-        )
+        names = ", ".join((*EMBEDDED_MODELS, *OFFICIAL))
+        raise QSAM2Error(f"no model {name!r}: neither a file nor one of {names}; check the spelling")
     assert isinstance(model, SAM2VideoPredictor)
     return without_hole_filling(model)
 

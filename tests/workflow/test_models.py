@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao.errors import CheckpointError, QSAM2Error
-from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.models.embedded import EMBEDDED_MODELS, build_embedded
 from qsam2_ao.models.official import build_official
 from qsam2_ao.stage import stage_of
+from qsam2_ao.workflow import EMBEDDED_NAMES
 from qsam2_ao.workflow.inspect import inspect_model
 from qsam2_ao.workflow.models import load_model, load_runnable, parse_device
 
@@ -24,8 +25,15 @@ def test_a_packed_file(packed_file: Path):
     assert stage_of(model).layers
 
 
-def test_the_embedded_model():
-    assert type(load_model("embedded")) is SAM2VideoPredictor
+@pytest.mark.parametrize(("name", "size"), [("embedded", 96), ("embedded-256", 256)])
+def test_the_embedded_models(name, size):
+    model = load_model(name)
+    assert type(model) is SAM2VideoPredictor
+    assert model.image_size == size
+
+
+def test_their_names_are_known_without_torch():
+    assert tuple(EMBEDDED_MODELS) == EMBEDDED_NAMES
 
 
 @pytest.mark.slow
