@@ -71,7 +71,7 @@ def read_ids(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         DataError: The file is absent, damaged, or no mask of ids up to 255; the message says why not.
 
     Example:
-        >>> np.unique(read_ids("Annotations/bear/00000.png"))  # doctest: +SKIP
+        >>> np.unique(read_ids("DAVIS/Annotations/480p/bear/00000.png"))  # doctest: +SKIP
         array([0, 1], dtype=uint8)
     """
     return _of_eight_bits(decode_mask(path).ids, path)

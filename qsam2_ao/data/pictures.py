@@ -54,7 +54,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
     Example:
         >>> read_rgb("frames/00000.jpg").shape  # doctest: +SKIP
-        (480, 854, 3)
+        (96, 96, 3)
     """
     return to_rgb(open_picture(path), str(path))
 
