@@ -147,7 +147,8 @@ def _values(picture: Image.Image, path: str | os.PathLike[str]) -> Values:
                 f"{path} has an alpha channel, and it is not clear whether that or its colours are the mask: save one "
                 "of them as a greyscale PNG"
             )
-        picture = picture.convert({"LA": "L", "La": "L", "PA": "P"}.get(picture.mode, "RGB"))
+        # Of a palette with alpha, the indices.
+        picture = picture.convert("RGB") if picture.mode.startswith("RGB") else picture.getchannel(0)
     if picture.mode == "P":
         return _indices(picture)
     if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
