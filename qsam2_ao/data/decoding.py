@@ -65,16 +65,11 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         >>> open_picture("scan.tif").mode  # doctest: +SKIP
         'I;16'
     """
-    pages = _pages(Path(path))
+    pages = _pages(Path(path), single=True)
     try:
-        first = next(pages)
-        if (count := len(_indices(first))) > 1:
-            raise DataError(
-                f"{path} holds {count} pictures (pages, or an animation): give it where a video is wanted, or save "
-                "each picture in a file of its own"
-            )
-        ImageOps.exif_transpose(first, in_place=True)
-        return first
+        picture = next(pages)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture
     except (DataError, MissingPackageError):
         raise
     except Exception as error:  # whatever a decoder or a broken EXIF block raises
@@ -149,10 +144,16 @@ def page_rate(path: str | os.PathLike[str]) -> float | None:
     return 1000 / float(duration) if isinstance(duration, (int, float)) and duration > 0 else None
 
 
-def _pages(path: Path) -> Generator[Image.Image, None, None]:
+def _pages(path: Path, *, single: bool = False) -> Generator[Image.Image, None, None]:
     limit = max_pixels()
     with _header(path) as picture:
-        for index in _indices(picture):
+        indices = _indices(picture)
+        if single and len(indices) > 1:
+            raise DataError(
+                f"{path} holds {len(indices)} pictures (pages, or an animation): give it where a video is wanted, or "
+                "save each picture in a file of its own"
+            )
+        for index in indices:
             if index:
                 picture.seek(index)
             width, height = picture.size

@@ -18,9 +18,12 @@ PICTURE_SUFFIXES = (
 )
 #: Folders that an operating system or a program keeps for itself; so are those whose names begin with a dot.
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "__pycache__", "lost+found"}
-#: Beginnings of the names of folders that hold masks beside photographs, as in DAVIS, VOC, COCO, ADE20K, Cityscapes.
-_MASK_FOLDERS = (
-    *("annotation", "mask", "label", "segmentation", "scribble", "gtfine", "gtcoarse", "groundtruth", "panoptic"),
+#: Names of folders that hold masks beside photographs, as in DAVIS, VOC, COCO, ADE20K, Cityscapes; a number, a split or
+#: the like may follow.
+_MASK_FOLDER = re.compile(
+    r"(annotations?|masks?|labels?|segmentations?(class|object)?|scribbles?|gt(fine|coarse)?|ground[ _-]?truth"
+    r"|panoptic)([^a-z].*)?",
+    re.IGNORECASE,
 )
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
 
     Example:
         >>> list_pictures("frames")[0].name  # doctest: +SKIP
-        'frame_2.jpg'
+        '00000.jpg'
     """
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.is_dir()]
@@ -75,8 +78,8 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
         The paths in natural order.
 
     Raises:
-        DataError: There is no such folder, or two pictures differ in their ending only, so that one may be the other's
-            mask.
+        DataError: There is no such folder, two pictures differ in their ending only, so that one may be the other's
+            mask, or there is nothing but what is named like masks.
 
     Example:
         >>> len(find_photographs("DAVIS"))  # doctest: +SKIP
@@ -91,6 +94,11 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
         masks += pictures if for_masks else beside
         if not for_masks:
             found += _in_order(pictures - beside)
+    if masks and not found:
+        raise DataError(
+            f"the {len(masks)} pictures below {folder} are named like masks ({min(masks)}, ...); name the folder of "
+            "photographs itself"
+        )
     if masks:
         _logger.warning(
             "%d pictures below %s are left out, since their names say that they are masks (%s, ...); name the folder "
@@ -116,7 +124,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], bool]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        if place != root and (place.parent in masks or place.name.casefold().startswith(_MASK_FOLDERS)):
+        if place != root and (place.parent in masks or _MASK_FOLDER.fullmatch(place.name)):
             masks.add(place)
         folders[:] = sorted(
             (folder for folder in folders if folder[0] != "." and folder.casefold() not in _SYSTEM_FOLDERS),

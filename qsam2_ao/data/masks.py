@@ -71,7 +71,7 @@ def read_ids(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         DataError: The file is absent, damaged, or no mask of ids up to 255; the message says why not.
 
     Example:
-        >>> np.unique(read_ids("Annotations/bear/00000.png"))  # doctest: +SKIP
+        >>> np.unique(read_ids("DAVIS/Annotations/480p/bear/00000.png"))  # doctest: +SKIP
         array([0, 1], dtype=uint8)
     """
     return _of_eight_bits(decode_mask(path).ids, path)
@@ -147,7 +147,8 @@ def _values(picture: Image.Image, path: str | os.PathLike[str]) -> Values:
                 f"{path} has an alpha channel, and it is not clear whether that or its colours are the mask: save one "
                 "of them as a greyscale PNG"
             )
-        picture = picture.convert({"LA": "L", "La": "L", "PA": "P"}.get(picture.mode, "RGB"))
+        # Of a palette with alpha, the indices.
+        picture = picture.convert("RGB") if picture.mode.startswith("RGB") else picture.getchannel(0)
     if picture.mode == "P":
         return _indices(picture)
     if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):

@@ -65,6 +65,10 @@ def test_one_name_with_two_endings_is_refused(tmp_path: Path, other: str) -> Non
         ("train/images/{}.jpg", "train/masks/{}.png"),
         ("images/{}.jpg", "annotations/deep/{}.png"),
         ("leftImg8bit/{}.png", "gtFine/{}.png"),
+        ("train2017/{}.jpg", "panoptic_train2017/{}.png"),
+        ("masked singers/{}.jpg", "Masks_2/{}.png"),
+        ("labelled/{}.jpg", "labels/{}.png"),
+        ("gtx/{}.jpg", "ground truth/{}.png"),
         ("{}.jpg", "{}_mask.png"),
     ],
 )
@@ -82,6 +86,8 @@ def test_a_folder_that_is_named_itself_is_taken(tmp_path: Path, caplog: pytest.L
     touch(tmp_path, "masks/0.jpg", "masks/carnival/1.jpg", "masks/1_mask.jpg")
     assert len(find_photographs(tmp_path / "masks")) == 3
     assert not caplog.text
+    with pytest.raises(DataError, match=r"the 3 pictures below .* are named like masks"):
+        find_photographs(tmp_path)
 
 
 def test_hidden_folders_and_those_of_systems_are_left_out(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ SOFT = {
     "m.jpg": lambda path: Image.fromarray(DISC).convert("L").save(path, quality=70),
     "colour.jpg": lambda path: Image.fromarray(DISC).convert("RGB").save(path, quality=30),
     "soft.gif": lambda path: smooth(DISC, 1).save(path),
+    "grey alpha.png": lambda path: smooth(DISC, 1).convert("LA").save(path),
     "alpha.png": lambda path: smooth(DISC, 1).convert("RGBA").save(path),
     "fractions.tif": lambda path: Image.fromarray(np.asarray(smooth(DISC, 1)).astype(np.float32) / 255).save(path),
     "wide.png": lambda path: Image.fromarray(np.asarray(smooth(DISC, 1)).astype(np.uint16) * 257).save(path),
