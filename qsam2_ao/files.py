@@ -31,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Example:
         >>> with atomic_write("report.json") as temporary:
-        ...     temporary.write_text("{}")
+        ...     size = temporary.write_text("{}")
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.tmp{target.suffix}")
@@ -89,7 +89,7 @@ def save_torch(content: object, path: str | os.PathLike[str]) -> None:
         QSAM2Error: The file cannot be written (permission, full disk), naming it.
 
     Example:
-        >>> save_torch({"model": model.state_dict()}, "model.pt")  # doctest: +SKIP
+        >>> save_torch({"model": model.state_dict()}, "model.pt")
     """
     import torch
 

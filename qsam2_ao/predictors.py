@@ -19,9 +19,10 @@ from .compat import adapt_image_predictor
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
 from .data.types import Indexed
-from .errors import DataError
+from .errors import DataError, QSAM2Error
 from .models.config import Model, as_class
 from .reporting.notes import note
+from .stage import stage_of
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -75,7 +76,8 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
         GraphTraceError: It is not a SAM2 model.
 
     Example:
-        >>> predictor = as_video_predictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml"))  # doctest: +SKIP
+        >>> as_video_predictor(model).image_size
+        96
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -128,10 +130,11 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.ui
 
     Raises:
         DataError: As for :func:`preprocess`.
+        QSAM2Error: The model's memory was never given weights.
 
     Example:
-        >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
-        >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
+        >>> state = predictor_state(predictor, frames)
+        >>> frame, ids, logits = predictor.add_new_mask(state, 0, obj_id=1, mask=mask)
     """
     images = preprocess(frames, predictor.image_size).to(predictor.device)
     height, width = np.shape(frames[0])[:2]
@@ -156,6 +159,12 @@ def state_of_images(predictor: SAM2VideoPredictor, images: Indexed[Tensor], heig
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    if stage_of(predictor).images_only:
+        raise QSAM2Error(
+            "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images "
+            "only); quantize a Sam2VideoModel or an official checkpoint"
+        )
+
     # init_state knows paths only; it asks a function of its module for what is there.
     def in_memory(**_: Any) -> tuple[Indexed[Tensor], int, int]:
         return images, height, width
@@ -174,7 +183,7 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
         The predictor, which shares the model.
 
     Example:
-        >>> predictor = image_predictor(load_embedded())
+        >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
     adapt_image_predictor()

@@ -28,7 +28,7 @@ def one_thread_if_small(model: object) -> Iterator[None]:
 
     Example:
         >>> with one_thread_if_small(model):
-        ...     prepared = prepare_qsam2(model, "w4a8", calibration_data=images)
+        ...     y = model.forward_image(x)
     """
     before = torch.get_num_threads()
     side = getattr(getattr(model, "module", model), "image_size", 0)  # DistributedDataParallel keeps it inside
@@ -67,7 +67,7 @@ def deterministic_on_cpu(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> with deterministic_on_cpu(model):
-        ...     loss.backward()
+        ...     model.forward_image(x)["vision_features"].sum().backward()
     """
     state = _Deterministic
     with state.lock:

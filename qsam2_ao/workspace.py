@@ -32,8 +32,9 @@ class Workspace:
         QSAM2Error: The folder cannot be written.
 
     Example:
-        >>> work = Workspace(Path("outputs/work"), {"steps": 100})  # doctest: +SKIP
-        >>> work.result("score", lambda: expensive())  # doctest: +SKIP
+        >>> work = Workspace(Path("outputs/work"), {"steps": 100})
+        >>> work.result("score", lambda: 81.5)  # computed once; what is kept comes back
+        81.5
     """
 
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def inference(
     size: Annotated[list[int] | None, typer.Option(metavar="PIXELS", help="Only these sizes.")] = None,
     threads: Annotated[list[int] | None, typer.Option(metavar="COUNT", help="Only on so many threads.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only these; the baseline is always there.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only these; the reference is always there.")
     ] = None,
     part: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these, as the tables call them.")] = None,
     as_json: Json = False,

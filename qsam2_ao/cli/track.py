@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from .common import Boxes, Checkpoint, Device, Json, Masks, Points, PromptFile, RunnableName, Target, print_json
+from .common import (
+    Boxes,
+    Checkpoint,
+    Device,
+    Json,
+    Masks,
+    Points,
+    PromptFile,
+    RunnableName,
+    Save,
+    SaveAs,
+    Target,
+    print_json,
+    saved_files,
+)
 
 
 class Way(str, Enum):
@@ -42,6 +56,7 @@ def track(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/track"
     ),
+    save: Save = [SaveAs.masks, SaveAs.overlay],  # noqa: B006 - it is not changed, and typer shows it
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
     ] = None,
@@ -53,7 +68,8 @@ def track(
     """Track objects through a video from prompts on its frames.
 
     A prompt starts an object, or corrects its mask where it is tracked already: look at the masks, add prompts, and run
-    again. Writes masks/FRAME.png for every frame (palette PNGs of object ids, as in DAVIS) and overlay.mp4.
+    again. Writes masks/FRAME.png for every frame (palette PNGs of object ids, as in DAVIS) and overlay.mp4; with
+    --save, rle.json and polygons.json too, or instead.
 
     Example: [bold]qsam2 track tiny-w4a8.safetensors clip.mp4 --box 290,230,460,560 --point 30@1:300,250,0[/bold]
     """
@@ -67,18 +83,26 @@ def track(
     schedule = parse_schedule((width, height), point, box, mask, remove, prompts, frames=len(frames))
     check_schedule(schedule, (width, height), len(frames), direction.value)
     predictor = load_runnable(model, checkpoint, device, target)
-    done = track_file(predictor, video, schedule, output, frames=frames, direction=direction.value)
+    done = track_file(
+        predictor,
+        video,
+        schedule,
+        output,
+        frames=frames,
+        direction=direction.value,
+        save=[kind.value for kind in save],
+    )
+    files = saved_files(done, "masks", "overlay", "rle", "polygons")
     if as_json:
         print_json(
             {
                 "video": str(video),
                 "frames": done.frames,
-                "masks": str(done.masks),
-                "overlay": str(done.overlay),
+                **files,
                 "objects": [{"id": number, "frames_visible": count} for number, count in done.visible.items()],
             }
         )
         return
     for number, count in done.visible.items():
         typer.echo(f"object {number}: visible on {count} of {done.frames} frames")
-    typer.echo(f"wrote {done.masks} and {done.overlay}")
+    typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")

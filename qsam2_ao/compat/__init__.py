@@ -56,7 +56,7 @@ def adapt_image_predictor() -> None:
 
     Example:
         >>> adapt_image_predictor()
-        >>> predictor = SAM2ImagePredictor(build_sam2("sam2.1_hiera_t_512.yaml"))  # doctest: +SKIP
+        >>> predictor = SAM2ImagePredictor(model)
     """
     arrange_repairs()
     _REPAIRS[_PREDICTOR] = _image_predictor

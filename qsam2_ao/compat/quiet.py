@@ -36,7 +36,9 @@ def propagate_quietly(
         Index of the frame, object ids, and mask logits ``[objects, 1, height, width]``.
 
     Example:
-        >>> for frame, object_ids, logits in propagate_quietly(predictor, state):  # doctest: +SKIP
+        >>> state = predictor_state(predictor, frames)
+        >>> prompted = predictor.add_new_mask(state, 0, obj_id=1, mask=mask)
+        >>> for frame, object_ids, logits in propagate_quietly(predictor, state):
         ...     masks = logits > 0
     """
     method = type(predictor).propagate_in_video

@@ -22,7 +22,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that becomes one node of a graph where it is called with proxies, as ``torch.fx.wrap`` makes it.
 
     Example:
-        >>> hiera_pos_embed = recorded(leaves.hiera_pos_embed)  # doctest: +SKIP
+        >>> hiera_pos_embed = recorded(leaves.hiera_pos_embed)
     """
     return _create_wrapped_func(function)
 

@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..optional import needed
-from .pictures import list_pictures
+from .decoding import count_pages
+from .listing import list_pictures
 from .seeking import count_packets
-from .video import read_frames
+from .video import is_pages, read_frames
 
 CACHE_BYTES = 128 * 2**20
 
 
 class ClipFrames:
-    """Frames of a video file or of a folder of pictures, read when they are asked for.
+    """Frames of a video file, of a folder of pictures or of a picture file with pages, read when they are asked for.
 
     Iterating reads each frame once. Going back decodes a few frames again, and keeps them: at most 128 MiB.
 
     Args:
-        path: A video file or a folder of pictures.
+        path: See :func:`~qsam2_ao.data.video.read_frames`.
         max_frames: Only the first so many.
 
     Raises:
@@ -43,7 +44,10 @@ class ClipFrames:
 
     @cached_property
     def _length(self) -> int:
-        count = len(list_pictures(self.path)) if self.path.is_dir() else _frames_of_file(self.path)
+        if self.path.is_dir():
+            count = len(list_pictures(self.path))
+        else:
+            count = count_pages(self.path) if is_pages(self.path) else _frames_of_file(self.path)
         return count if self.max_frames is None else min(count, self.max_frames)
 
     def __len__(self) -> int:

@@ -182,8 +182,8 @@ def lower_int4(
             :func:`why_not_int4`.
 
     Example:
-        >>> reason = why_not_int4(layer, packed, "cpu")
-        >>> fast = lower_int4(layer, packed, "cpu") if reason is None else lower_packed(layer, packed)
+        >>> reason = why_not_int4(linear, packed, "cpu")
+        >>> fast = lower_int4(linear, packed, "cpu") if reason is None else lower_packed(linear, packed)
     """
     reason = why_not_int4(module, packed, device, group_size)
     if reason is not None:

@@ -33,7 +33,7 @@ _failed: dict[tuple[Path, tuple[str, ...]], str] = {}
 """Library and compilers -> why they gave no kernels in this process, which does not try them again."""
 
 
-def cpu_unavailable_reason() -> str | None:
+def why_no_cpu_kernels() -> str | None:
     """Why this machine's CPU cannot run the kernels, as far as is known without compiling them; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."

@@ -19,7 +19,7 @@ _CAPABILITY = (8, 0)
 """The oldest with bfloat16 and int8 tensor cores (Ampere)."""
 
 
-def cuda_unavailable_reason(device: torch.device) -> str | None:
+def why_no_cuda_kernels(device: torch.device) -> str | None:
     """Why a GPU cannot run the kernels; None if it can."""
     if not torch.cuda.is_available():
         return "No CUDA device is available."

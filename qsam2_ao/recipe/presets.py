@@ -86,7 +86,8 @@ def lsc_qconfig(
         QConfigError: A setting out of range.
 
     Example:
-        >>> prepare_qsam2(model, {"image_encoder": lsc_qconfig(2, 8), "mask_decoder": lsc_qconfig(4, None)})
+        >>> recipe = {"image_encoder": lsc_qconfig(2, 8), "mask_decoder": lsc_qconfig(4, None)}
+        >>> prepared = prepare_qsam2(model, recipe)
     """
     common = {} if momentum is None else {"momentum": momentum}
     weight = LSCFakeQuantize.with_args(
@@ -121,7 +122,7 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
 
     Example:
         >>> recipe = preset_qconfig("w2a8")
-        >>> recipe["memory_attention"].set_global(lsc_qconfig(4, 8))
+        >>> memory_attention = recipe["memory_attention"].set_global(lsc_qconfig(4, 8))
     """
     preset = PRESETS.get(name)
     if preset is None:
@@ -145,7 +146,8 @@ def with_first_and_last(inner: QConfig, edge: QConfig) -> dict[str, QConfigMappi
         Region name -> mapping.
 
     Example:
-        >>> prepare_qsam2(model, with_first_and_last(lsc_qconfig(2, 8, grid="symmetric"), lsc_qconfig(8, 8)))
+        >>> recipe = with_first_and_last(lsc_qconfig(2, 8, grid="symmetric"), lsc_qconfig(8, 8))
+        >>> prepared = prepare_qsam2(model, recipe)
     """
     recipe = everywhere(inner)
     for mapping in recipe.values():

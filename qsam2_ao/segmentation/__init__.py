@@ -2,12 +2,13 @@
 
 Example:
     >>> from qsam2_ao.segmentation import parse_prompts, segment_image
-    >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["500,375"]))  # doctest: +SKIP
+    >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["50,37"]))
 """
 
 from .image import ObjectFound, SegmentedImage, segment_file, segment_image
 from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt, parse_prompts, parse_schedule
+from .saving import SavedAs
 from .streaming import FrameMasks, StreamingPredictor
 from .video import TrackedVideo, track_file, track_frames
 
@@ -15,6 +16,7 @@ __all__ = [
     "FrameMasks",
     "ObjectFound",
     "ObjectPrompt",
+    "SavedAs",
     "SegmentedImage",
     "StreamingPredictor",
     "TrackedVideo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
 from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -47,14 +48,18 @@ class SegmentedImage:
     """The files of a segmented image.
 
     Attributes:
-        mask: The palette PNG of object ids.
+        mask: The palette PNG of object ids; None where it was not wanted, as the others.
         overlay: The picture with masks and prompts.
         objects: What was found, by id.
+        rle: COCO's annotations with run lengths.
+        polygons: COCO's annotations with polygons.
     """
 
-    mask: Path
-    overlay: Path
+    mask: Path | None
+    overlay: Path | None
     objects: tuple[ObjectFound, ...]
+    rle: Path | None = None
+    polygons: Path | None = None
 
 
 def segment_file(
@@ -62,6 +67,8 @@ def segment_file(
     image: str | os.PathLike[str],
     prompts: Mapping[int, ObjectPrompt],
     output: str | os.PathLike[str],
+    *,
+    save: Collection[SavedAs] = MASKS_AND_OVERLAY,
 ) -> SegmentedImage:
     """Segment a picture and write ``IMAGE_mask.png`` (object ids, 0 is background) and ``IMAGE_overlay.png``.
 
@@ -70,31 +77,38 @@ def segment_file(
         image: The picture's file.
         prompts: Object id -> its clicks and box, in pixels of the picture.
         output: The folder to write to.
+        save: What to write: "masks", "overlay", "rle" (``IMAGE_rle.json``, COCO's run lengths) or "polygons"
+            (``IMAGE_polygons.json``).
 
     Returns:
         The files, and what was found.
 
     Raises:
-        DataError: The picture is absent or damaged.
+        DataError: The picture is absent or damaged, or ``save`` has an unknown name.
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> segment_file(load_model("embedded"), "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
+        >>> found = segment_file(model, "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
     """
+    check_saved(save)
     image, output = Path(image), Path(output)
     picture = Image.fromarray(read_rgb(image))
     with one_thread_if_small(model):
         logits, scores = segment_image(model, picture, prompts)
     ids = label_map(logits)
-    mask = save_label_map(ids, output / f"{image.stem}_mask.png")
-    drawn = draw_prompts(
-        draw_masks(picture, ids),
-        [click for prompt in prompts.values() for click in prompt.points],
-        [prompt.box for prompt in prompts.values() if prompt.box],
-    )
-    overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
+    mask = save_label_map(ids, output / f"{image.stem}_mask.png") if "masks" in save else None
+    overlay = None
+    if "overlay" in save:
+        drawn = draw_prompts(
+            draw_masks(picture, ids),
+            [click for prompt in prompts.values() for click in prompt.points],
+            [prompt.box for prompt in prompts.values() if prompt.box],
+        )
+        overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
+    with coco_files(save, output, f"{image.stem}_") as files:
+        files.add(image.name, ids, scores)
     objects = (ObjectFound(number, scores[number], int((ids == number).sum())) for number in prompts)
-    return SegmentedImage(mask, overlay, tuple(objects))
+    return SegmentedImage(mask, overlay, tuple(objects), files.rle, files.polygons)
 
 
 def segment_image(
@@ -115,7 +129,7 @@ def segment_image(
             read a mask.
 
     Example:
-        >>> logits, scores = segment_image(load_embedded(), picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
+        >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
     """
     for object_id, prompt in prompts.items():
         prompt.check(picture.size, f"object {object_id}: ")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..data.masks import VOID
 from ..errors import DataError
 from .schedule import ObjectPrompt, Schedule, ScheduleBuilder, check_object_id
 
@@ -120,8 +121,8 @@ def _split(option: str, text: str) -> tuple[int, int | None, str]:
     match = re.match(r"(?:(\d{1,9})@)?(?:(\d{1,9}):)?", text)
     assert match is not None
     frame, object_id = match[1], match[2]
-    if object_id is not None and not 1 <= int(object_id) <= 255:
-        raise DataError(f"{option} {text}: object ids are 1 to 255")
+    if object_id is not None and not 1 <= int(object_id) < VOID:
+        raise DataError(f"{option} {text}: object ids are 1 to 254")
     return int(frame or 0), None if object_id is None else int(object_id), text[match.end() :]
 
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.pictures import read_ids
+from ..data.masks import VOID, read_ids
 from ..data.prompts import check_mask, check_prompts
 from ..errors import DataError
 
@@ -154,8 +154,8 @@ def check_object_id(object_id: object, where: str) -> int:
     Raises:
         DataError: It doesn't.
     """
-    if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)) or not 1 <= object_id <= 255:
-        raise DataError(f"{where}{object_id!r} is no object id; object ids are 1 to 255")
+    if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)) or not 1 <= object_id < VOID:
+        raise DataError(f"{where}{object_id!r} is no object id; object ids are 1 to 254")
     return int(object_id)
 
 
@@ -239,13 +239,11 @@ class ScheduleBuilder:
                 f"{where}{file} is {ids.shape[1]} x {ids.shape[0]} pixels but the picture is "
                 f"{self._size[0]} x {self._size[1]}; resize the mask without smoothing"
             )
-        found = [int(value) for value in np.unique(ids) if value]
+        found = [int(value) for value in np.unique(ids) if value not in (0, VOID)]
         if not found:
-            raise DataError(f"{where}{file} is empty: every pixel is 0")
+            raise DataError(f"{where}{file} is empty: every pixel is 0 (background) or {VOID} (void)")
         if object_id is not None:
-            return {object_id: ids > 0}
-        if found == [255]:
-            return {1: ids > 0}
+            return {object_id: np.isin(ids, found)}
         return {value: ids == value for value in found}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data.frames import ClipFrames
-from ..data.pictures import list_pictures, read_ids
+from ..data.listing import list_pictures
+from ..data.masks import read_ids
 from ..data.types import Indexed
 from ..data.video import frame_rate, write_video
 from ..errors import DataError
@@ -23,6 +26,7 @@ from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
 from ..reporting.overlay import draw_masks
 from .masks import label_map, save_label_map
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
 from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
 from .streaming import FrameMasks, StreamingPredictor
 
@@ -38,15 +42,19 @@ class TrackedVideo:
 
     Attributes:
         frames: How many frames it has.
-        masks: Folder of a palette PNG of object ids for each frame.
+        masks: Folder of a palette PNG of object ids for each frame; None where it was not wanted, as the others.
         overlay: The video with the masks.
         visible: Object id -> on how many frames it was found.
+        rle: COCO's annotations with run lengths.
+        polygons: COCO's annotations with polygons.
     """
 
     frames: int
-    masks: Path
-    overlay: Path
+    masks: Path | None
+    overlay: Path | None
     visible: dict[int, int]
+    rle: Path | None = None
+    polygons: Path | None = None
 
 
 def track_file(
@@ -56,6 +64,7 @@ def track_file(
     output: str | os.PathLike[str],
     *,
     direction: Direction = "forward",
+    save: Collection[SavedAs] = MASKS_AND_OVERLAY,
     frames: Indexed[NDArray[np.uint8]] | None = None,
     progress: bool = True,
 ) -> TrackedVideo:
@@ -71,6 +80,8 @@ def track_file(
             it is removed.
         output: The folder to write to.
         direction: As for :func:`track_frames`.
+        save: What to write: "masks", "overlay", "rle" (``rle.json``, COCO's run lengths of all frames) or "polygons"
+            (``polygons.json``).
         frames: The frames, where not all of them are wanted.
         progress: Show a progress bar.
 
@@ -78,37 +89,46 @@ def track_file(
         The files, and how long each object was visible.
 
     Raises:
-        DataError: The video cannot be read, a prompt doesn't fit it, or an exported model is to read a mask.
+        DataError: The video cannot be read, a prompt doesn't fit it, an exported model is to read a mask, or ``save``
+            has an unknown name.
         QSAM2Error: A file cannot be written.
         MissingPackageError: PyAV is not installed.
         KeyboardInterrupt: Ctrl-C, once the files are closed.
 
     Example:
-        >>> track_file(load_model("embedded"), "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
+        >>> tracked = track_file(model, "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
     """
+    check_saved(save)
     video, output = Path(video), Path(output)
     frames = ClipFrames(video) if frames is None else frames
     schedule = as_schedule(prompts)
-    store = _MaskFolder(output / "masks", [path.stem for path in list_pictures(video)] if video.is_dir() else None)
+    paths = list_pictures(video) if video.is_dir() else None
     visible = dict.fromkeys(sorted({object_id for found in schedule.values() for object_id in found}), 0)
-    overlay, rate, done = output / "overlay.mp4", frame_rate(video), 0
+    rate, done = frame_rate(video), 0
+    overlay = output / "overlay.mp4" if "overlay" in save else None
+    masks = output / "masks" if "masks" in save else None
     bar = tqdm(desc="track", total=_steps(schedule, direction, len(frames)), unit="frame", disable=not progress)
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         nonlocal done
         try:
             for frame, picture, ids in tracked:
-                store.save(frame, ids)
+                if masks:
+                    store.save(frame, ids)
+                files.add(paths[frame].name if paths else f"{frame:05d}.jpg", ids)
                 for object_id in visible:
                     visible[object_id] += bool((ids == object_id).any())
                 done += 1
-                yield np.asarray(draw_masks(picture, ids))
+                yield np.asarray(draw_masks(picture, ids)) if overlay else picture
         except KeyboardInterrupt:
             if not done:
                 raise  # there is nothing to close
 
     try:
-        with bar, interrupts_between_steps() as interruptible:
+        with ExitStack() as stack, bar, interrupts_between_steps() as interruptible:
+            # Going back needs a place for masks too.
+            folder = masks or Path(stack.enter_context(TemporaryDirectory(prefix="qsam2-track-")))
+            store = _MaskFolder(folder, [path.stem for path in paths] if paths else None)
 
             def finished() -> None:
                 bar.update()
@@ -116,13 +136,18 @@ def track_file(
                     pass
 
             tracked = _track(predictor, frames, schedule, direction, store, finished)
-            write_video(overlay, pictures(), rate)
+            with coco_files(save, output) as files:
+                if overlay:
+                    write_video(overlay, pictures(), rate)
+                else:
+                    deque(pictures(), maxlen=0)
     except KeyboardInterrupt as interrupt:
-        what = (
-            f"{done} of {len(frames)} frames are in {store.folder} and {overlay}" if done else "no frame was finished"
-        )
+        what = "no frame was finished"
+        if done:
+            places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
+            what = f"{done} of {len(frames)} frames are in {places}"
         raise KeyboardInterrupt(what) from interrupt
-    return TrackedVideo(done, store.folder, overlay, visible)
+    return TrackedVideo(done, masks, overlay, visible, files.rle, files.polygons)
 
 
 def track_frames(
@@ -151,9 +176,11 @@ def track_frames(
             an exported model is to read a mask.
 
     Example:
-        >>> prompts = {0: {1: ObjectPrompt([(30, 40, 1)])}, 5: {1: ObjectPrompt([(60, 40, 0)])}}
-        >>> for frame, ids in track_frames(load_embedded(), frames, prompts):
-        ...     print(frame, (ids == 1).sum())
+        >>> for frame, ids in track_frames(predictor, frames, {1: ObjectPrompt([(30, 40, 1)])}):
+        ...     print(frame, ids.shape)
+        0 (96, 96)
+        1 (96, 96)
+        2 (96, 96)
     """
     schedule = as_schedule(prompts)
 

@@ -65,7 +65,7 @@ class Assignment:
             QConfigError: Bits out of range.
 
         Example:
-            >>> prepared = prepare_qsam2(model, assignment.qconfig(8), calibration_data="photos/")
+            >>> prepared = prepare_qsam2(model, assignment.qconfig(8))
         """
         mapping = QConfigMapping().set_global(None)
         for name, bits in self.bits.items():
@@ -176,7 +176,7 @@ class Assignment:
             QConfigError: There is no such file, or it is not one; the message names it and what is wrong.
 
         Example:
-            >>> Assignment.load("bits.json").qconfig(8)
+            >>> recipe = Assignment.load("bits.json").qconfig(8)
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))

@@ -144,8 +144,10 @@ def measure_sensitivity(
         CalibrationError: Empty or unusable images.
 
     Example:
-        >>> sensitivity = measure_sensitivity(model, "photos/")
-        >>> sensitivity.loss("memory_attention.layers.0.linear1", 2)
+        >>> layer = "memory_attention.layers.0.linear1"
+        >>> sensitivity = measure_sensitivity(model, "photos/", layers=[layer], bits=(2, 4))
+        >>> sensitivity.loss(layer, 2) > sensitivity.loss(layer, 4)
+        True
     """
     chosen = _chosen(quantizable_layers(model), layers)
     if not bits or not all(isinstance(b, int) and 2 <= b <= 8 for b in bits):

@@ -6,8 +6,10 @@ data of your own, call the loop yourself or use SAM2's trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from .batches import BatchKind, ProceduralBatches, Stage
 from .distillation import Distillation, DistillationWeights
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
+from .selection import Selection
 
 #: Prompted images and short clips, in the proportion of the float training.
 QAT_STAGES = (
@@ -43,7 +46,10 @@ def train_qat(
     distill_from: nn.Module | None = None,
     distill: DistillationWeights | None = None,
     batches: Callable[[int], Iterator[BatchedVideoDatapoint]] | None = None,
+    held_out: Iterable[BatchedVideoDatapoint] | None = None,
+    judge_every: int | None = None,
     workers: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a prepared SAM2 in place.
@@ -57,19 +63,24 @@ def train_qat(
         distill_from: The float model; its answers become further targets.
         distill: Which of them, and their weights; the image features by default.
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
+        held_out: Batches that are not trained on, which choose between the averaged weights and the start: the model
+            ends with those that have the least loss on them. None keeps the last weights, whatever they are.
+        judge_every: Steps between two judgements by the held-out batches; a tenth of the steps by default.
         workers: Processes that generate videos.
-        options: Further arguments of :func:`qsam2_ao.training.loop.train`, for example ``checkpoint`` or
-            ``progress``.
+        checkpoint: As for :func:`qsam2_ao.training.loop.train`; the best weights so far are kept beside it.
+        options: Further arguments of :func:`qsam2_ao.training.loop.train`, for example ``progress``.
 
     Returns:
-        The losses.
+        The losses, and with held-out batches what they chose.
 
     Raises:
         CheckpointError: The checkpoint to resume from does not fit.
         NonFiniteError: The training diverged.
 
     Example:
-        >>> train_qat(prepared, steps=100)  # doctest: +SKIP
+        >>> result = train_qat(prepared, steps=1, batches=lambda first: [batch])
+        >>> len(result.losses)
+        1
     """
     model: Any = as_trainable(prepared)
     mode = prepared.training
@@ -86,8 +97,33 @@ def train_qat(
     options = {"description": "QAT", "warmup": min(steps // 10, 50), **options}
     if "optimizer" not in options:
         options["optimizer"] = qat_optimizer(model, lr if isinstance(lr, Rates) else Rates(lr))
+    options["checkpoint"] = checkpoint
     try:
-        return train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
+        if held_out is None:
+            return train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
+        selection = Selection(
+            model,
+            held_out,
+            loss,
+            forward,
+            every=judge_every or max(steps // 10, 1),
+            steps=steps,
+            seed=seed,
+            path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
+        )
+        # Averages over the last fifth of what is done: short enough to have left the start behind.
+        options = {"ema": 1 - 5 / max(steps, 10), **options}
+        also = options.pop("on_step", None)
+
+        def on_step(result: TrainResult) -> None:
+            selection(result)
+            if also is not None:
+                also(result)
+
+        result = train(model, batches, loss, steps=steps, seed=seed, forward=forward, on_step=on_step, **options)
+        model.load_state_dict(selection.best.state)
+        result.selected = selection.best
+        return result
     finally:
         prepared.train(mode)
 
@@ -136,7 +172,7 @@ def as_trainable(model: nn.Module) -> nn.Module:
         The model itself where it is a ``SAM2Train`` already (its own settings are kept).
 
     Example:
-        >>> trainable = as_trainable(load_embedded())  # doctest: +SKIP
+        >>> trainable = as_trainable(model)
     """
     if isinstance(model, SAM2Train):
         return model

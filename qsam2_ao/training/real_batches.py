@@ -34,21 +34,23 @@ class Mix:
         images: Pictures in a step of photographs or stills.
         clips: Clips in a step of pairs or clips.
         frames: Frames per clip.
-        objects: At most this many objects per picture or clip.
+        image_objects: At most this many objects per picture. They share the encoder's work, which is most of it.
+        clip_objects: At most this many objects per clip.
     """
 
     shares: tuple[tuple[SceneKind | str, float], ...] = (
-        ("photograph", 0.25),
-        ("still", 0.17),
+        ("photograph", 0.20),
+        ("still", 0.32),
         ("clip", 0.28),
-        ("pair", 0.12),
-        ("procedural", 0.12),
-        ("procedural stills", 0.06),
+        ("pair", 0.06),
+        ("procedural", 0.09),
+        ("procedural stills", 0.05),
     )
     images: int = 8
     clips: int = 2
     frames: int = 4
-    objects: int = 2
+    image_objects: int = 8
+    clip_objects: int = 3
 
 
 class RealBatches(Dataset[RawBatch]):
@@ -64,7 +66,7 @@ class RealBatches(Dataset[RawBatch]):
         DataError: The sizes do not start at step 0.
 
     Example:
-        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))  # doctest: +SKIP
+        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))
     """
 
     def __init__(self, library: Library, sizes: tuple[SizeStage, ...], mix: Mix | None = None, seed: int = 0) -> None:
@@ -95,12 +97,13 @@ class RealBatches(Dataset[RawBatch]):
                 )
                 for _ in range(mix.clips)
             ]
-            raw = stack_sequences(sequences, mix.objects, rng)
-            return split_frames(raw, mix.objects, rng) if stills else raw
+            raw = stack_sequences(sequences, mix.clip_objects, rng)
+            return split_frames(raw, mix.image_objects, rng) if stills else raw
         scene: SceneKind = kind  # type: ignore[assignment]
-        count = mix.images if scene in ("photograph", "still") else mix.clips
+        single = scene in ("photograph", "still")
+        count = mix.images if single else mix.clips
         scenes = [draw_scene(scene, self.library, rng, size=size, frames=mix.frames) for _ in range(count)]
-        return stack_sequences(scenes, mix.objects, rng)
+        return stack_sequences(scenes, mix.image_objects if single else mix.clip_objects, rng)
 
     def stream(
         self, steps: int, *, device: torch.device | str = "cpu", workers: int = 0

@@ -6,13 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import save_torch
+
+if TYPE_CHECKING:
+    from .selection import Selected
 
 State = dict[str, Tensor]
 _FORMAT, _FORMAT_1 = "qsam2_ao.training/2", "qsam2_ao.training/1"
@@ -26,11 +29,13 @@ class TrainResult:
         step: The number of steps done, those before a resume included.
         losses: The loss of every step.
         average: The running average of the model's state, or None where none was kept.
+        selected: What held-out batches chose among the averages and the start, or None without such batches.
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     average: State | None = None
+    selected: Selected | None = None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from ..calibration import CalibrationData
 from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.davis import read_davis
@@ -33,6 +34,25 @@ if TYPE_CHECKING:
     from training.utils.data_utils import BatchedVideoDatapoint
 
 Batches = Callable[[int], "Iterator[BatchedVideoDatapoint]"]
+
+HELD_OUT_BATCHES = 8
+#: Even, where the seeds that procedural clips are trained on are odd.
+HELD_OUT_SEED = 2**20
+#: How often a training is judged by the held-out batches.
+JUDGEMENTS = 5
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training learns from, and what chooses between its weights.
+
+    Attributes:
+        batches: As ``train_qat`` takes them.
+        held_out: Batches that are not trained on.
+    """
+
+    batches: Batches
+    held_out: list[BatchedVideoDatapoint]
 
 
 @dataclass(frozen=True)
@@ -81,8 +101,8 @@ class QuantizationJob:
             seed: As above.
 
         Example:
-            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset  # doctest: +SKIP
-            'w2-4-8a8'
+            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset
+            'w2-3-4-8a8'
         """
         name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
         return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)
@@ -149,13 +169,18 @@ def quantize_to_file(
             "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
         },
     )
-    batches = None
+    training = None
     if job.steps and train_data != EMBEDDED:
-        from ..training.clips import clip_batches
+        from ..training.clips import clip_batches, hold_out
 
-        batches = clip_batches(read_davis(train_data), loaded.image_size, job.steps, seed=job.seed, device=device)
+        trained, held = hold_out(read_davis(train_data))
+        size = loaded.image_size
+        training = TrainingData(
+            clip_batches(trained, size, job.steps, seed=job.seed, device=device),
+            list(clip_batches(held, size, HELD_OUT_BATCHES, seed=HELD_OUT_SEED, device=device)(0)),
+        )
     data = calibration_source(calibration, job.images, loaded.image_size)
-    quantized = quantize_model(loaded, job, output, work, calibration_data=data, batches=batches)
+    quantized = quantize_model(loaded, job, output, work, calibration_data=data, training=training)
     work.discard()
     return quantized
 
@@ -166,10 +191,13 @@ def quantize_model(
     output: Path,
     work: Workspace,
     *,
-    calibration_data: str | Iterable[Any],
-    batches: Batches | None = None,
+    calibration_data: CalibrationData,
+    training: TrainingData | None = None,
 ) -> SAM2Base:
     """Calibrate, train, convert and save, going on from what ``work`` has.
+
+    Training never makes it worse: the averaged weights of a few steps, and the untrained start, are judged by batches
+    that are not trained on, and the best go into the file.
 
     Args:
         model: A float model; not changed.
@@ -177,7 +205,7 @@ def quantize_model(
         output: The packed file to write.
         work: Where finished steps are kept. Its settings must name everything that the result depends on.
         calibration_data: As ``prepare_qsam2`` takes it.
-        batches: As ``train_qat`` takes them; None for procedural clips.
+        training: What to train on and to judge by; None for procedural clips.
 
     Returns:
         The quantized model, as it was saved.
@@ -193,35 +221,52 @@ def quantize_model(
         from ..training.qat import train_qat
 
         note(f"{job.preset}: training (LSC, distilled from the float model), {job.steps} steps")
-        train_qat(
+        training = training or _procedural(model, job)
+        result = train_qat(
             prepared,
             steps=job.steps,
             lr=job.lr,
             seed=job.seed,
-            batches=batches,
+            batches=training.batches,
+            held_out=training.held_out,
+            judge_every=math.ceil(job.steps / JUDGEMENTS),
             distill_from=model,
             distill=RECOMMENDED,
             checkpoint=work.folder / f"{job.preset}-training.pt",
             description=f"{job.preset} QAT",
         )
+        note(f"{job.preset}: {result.selected}")
     note(f"{job.preset}: packing into {output}")
     quantized = convert_qsam2(prepared.eval())
     save_qsam2(quantized, output)
     return quantized
 
 
-def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: str | Iterable[Any]) -> SAM2Base:
+def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
+    from ..training.batches import ProceduralBatches
+    from ..training.qat import QAT_STAGES
+
+    device, size = next(model.parameters()).device, (model.image_size, model.image_size)
+    trained = ProceduralBatches(QAT_STAGES, size=size, seed=2 * job.seed + 1)
+    held = ProceduralBatches(QAT_STAGES, size=size, seed=HELD_OUT_SEED)
+    return TrainingData(trained.stream(job.steps, device=device), list(held.stream(HELD_OUT_BATCHES, device=device)(0)))
+
+
+def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
     """The prepared model, calibrated now or by the run that was interrupted."""
     if path.exists():
+        damage = "{} cannot be continued from ({}); delete it and run again"
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
-            prepared.load_state_dict(stored["state"])
-        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
-            ) from error
-        set_stage(prepared, replace(stage_of(prepared), info=stored["info"]))
+            state, info = stored["state"], dict(stored["info"])
+        except Exception as error:  # a damaged pickle fails in any way
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
+        try:
+            prepared.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        set_stage(prepared, replace(stage_of(prepared), info=info))
         return prepared
     prepared = prepare_qsam2(
         model,

@@ -27,14 +27,14 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
         assert f"{name}.png" in report
     before = (tmp_path / "accuracy_cells.jsonl").read_text()
     again = run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
-    assert "2 cells" in again.stdout
+    assert "2 experiments" in again.stdout
     assert (tmp_path / "accuracy_cells.jsonl").read_text() == before
 
 
 def test_an_unknown_method_is_refused(run, tmp_path):
     result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
     assert result.exit_code == 2
-    assert "no cell has these" in result.stderr
+    assert "no experiment has these" in result.stderr
 
 
 @pytest.mark.slow
@@ -50,6 +50,12 @@ def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, mon
     kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
     assert len(kept) == 1
     monkeypatch.setattr(publish, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    memory_records = publish.memory_records
+
+    def of_one_method(workload, methods, **options):
+        return memory_records(workload, methods[:1], **options)  # each takes a process
+
+    monkeypatch.setattr(publish, "memory_records", of_one_method)
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -46,12 +46,16 @@ def test_a_video_file_and_clicks_on_two_objects(run, packed_file: Path, tmp_path
     result = run(
         "track", packed_file, tmp_path / "clip.mp4", "--point", "20,20", "--point", "70,80,0",
         "--box", "4:30,30,90,90", "--max-frames", 2, "-o", tmp_path,
+        "--save", "masks", "--save", "overlay", "--save", "polygons",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "object 1: visible on" in result.stdout
     assert "object 4: visible on" in result.stdout
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
     assert frame_rate(tmp_path / "overlay.mp4") == 12
+    images = json.loads((tmp_path / "polygons.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["00000.jpg", "00001.jpg"]
+    assert f"{tmp_path / 'polygons.json'}" in result.stdout.replace("\n", "")
 
 
 def test_a_mask_of_the_wrong_size_is_refused(run, packed_file: Path, davis: Path, sequence: Sequence, tmp_path: Path):

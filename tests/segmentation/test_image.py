@@ -41,6 +41,28 @@ def test_files(predictor: Any, sequence: Sequence, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["picture_mask.png", "picture_overlay.png"]
 
 
+def test_every_form_holds_the_same_masks(predictor: Any, sequence: Sequence, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    Image.fromarray(sequence.frames[0]).save(tmp_path / "picture.png")
+    done = segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path, save=["masks", "rle", "polygons"])
+    assert done.overlay is None
+    assert done.mask is not None
+    ids = read_ids(done.mask)
+    for path in (done.rle, done.polygons):
+        read = coco.COCO(path)
+        assert read.imgs[1]["file_name"] == "picture.png"
+        found = {annotation["object_id"]: annotation for annotation in read.anns.values()}
+        assert found.keys() == {found.id for found in done.objects if found.pixels}
+        for number, annotation in found.items():
+            assert np.array_equal(read.annToMask(annotation), ids == number)
+            assert annotation["score"] == done.objects[[1, 4].index(number)].score
+    segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path / "alone", save=["rle"])
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["picture_rle.json"]
+    for wrong in ([], ["png"]):
+        with pytest.raises(DataError, match="save must name some of masks, overlay, rle, polygons"):
+            segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path, save=wrong)  # type: ignore[arg-type]
+
+
 def test_a_mask_is_sam2s_low_resolution_input(predictor: Any, sequence: Sequence) -> None:
     picture, mask = Image.fromarray(sequence.frames[0]), np.zeros((96, 96), bool)
     mask[16:64, 32:80] = True  # whole blocks of 4 x 4 pixels, but for the smoothing at edges

@@ -42,7 +42,7 @@ def test_several_objects_in_order():
     assert prompts[2].arrays() == {"points": None, "labels": None, "box": pytest.approx([0, 0, 64, 48])}
 
 
-@given(x=st.floats(0, 64), y=st.floats(0, 48), label=st.sampled_from([0, 1]), object_id=st.integers(1, 255))
+@given(x=st.floats(0, 64), y=st.floats(0, 48), label=st.sampled_from([0, 1]), object_id=st.integers(1, 254))
 def test_what_is_written_is_what_is_read(x: float, y: float, label: int, object_id: int):
     prompts = parse_prompts(SIZE, points=[f"{object_id}:{x!r},{y!r},{label}"])
     assert prompts[object_id].points == [(x, y, label)]
@@ -67,6 +67,14 @@ def test_a_black_and_white_mask_is_one_object(tmp_path: Path):
     np.testing.assert_array_equal(parse_prompts(SIZE, masks=[str(tmp_path / "bits.png")])[1].mask, ids > 0)
 
 
+def test_void_in_a_mask_file_is_no_object(tmp_path: Path):
+    ids = np.zeros((48, 64))
+    ids[:10], ids[20:30] = 255, 9
+    name = mask_file(tmp_path / "m.png", ids, "L")
+    assert list(parse_prompts(SIZE, masks=[name])) == [9]
+    np.testing.assert_array_equal(parse_prompts(SIZE, masks=[f"4:{name}"])[4].mask, ids == 9)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -78,8 +86,8 @@ def test_a_black_and_white_mask_is_one_object(tmp_path: Path):
         ({"points": ["1,2,2"]}, "label must be 1"),
         ({"points": ["65,2"]}, "outside of the picture, which is 64 x 48"),
         ({"points": ["3@1,2"]}, "frame 3 is beyond the clip, which has 1 frames"),
-        ({"points": ["0:1,2"]}, "ids are 1 to 255"),
-        ({"points": ["256:1,2"]}, "ids are 1 to 255"),
+        ({"points": ["0:1,2"]}, "ids are 1 to 254"),
+        ({"points": ["255:1,2"]}, "ids are 1 to 254"),
         ({"boxes": ["1,2,3"]}, "expected X0,Y0,X1,Y1"),
         ({"boxes": ["30,2,10,20"]}, "left,top,right,bottom"),
         ({"boxes": ["1,2,30,200"]}, "outside of the picture"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,29 @@ def test_files_hold_the_tracked_ids(
     assert len(list(read_frames(done.overlay))) == 10
 
 
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_annotations_of_all_frames_instead_of_pictures(
+    trained: Any, clip: Sequence, tmp_path: Path, direction: Any
+) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    prompts = {2: {2: ObjectPrompt(mask=clip.masks[2] > 0)}}
+    (tmp_path / "frames").mkdir()
+    for t, frame in enumerate(clip.frames):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"frame_{t + 8}.png")
+    done = track_file(
+        trained, tmp_path / "frames", prompts, tmp_path / "out", direction=direction, save=["rle"], progress=False
+    )
+    assert (done.masks, done.overlay, done.polygons) == (None, None, None)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rle.json"]
+    read = coco.COCO(done.rle)
+    tracked = dict(track_frames(trained, list(clip.frames), prompts, direction=direction))
+    assert [image["file_name"] for image in read.imgs.values()] == [f"frame_{t + 8}.png" for t in range(10)]
+    masks = {a["image_id"] - 1: read.annToMask(a) for a in read.anns.values()}
+    for frame, ids in tracked.items():
+        assert np.array_equal(masks.get(frame, np.zeros_like(ids)), ids == 2)
+    assert len(masks) == done.visible[2] > 3
+
+
 def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", clip.frames)
     frames = ClipFrames(tmp_path / "clip.mp4")
@@ -133,16 +157,18 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
                     signal.raise_signal(signal.SIGINT)  # Ctrl-C while frame 3 is being read
                 yield frame
 
-    with pytest.raises(KeyboardInterrupt, match=r"4 of 10 frames are in .*masks and .*overlay\.mp4"):
+    with pytest.raises(KeyboardInterrupt, match=r"4 of 10 frames are in .*masks and .*overlay\.mp4 and .*rle"):
         track_file(
             trained,
             tmp_path / "clip.mp4",
             {1: FIRST},
             tmp_path / "out",
             frames=Interrupted(frames.path),
+            save=["masks", "overlay", "rle"],
             progress=False,
         )
     whole = dict(track_frames(trained, frames, {1: FIRST}))
+    assert len(json.loads((tmp_path / "out" / "rle.json").read_text())["images"]) == 4
     written = sorted((tmp_path / "out" / "masks").iterdir())
     assert [path.name for path in written] == [f"{t:05d}.png" for t in range(4)]
     for t, path in enumerate(written):
@@ -156,7 +182,7 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
         ({}, {}, "needs a click, a box or a mask for at least one object"),
         ({3: {}}, {}, "needs a click, a box or a mask"),
         ({2: {1: None}}, {}, "needs a click, a box or a mask"),
-        ({0: FIRST}, {}, "0 is no object id; object ids are 1 to 255"),
+        ({0: FIRST}, {}, "0 is no object id; object ids are 1 to 254"),
         ({-1: {1: FIRST}}, {}, "frame -1 cannot have prompts"),
         ({10: {1: FIRST}}, {}, "frame 10 is beyond the clip, which has 10 frames, 0 to 9"),
         ({0: {1: None}, 2: {1: FIRST}}, {}, "frame 0, object 1: it cannot be removed"),

@@ -12,7 +12,7 @@ from PIL import Image
 from qsam2_ao.data.davis import read_davis
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
-from qsam2_ao.training.clips import clip_batches
+from qsam2_ao.training.clips import clip_batches, hold_out
 
 
 @pytest.fixture
@@ -52,8 +52,28 @@ def test_frames_without_masks_are_left_out(davis: Path):
     assert all(batch.img_batch.shape[:2] == (1, 1) for batch in batches)
 
 
+def test_void_is_no_object_and_background(davis: Path):
+    for path in (davis / "Annotations").rglob("*.png"):
+        mask = np.array(Image.open(path)) * 0
+        mask[:40], mask[40:50, 30:] = 255, 3
+        Image.fromarray(mask).save(path)
+    for batch in clip_batches(read_davis(davis), 60, 6, objects=5)(0):
+        assert {*batch.metadata.unique_objects_identifier[..., 1].unique().tolist()} == {3}
+        assert batch.masks[:, :, :40].sum() == 0
+        assert batch.masks[:, :, 42:48, 30:].all()
+
+
 def test_empty_masks_are_an_error(davis: Path):
     for path in (davis / "Annotations").rglob("*.png"):
         Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
     with pytest.raises(DataError, match="no clip with a visible object"):
         next(clip_batches(read_davis(davis), 32, 1)(0))
+
+
+def test_every_tenth_video_is_held_out(davis: Path):
+    sequences = read_davis(davis)
+    many = [sequences[0]] * 4 + [sequences[1]] + [sequences[0]] * 9 + [sequences[1]]
+    trained, held = hold_out(many)
+    assert held == [sequences[1], sequences[1]]
+    assert trained == [sequences[0]] * 13
+    assert hold_out(many[:4]) == (many[:4], many[:4])

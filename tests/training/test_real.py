@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(root: Path, output: Path) -> list[str]:
-    options = {"--data": root, "--output": output, "--steps": 4, "--frames": 2, "--objects": 1, "--device": "cpu"}
+    options = {"--data": root, "--output": output, "--steps": 4, "--frames": 2, "--device": "cpu"}
     return [*(str(part) for option in options.items() for part in option), "--sizes", "64:0", "96:2"]
 
 

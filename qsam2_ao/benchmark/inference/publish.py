@@ -12,10 +12,10 @@ from typing import Any
 from ...errors import QConfigError
 from ...files import atomic_write
 from ...models.official import OFFICIAL
+from ...reporting.environment import environment
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
 from ...workspace import Workspace
-from ..environment import environment
 from ..processes import alone
 from .busy import EMBEDDED, busy_machine
 from .compile_time import compile_times
@@ -57,7 +57,7 @@ def publish(
         models: Only these; None for all.
         sizes: Sides of the input in pixels; None for 1024 and 512.
         threads: Numbers of threads; None for one and all cores.
-        methods: Only these and the baseline; None for all.
+        methods: Only these and the reference; None for all.
         parts: Only these, as the tables call them; None for all.
 
     Returns:

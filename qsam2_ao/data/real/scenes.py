@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ..procedural import Sequence
-from .library import Library, pick_object
+from .library import Library, pick_object, trimmed
 from .looks import Camera, Pixels, light, recolour
 from .motion import Affine, bend, smooth_path, source_map
 
@@ -20,7 +20,7 @@ SceneKind = Literal["photograph", "still", "pair", "clip"]
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
 #: Least visible part of the first frame that makes an object one to ask about.
-_SMALLEST = 0.003
+_SMALLEST = 0.0008
 
 
 def draw_scene(
@@ -42,7 +42,7 @@ def draw_scene(
         DataError: The kind is unknown, or a file cannot be read.
 
     Example:
-        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))  # doctest: +SKIP
+        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))
     """
     if kind not in SCENE_KINDS:
         raise DataError(f"kind must be one of {list(SCENE_KINDS)}, got {kind!r}")
@@ -62,14 +62,14 @@ def _compose(
     own_masks = kind in ("photograph", "pair") or rng.random() < 0.4
     pan = [smooth_path(rng, frames, *_pace(rng, 0.03)) for _ in range(2)]
     images, masks = _backdrop(kind, library, rng, size, frames, pan, own_masks)
-    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 6))}.get(
+    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 8))}.get(
         kind, int(rng.integers(1, 5))
     )
-    sprites = [library.sprite(rng) if rng.random() < 0.88 else _scrap(library, rng) for _ in range(count)]
+    sprites = [_thing(library, rng) for _ in range(count)]
     if sprites and rng.random() < 0.25:
         sprites.append(recolour(rng, sprites[0], 0.3))  # a twin, to be told apart by place and motion
     for number, sprite in enumerate(sprites):
-        _paste(images, masks, sprite, 200 + number, rng, pan)
+        _paste(images, masks, sprite, 200 + number, rng, pan, smallest=0.05 if kind == "still" else 0.1)
     camera = Camera(rng, frames, size)
     for t in range(frames):
         images[t] = camera(images[t], t)
@@ -140,6 +140,13 @@ def _backdrop(
     return images, masks
 
 
+def _extent(rng: np.random.Generator, smallest: float, largest: float) -> float:
+    """How much of the picture's side an object spans: every order of size, and half of them large."""
+    if rng.random() < 0.5:
+        return float(rng.uniform(0.3, largest))
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+
+
 Box = tuple[float, float, float, float]
 
 
@@ -148,7 +155,7 @@ def _box_around(rng: np.random.Generator, ids: Pixels) -> Box:
     left, top, across, down = cv2.boundingRect((ids == pick_object(rng, ids)).astype(np.uint8))
     extent = float(max(across, down))
     height, width = ids.shape
-    side = max(extent / np.exp(rng.uniform(np.log(0.15), np.log(1.05))), 40.0)
+    side = max(extent / _extent(rng, 0.06, 1.05), 40.0)
     stretch = np.exp(rng.normal(0, 0.2))
     w, h = min(side * stretch, width), min(side / stretch, height)
     u, v = rng.uniform(0.3, 0.7, 2)
@@ -165,17 +172,68 @@ def _any_box(rng: np.random.Generator, shape: tuple[int, ...]) -> Box:
     return float(rng.uniform(w / 2, width - w / 2)), float(rng.uniform(h / 2, height - h / 2)), float(w), float(h)
 
 
+def _thing(library: Library, rng: np.random.Generator) -> Pixels:
+    """Something to put in front of a photograph: an object, a scrap, or two such things as one.
+
+    What has one colour could be found by it. Things of several parts, and none alike, are wholes only by their box.
+    """
+    draw = rng.random()
+    if draw < 0.54:
+        return library.sprite(rng)
+    if draw < 0.80:
+        return _scrap(library, rng)
+    behind, front = (library.sprite(rng) if rng.random() < 0.7 else _scrap(library, rng) for _ in range(2))
+    return trimmed(_joined(behind, front, rng))
+
+
+def _joined(behind: Pixels, front: Pixels, rng: np.random.Generator) -> Pixels:
+    """Two sprites as one: the second, smaller, over the border of the first."""
+    scale = 200 / max(behind.shape[:2])
+    behind = _resized(behind, scale)
+    front = _resized(front, max(behind.shape[:2]) * rng.uniform(0.35, 0.9) / max(front.shape[:2]))
+    height, width = behind.shape[:2]
+    canvas = np.zeros((height + 2 * front.shape[0], width + 2 * front.shape[1], 4), np.uint8)
+    canvas[front.shape[0] : front.shape[0] + height, front.shape[1] : front.shape[1] + width] = behind
+    angle = rng.uniform(0, 2 * np.pi)
+    y = int(front.shape[0] / 2 + height * (0.5 + 0.4 * np.sin(angle)))
+    x = int(front.shape[1] / 2 + width * (0.5 + 0.4 * np.cos(angle)))
+    place = canvas[y : y + front.shape[0], x : x + front.shape[1]]
+    share = front[..., 3:].astype(np.float32) / 255
+    place[..., :3] = (place[..., :3] * (1 - share) + front[..., :3] * share).astype(np.uint8)
+    place[..., 3] = np.maximum(place[..., 3], front[..., 3])
+    return canvas
+
+
+def _resized(sprite: Pixels, scale: float) -> Pixels:
+    """A sprite of another size, whose colours take nothing of what is transparent."""
+    new = (max(round(sprite.shape[1] * scale), 2), max(round(sprite.shape[0] * scale), 2))
+    small = cv2.resize(_premultiplied(sprite), new, interpolation=cv2.INTER_AREA)
+    strength = np.maximum(small[..., 3:], 1).astype(np.float32) / 255
+    return np.dstack([np.minimum(small[..., :3] / strength, 255).astype(np.uint8), small[..., 3]])
+
+
 def _scrap(library: Library, rng: np.random.Generator) -> Pixels:
-    """A piece of a photograph in a random shape: blobs, bars and rings that no set of objects has."""
+    """A piece of a photograph in a random shape, such as no set of objects has: whole by its outline alone."""
     image = library.background(rng)
     box = _any_box(rng, image.shape)
     part = cv2.getRectSubPix(image, (int(box[2]), int(box[3])), (box[0], box[1]))
     part = cv2.resize(part, (160, 160), interpolation=cv2.INTER_AREA)
-    field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
-    y, x = np.mgrid[-1:1:160j, -1:1:160j]
-    hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
-    alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
-    return recolour(rng, np.dstack([part, alpha]), 1.5)
+    alpha = np.zeros((160, 160), np.uint8)
+    width = rng.uniform(0.25, 1.0) if rng.random() < 0.5 else 1.0
+    shape = rng.random()
+    if shape < 0.2:
+        cv2.rectangle(alpha, (round(80 - 78 * width), 2), (round(80 + 78 * width), 157), 255, -1)
+    elif shape < 0.4:
+        cv2.ellipse(alpha, (80, 80), (round(78 * width), 78), 0, 0, 360, 255, -1)
+    elif shape < 0.6:
+        corners = 80 + 78 * rng.uniform(-1, 1, (int(rng.integers(3, 9)), 2)) * [width, 1]
+        cv2.fillConvexPoly(alpha, cv2.convexHull(corners.astype(np.int32)), 255)  # type: ignore[call-overload]
+    else:
+        field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
+        y, x = np.mgrid[-1:1:160j, -1:1:160j]
+        hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
+        alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
+    return trimmed(recolour(rng, np.dstack([part, alpha]), 1.5))
 
 
 def _premultiplied(sprite: Pixels) -> Pixels:
@@ -191,21 +249,19 @@ def _paste(
     identity: int,
     rng: np.random.Generator,
     pan: list[NDArray[np.float64]],
+    smallest: float,
 ) -> None:
-    """Put a sprite in front of what is there, frame by frame, in place."""
+    """Put a sprite in front of what is there, frame by frame, in place; it spans at least ``smallest`` of the side."""
     frames, size = images.shape[:2]
     if rng.random() < 0.5:
         sprite = cv2.flip(sprite, 1)  # type: ignore[assignment]
-    extent = np.exp(rng.uniform(np.log(0.14), np.log(0.85)))
+    extent = _extent(rng, smallest, 0.95)
     height, width = sprite.shape[:2]
     stretch = np.exp(rng.normal(0, 0.15))
     unit = extent / max(height, width)
     shrink = min(1.25 * extent * size / max(height, width), 1.0)
     if shrink < 1:
-        new = (max(round(width * shrink), 2), max(round(height * shrink), 2))
-        sprite = cv2.resize(_premultiplied(sprite), new, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        strength = np.maximum(sprite[..., 3:], 1).astype(np.float32) / 255
-        sprite = np.dstack([np.minimum(sprite[..., :3] / strength, 255).astype(np.uint8), sprite[..., 3]])
+        sprite = _resized(sprite, shrink)
     layer = _premultiplied(recolour(rng, sprite))
     moving = frames > 1
     speed = (lambda base: _pace(rng, base)) if moving else (lambda base: (0.0, 0.0))

@@ -9,7 +9,7 @@ from qsam2_ao.benchmark.accuracy.models import WeightShape
 from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from qsam2_ao.benchmark.accuracy.report import markdown
 from qsam2_ao.benchmark.accuracy.results import Results
-from qsam2_ao.benchmark.environment import environment
+from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
 SEARCH = {
@@ -86,7 +86,7 @@ def test_the_shown_video_is_a_typical_one():
 
 def test_nothing_measured_is_a_report_too():
     text = markdown(Results([]), Budget(), environment(), "command", {}, {})
-    assert "0 cells are finished" in text
+    assert "0 experiments are finished" in text
 
 
 def test_plots_are_written(experiments, tmp_path):

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor, nn
+
+from qsam2_ao import prepare_qsam2
+from qsam2_ao.errors import CheckpointError, DataError
+from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
+from qsam2_ao.training.loop import train
+from qsam2_ao.training.qat import train_qat
+from qsam2_ao.training.selection import Selection
+
+Pair = tuple[Tensor, Tensor]
+HELD_OUT: list[Pair] = [(torch.ones(1, 2), torch.zeros(1, 1)), (torch.ones(1, 2), torch.full((1, 1), 2.0))]
+
+
+def error(output: Tensor, batch: Pair) -> Tensor:
+    return (output - batch[1]).square().mean()
+
+
+def run(model: nn.Module, batch: Pair) -> Tensor:
+    output: Tensor = model(batch[0])
+    return output
+
+
+def line(value: float) -> nn.Linear:
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.fill_(value)
+        model.bias.zero_()
+    return model
+
+
+def select(model: nn.Module, target: float, path: Path | None = None, steps: int = 8) -> Selection[Pair, Tensor]:
+    """Train towards a target; the held-out one is 1 on average."""
+    selection = Selection(model, HELD_OUT, error, run, every=2, steps=steps, path=path)
+    data = [(torch.ones(4, 2), torch.full((4, 1), target))] * steps
+    train(
+        model,
+        lambda first: data[first:],
+        error,
+        steps=steps,
+        lr=0.1,
+        ema=0.5,
+        forward=run,
+        on_step=selection,
+        progress=False,
+    )
+    return selection
+
+
+def test_the_start_is_kept_where_training_leads_away() -> None:
+    model = line(0.5)  # answers 1, which is best on the held-out batches
+    start = copy.deepcopy(model.state_dict())
+    best = select(model, target=9.0).best
+    assert best.step == 0
+    assert best.gain == 0
+    assert sorted(best.losses) == [0, 2, 4, 6, 8]
+    assert min(best.losses, key=lambda step: best.losses[step]) == 0
+    assert all(torch.equal(best.state[name], value) for name, value in start.items())
+    assert "start is kept" in str(best)
+
+
+def test_the_average_of_least_held_out_loss_is_kept() -> None:
+    model = line(-2.0)
+    best = select(model, target=1.0).best
+    assert best.step == min(best.losses, key=lambda step: best.losses[step]) > 0
+    assert 0 < best.gain <= 1
+    kept = line(0.0)
+    kept.load_state_dict(best.state)
+    expected = sum(error(run(kept, batch), batch).item() for batch in HELD_OUT) / 2
+    assert best.losses[best.step] == pytest.approx(expected, rel=1e-6)
+    assert f"step {best.step} is kept" in str(best)
+
+
+def test_an_interrupted_selection_goes_on_with_its_best(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    first = select(line(-2.0), target=1.0, path=path).best
+    again = Selection(line(-2.0), HELD_OUT, error, run, every=2, steps=8, path=path).best
+    assert (again.step, again.losses) == (first.step, first.losses)
+    assert all(torch.equal(again.state[name], value) for name, value in first.state.items())
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "other"])
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "best.pt"
+    model: nn.Module = line(1.0)
+    if damage == "other":
+        select(nn.Linear(2, 3), target=1.0, path=path)
+    else:
+        select(model, target=1.0, path=path)
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:-100])
+        else:
+            torch.save({"something": 1}, path)
+    with pytest.raises(CheckpointError, match=r"best\.pt cannot be continued from"):
+        Selection(model, HELD_OUT, error, run, every=2, steps=8, path=path)
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(DataError, match="held-out"):
+        Selection(line(1.0), [], error, run, every=1, steps=1)
+    selection = Selection(line(1.0), HELD_OUT, error, run, every=1, steps=1)
+    with pytest.raises(DataError, match="ema"):
+        train(line(1.0), lambda first: HELD_OUT, error, steps=1, forward=run, on_step=selection, progress=False)
+
+
+@pytest.mark.slow
+def test_a_prepared_model_ends_no_worse_than_it_began(tmp_path: Path) -> None:
+    kinds = ((BatchKind(1, 2, 1), 0.5), (BatchKind(1, 2, 1, images=True), 0.5))
+    held_out = list(ProceduralBatches((Stage(0, kinds),), seed=9).stream(2)(0))
+    prepared = prepare_qsam2(build_embedded(SAM2VideoPredictor), "w4a8", progress=False)
+    batches = ProceduralBatches((Stage(0, kinds),), seed=1).stream(3)
+    train_qat(prepared, steps=1, batches=batches, progress=False)  # starts the ranges of the inputs
+    states = []
+    for name in ("once", "again"):
+        model = copy.deepcopy(prepared)
+        before = copy.deepcopy(model.state_dict())
+        # A rate that ruins any model.
+        result = train_qat(
+            model,
+            steps=3,
+            lr=1.0,
+            batches=batches,
+            held_out=held_out,
+            judge_every=1,
+            checkpoint=tmp_path / f"{name}.pt",
+            progress=False,
+        )
+        assert result.selected is not None
+        assert result.selected.step == 0
+        assert sorted(result.selected.losses) == [0, 1, 2, 3]
+        assert not model.training
+        states.append(model.state_dict())
+        assert all(torch.equal(value, before[key]) for key, value in states[-1].items())
+        assert (tmp_path / f"{name}.best.pt").exists()
