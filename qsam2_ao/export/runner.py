@@ -73,6 +73,8 @@ class ExportedSAM2:
         box: NDArray[Any] | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        *,
+        mask_input: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
         """Segment objects in the image, as ``SAM2ImagePredictor.predict``.
 
@@ -82,6 +84,7 @@ class ExportedSAM2:
             box: ``[4]``, x0, y0, x1, y1, or ``[B, 4]``.
             multimask_output: Three masks, for a click that may mean several things, or one.
             return_logits: Logits instead of booleans.
+            mask_input: Refused: the exported decoder reads no masks.
 
         Returns:
             Masks ``[M, height, width]``, the model's estimates of their IoU ``[M]``, and logits at a quarter of the
@@ -93,7 +96,7 @@ class ExportedSAM2:
         """
         if self._image is None:
             raise DataError("call set_image before predict")
-        coords, labels = self._clicks(self._image_size, point_coords, point_labels, box)
+        coords, labels = self._clicks(self._image_size, point_coords, point_labels, box, mask_input)
         _, first, middle, fine = self._image
         found: list[tuple[Tensor, ...]] = []
         for one in range(len(coords)):  # the exported decoder has one object's prompts for inputs
@@ -145,10 +148,15 @@ class ExportedSAM2:
         return ExportedTracker(self.networks, self.settings, num_frames, backward)
 
     def _clicks(
-        self, size: Sequence[int], points: NDArray[Any] | None, labels: NDArray[Any] | None, box: NDArray[Any] | None
+        self,
+        size: Sequence[int],
+        points: NDArray[Any] | None,
+        labels: NDArray[Any] | None,
+        box: NDArray[Any] | None,
+        mask: NDArray[Any] | None = None,
     ) -> Clicks:
         """Checked clicks ``[B, M, 2]`` in pixels of the network's input, of a picture of height and width ``size``."""
-        given: PromptArrays = check_prompts(size[::-1], points, labels, box)
+        given: PromptArrays = check_prompts(size[::-1], points, labels, box, mask)
         return scaled_clicks(given, size[::-1], self.settings.image_size)
 
 

@@ -116,6 +116,8 @@ def check_schedule(
             where = f"frame {frame}, object {object_id}: "
             if prompt is not None:
                 prompt.check(size, where)
+                if prompt.mask is not None and (prompt.points or prompt.box is not None):
+                    raise DataError(_excluded("", frame, object_id))
                 known.add(object_id)
             elif object_id not in known:
                 raise DataError(f"{where}it cannot be removed, because it is not tracked there; prompt it before")

@@ -101,6 +101,10 @@ def test_images(exported: ExportedSAM2, model: Any, clip: Sequence, name: str, s
         ({"box": [[1, 1, 50, 50]] * 2, "point_coords": [[3, 3]], "point_labels": [1]}, "different numbers of objects"),
         ({"box": [50, 1, 1, 50]}, "has no area"),
         ({}, "there is no prompt"),
+        (
+            {"box": [1, 1, 50, 50], "mask_input": np.zeros((1, 24, 24))},
+            "mask_input cannot be used here: this model takes",
+        ),
     ],
 )
 def test_prompts_that_break_the_rules(exported: ExportedSAM2, clip: Sequence, given: Any, message: str) -> None:

@@ -190,6 +190,7 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
         ({1: ObjectPrompt(box=(1, 2, 300, 20))}, {}, "frame 0, object 1: box has .* outside"),
         ({1: ObjectPrompt()}, {}, "frame 0, object 1: there is no prompt"),
         ({1: ObjectPrompt(mask=np.ones((9, 9), bool))}, {}, r"frame 0, object 1: mask has shape \[9, 9\]"),
+        ({1: ObjectPrompt([(1, 2, 1)], mask=np.ones((96, 96), bool))}, {}, "object 1 has a mask and another prompt"),
         ({1: FIRST}, {"direction": "sideways"}, "direction must be one of forward, backward, both"),
     ],
 )
