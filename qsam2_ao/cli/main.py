@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from ..errors import QSAM2Error
 from ..openmp import wait_briefly
 from .benchmark import app as benchmark
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
@@ -72,7 +74,7 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export):
+for _command in (demo, quantize, sensitivity, evaluate, segment, track, inspect, export, doctor):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 
@@ -81,6 +83,9 @@ def main() -> None:
     """Run the command line; the entry point ``qsam2``."""
     if sys.argv[1:2] != ["benchmark"]:  # which times what torch does by itself
         wait_briefly()
+    for name in ("SIGTERM", "SIGUSR1"):  # what schedulers send before they take a machine back
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     app()
 
 

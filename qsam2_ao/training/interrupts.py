@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of a training, never in the middle of one."""
+"""Ctrl-C, and what a cluster sends before it takes a machine back, between two steps of a training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""The signals that end a training with everything saved."""
+
 
 @contextmanager
 def interrupts_between_steps() -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-    """Hold Ctrl-C back while a step is under way, so that no state is half updated; a second one is not held
-    back.
+    """Hold Ctrl-C back while a step is under way, so that no state is half updated; a second one is not held back.
+
+    SIGTERM and, where there is one, SIGUSR1 are treated alike: schedulers such as SLURM send them before the end.
 
     Yields:
         A context manager to wrap what may be interrupted at once.
@@ -39,10 +43,11 @@ def interrupts_between_steps() -> Iterator[Callable[[], AbstractContextManager[A
         finally:
             open_ = False
 
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number in INTERRUPTS}
     try:
         yield interruptible
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handled in previous.items():
+            signal.signal(number, signal.SIG_DFL if handled is None else handled)
     if pending:
         raise KeyboardInterrupt

@@ -50,7 +50,7 @@ def train(
     forward: Callable[[nn.Module, Batch], Output] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 200,
-    checkpoint_minutes: float | None = None,
+    checkpoint_minutes: float | None = 5.0,
     schedule: Callable[[int], float] | None = None,
     on_step: Callable[[TrainResult], None] | None = None,
     progress: bool = True,
@@ -77,7 +77,7 @@ def train(
         checkpoint: A file to continue from where it exists, and to save to every ``checkpoint_every`` steps,
             on an interruption and at the end.
         checkpoint_every: Steps between two saves.
-        checkpoint_minutes: Save also when the last save is this long ago.
+        checkpoint_minutes: Save also when the last save is this long ago; None saves by steps alone.
         schedule: From a step to its learning rate as a fraction of the peak, instead of warm-up and cosine. A
             training with one may be resumed with another number of steps.
         on_step: Called after every step with the result so far.
@@ -92,7 +92,7 @@ def train(
         NonFiniteError: The loss is NaN or infinite, or a clipping range collapsed or ran away; the message names
             the step and the layer, and the last checkpoint is from before.
         DataError: The batches end before the steps do.
-        KeyboardInterrupt: Ctrl-C, once the step under way is done and saved.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1, once the step under way is done and saved.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)

@@ -36,7 +36,7 @@ from .real_batches import Mix, RealBatches, SizeStage
 from .real_validation import RealScore, real_score
 
 #: As for procedural scenes, with more boxes among the prompts: outlines of whole objects are learned from them.
-REAL_OVERRIDES = {**TRAIN_OVERRIDES, "prob_to_use_box_input_for_train": 0.65}
+REAL_OVERRIDES = {**TRAIN_OVERRIDES, "prob_to_use_box_input_for_train": 0.75}
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def train_real(settings: RealTraining) -> TrainResult:
     result = train(
         model,
         batches.stream(settings.steps, device=settings.device, workers=settings.workers),
-        SAM2Loss(),
+        SAM2Loss(dice=2.0, focal_alpha=0.5),
         steps=settings.steps,
         lr=settings.lr,
         weight_decay=0.02,

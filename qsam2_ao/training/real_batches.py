@@ -39,17 +39,17 @@ class Mix:
     """
 
     shares: tuple[tuple[SceneKind | str, float], ...] = (
-        ("photograph", 0.26),
-        ("still", 0.24),
-        ("clip", 0.26),
-        ("pair", 0.08),
-        ("procedural", 0.10),
-        ("procedural stills", 0.06),
+        ("photograph", 0.20),
+        ("still", 0.32),
+        ("clip", 0.28),
+        ("pair", 0.06),
+        ("procedural", 0.09),
+        ("procedural stills", 0.05),
     )
     images: int = 8
     clips: int = 2
     frames: int = 4
-    image_objects: int = 5
+    image_objects: int = 8
     clip_objects: int = 3
 
 

@@ -87,7 +87,8 @@ def test_bugs_are_not_swallowed(run, monkeypatch: pytest.MonkeyPatch, packed_fil
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, packed_file: Path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, packed_file: Path, name: str):
     """In a process of its own, as a shell would send it."""
     arguments = ["quantize", "embedded", "--steps", "100000", "-o", str(tmp_path / "out.safetensors")]
     arguments += ["--images", "2", "--preset", "w8a8"]
@@ -100,7 +101,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, packed_file: Path):
             break
         time.sleep(0.1)
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert b"run the same command again" in err

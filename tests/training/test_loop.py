@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qsam2_ao.errors import CheckpointError, NonFiniteError
+from qsam2_ao.training.interrupts import INTERRUPTS
 from qsam2_ao.training.loop import read_checkpoint, train
 
 
@@ -180,17 +181,18 @@ def test_a_finished_checkpoint_is_only_loaded(tmp_path):
     assert_equal_states(first.state_dict(), second.state_dict())
 
 
-def test_control_c_waits_for_the_step(tmp_path):
-    """SIGINT in the middle of a step: the step is finished and saved, then KeyboardInterrupt is raised."""
+@pytest.mark.parametrize("number", INTERRUPTS)
+def test_a_signal_waits_for_the_step(tmp_path, number):
+    """In the middle of a step: the step is finished and saved, then KeyboardInterrupt is raised."""
     path = tmp_path / "checkpoint.pt"
     finished = []
 
     def loss(output, batch):
         if len(finished) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return squared(output, batch)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         train(
             Noisy(),
@@ -201,7 +203,7 @@ def test_control_c_waits_for_the_step(tmp_path):
             progress=False,
             on_step=lambda result: finished.append(result.step),
         )
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     content = read_checkpoint(path)
     assert content["step"] == 4
     assert content["model"]["calls"] == 4

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import atomic_write
+from ...reporting.environment import environment
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
-from ..environment import environment
 from .experiment import Budget
 from .illustrate import illustrate_training, illustrate_weights
 from .plan import Unit

@@ -12,10 +12,10 @@ from typing import Any
 from ...errors import QConfigError
 from ...files import atomic_write
 from ...models.official import OFFICIAL
+from ...reporting.environment import environment
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
 from ...workspace import Workspace
-from ..environment import environment
 from ..processes import alone
 from .busy import EMBEDDED, busy_machine
 from .compile_time import compile_times

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...files import atomic_write
+from ...reporting.environment import environment
 from ...reporting.notes import note
 from ...workspace import Workspace
 from ..accuracy.methods import FLOAT
-from ..environment import environment
 from . import trainee
 from .records import calibration_records, memory_records
 from .report import OURS, markdown

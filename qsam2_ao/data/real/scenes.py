@@ -62,7 +62,7 @@ def _compose(
     own_masks = kind in ("photograph", "pair") or rng.random() < 0.4
     pan = [smooth_path(rng, frames, *_pace(rng, 0.03)) for _ in range(2)]
     images, masks = _backdrop(kind, library, rng, size, frames, pan, own_masks)
-    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 6))}.get(
+    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 8))}.get(
         kind, int(rng.integers(1, 5))
     )
     sprites = [_thing(library, rng) for _ in range(count)]
@@ -140,6 +140,13 @@ def _backdrop(
     return images, masks
 
 
+def _extent(rng: np.random.Generator, smallest: float, largest: float) -> float:
+    """How much of the picture's side an object spans: every order of size, and half of them large."""
+    if rng.random() < 0.5:
+        return float(rng.uniform(0.3, largest))
+    return float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+
+
 Box = tuple[float, float, float, float]
 
 
@@ -148,7 +155,7 @@ def _box_around(rng: np.random.Generator, ids: Pixels) -> Box:
     left, top, across, down = cv2.boundingRect((ids == pick_object(rng, ids)).astype(np.uint8))
     extent = float(max(across, down))
     height, width = ids.shape
-    side = max(extent / np.exp(rng.uniform(np.log(0.06), np.log(1.05))), 40.0)
+    side = max(extent / _extent(rng, 0.06, 1.05), 40.0)
     stretch = np.exp(rng.normal(0, 0.2))
     w, h = min(side * stretch, width), min(side / stretch, height)
     u, v = rng.uniform(0.3, 0.7, 2)
@@ -171,9 +178,9 @@ def _thing(library: Library, rng: np.random.Generator) -> Pixels:
     What has one colour could be found by it. Things of several parts, and none alike, are wholes only by their box.
     """
     draw = rng.random()
-    if draw < 0.72:
+    if draw < 0.54:
         return library.sprite(rng)
-    if draw < 0.84:
+    if draw < 0.80:
         return _scrap(library, rng)
     behind, front = (library.sprite(rng) if rng.random() < 0.7 else _scrap(library, rng) for _ in range(2))
     return trimmed(_joined(behind, front, rng))
@@ -206,16 +213,27 @@ def _resized(sprite: Pixels, scale: float) -> Pixels:
 
 
 def _scrap(library: Library, rng: np.random.Generator) -> Pixels:
-    """A piece of a photograph in a random shape: blobs, bars and rings that no set of objects has."""
+    """A piece of a photograph in a random shape, such as no set of objects has: whole by its outline alone."""
     image = library.background(rng)
     box = _any_box(rng, image.shape)
     part = cv2.getRectSubPix(image, (int(box[2]), int(box[3])), (box[0], box[1]))
     part = cv2.resize(part, (160, 160), interpolation=cv2.INTER_AREA)
-    field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
-    y, x = np.mgrid[-1:1:160j, -1:1:160j]
-    hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
-    alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
-    return recolour(rng, np.dstack([part, alpha]), 1.5)
+    alpha = np.zeros((160, 160), np.uint8)
+    width = rng.uniform(0.25, 1.0) if rng.random() < 0.5 else 1.0
+    shape = rng.random()
+    if shape < 0.2:
+        cv2.rectangle(alpha, (round(80 - 78 * width), 2), (round(80 + 78 * width), 157), 255, -1)
+    elif shape < 0.4:
+        cv2.ellipse(alpha, (80, 80), (round(78 * width), 78), 0, 0, 360, 255, -1)
+    elif shape < 0.6:
+        corners = 80 + 78 * rng.uniform(-1, 1, (int(rng.integers(3, 9)), 2)) * [width, 1]
+        cv2.fillConvexPoly(alpha, cv2.convexHull(corners.astype(np.int32)), 255)  # type: ignore[call-overload]
+    else:
+        field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
+        y, x = np.mgrid[-1:1:160j, -1:1:160j]
+        hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
+        alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
+    return trimmed(recolour(rng, np.dstack([part, alpha]), 1.5))
 
 
 def _premultiplied(sprite: Pixels) -> Pixels:
@@ -237,7 +255,7 @@ def _paste(
     frames, size = images.shape[:2]
     if rng.random() < 0.5:
         sprite = cv2.flip(sprite, 1)  # type: ignore[assignment]
-    extent = np.exp(rng.uniform(np.log(smallest), np.log(0.85)))
+    extent = _extent(rng, smallest, 0.95)
     height, width = sprite.shape[:2]
     stretch = np.exp(rng.normal(0, 0.15))
     unit = extent / max(height, width)

@@ -9,7 +9,7 @@ from qsam2_ao.benchmark.accuracy.models import WeightShape
 from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from qsam2_ao.benchmark.accuracy.report import markdown
 from qsam2_ao.benchmark.accuracy.results import Results
-from qsam2_ao.benchmark.environment import environment
+from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
 SEARCH = {

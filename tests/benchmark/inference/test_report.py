@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qsam2_ao.benchmark.environment import environment
 from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
 from qsam2_ao.benchmark.inference.methods import REFERENCE
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
 from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
 from qsam2_ao.benchmark.inference.report import in_order, markdown, targets
+from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
 TIMES = {REFERENCE: 100.0, "OpenVINO INT8": 40.0, "qsam2 W8A8": 31.0, "qsam2 W4A8": 32.0, "qsam2 W2A8": 33.0}

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, to stand beside its figures."""
+"""The machine and the versions that a figure, or a bug report, depends on."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def environment(*packages: str) -> dict[str, str]:
     """Processor, cores, operating system, Python and the versions of what the figures depend on.
 
     Args:
-        *packages: Others that are listed where they are installed.
+        *packages: Others than :data:`PACKAGES`. What is not installed is not listed.
 
     Example:
         >>> "torch" in environment()
         True
     """
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
-    for name in packages:
+    versions = {}
+    for name in (*PACKAGES, *packages):
         with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name).partition("+")[0]
     return {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "processor": processor(),
+        "cores": str(usable_cores()),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -37,7 +37,13 @@ def environment(*packages: str) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as its maker calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

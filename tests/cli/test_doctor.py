@@ -1,0 +1,55 @@
+"""``qsam2 doctor``: for people, for scripts, and on machines that lack something."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from qsam2_ao.workflow import doctor
+
+
+def test_facts_for_scripts(run):
+    result = run("doctor", "--json", "--no-timing")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["environment"]["torch"] == torch.__version__.partition("+")[0]
+    targets = {target["name"]: target for target in facts["targets"] if target["device"] == "cpu"}
+    assert set(targets) == {"int8", "packed", "int4"}
+    assert targets["packed"]["reason"] is None
+    assert facts["auto"] == "int8" if targets["int8"]["reason"] is None else facts["auto"].startswith("packed")
+    assert all(target["milliseconds"] is None for target in facts["targets"])
+
+
+@pytest.mark.slow
+def test_facts_and_times_for_people(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_SECONDS", 0.01)
+    result = run("doctor")
+    assert result.exit_code == 0, result.stderr
+    for text in ("processor", "target auto", "float", "packed", "ms"):
+        assert text in result.stdout
+    times = {target.name: target.milliseconds for target in doctor.diagnose().targets if target.reason is None}
+    assert times["float"]
+    assert times["packed"]
+
+
+def test_what_is_missing_comes_with_its_command(monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "av" else find(name, *rest))
+    remedies = {finding.remedy: finding.problem for finding in doctor.diagnose(timing=False).findings}
+    assert "av (reading and writing video files)" in remedies['pip install "qsam2_ao[video]"']
+
+
+def test_a_machine_without_kernels_is_told_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qsam2_ao.native.build.platform.machine", lambda: "riscv64")
+    found = doctor.diagnose(timing=False)
+    assert found.auto.startswith("packed")
+    assert "riscv64" in found.auto
+    assert any("no int8 kernels on cpu" in finding.problem for finding in found.findings)
+
+
+def test_processor_features_come_from_the_system():
+    features = doctor.cpu_features()
+    assert set(features) <= set(doctor.CPU_FEATURES) or len(features) == 1
