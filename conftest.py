@@ -74,11 +74,15 @@ def _names_and_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from docstring_world import FILES, objects, world
+    from docstring_world import FILES, NEED_KERNELS, objects, world
+
+    from qsam2_ao.native import why_no_kernels
 
     test = request.node.dtest
     examples = [example for example in test.examples if doctest.SKIP not in example.options]
     text = "".join(example.source for example in examples)
+    if any(name in text for name in NEED_KERNELS) and (reason := why_no_kernels()) is not None:
+        pytest.skip(reason)
     doctest_namespace.clear()
     doctest_namespace.update(world(text, test.globs))
     monkeypatch.chdir(tmp_path)

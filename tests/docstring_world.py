@@ -59,6 +59,8 @@ IMPORTED_FROM = (
     "pathlib",
     "types",
 )
+#: What runs only where the int8 kernels do.
+NEED_KERNELS = ("load_kernels", "lower_float", "lower_int8", "lower_part", "why_no_kernels", 'get_target("int8")')
 
 
 class Objects:
