@@ -66,8 +66,11 @@ def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgb24")
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
+    except DataError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:  # the latter of frames that PyAV has no name for
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be decoded as a video ({reason}); convert it to MP4") from error
 
 
 def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fraction:
