@@ -9,7 +9,7 @@ import torch
 from .errors import QSAM2Error
 
 #: What people write for a device of another name.
-_MEANT = {"gpu": "cuda", "nvidia": "cuda", "mps": "cpu", "metal": "cpu", "cpu:cpu": "cpu"}
+_MEANT = {"gpu": "cuda", "nvidia": "cuda", "mps": "cpu", "metal": "cpu"}
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -80,7 +80,7 @@ class ClipFrames:
 def _frames_of_file(path: Path) -> int:
     av = needed("av")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             return count_packets(container, container.streams.video[0])
     except av.error.FFmpegError as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error

@@ -78,8 +78,11 @@ def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
             stream.thread_type = "AUTO"
             for frame in decode_from(container, stream, start):
                 yield _upright(frame.to_ndarray(format="rgb24"), frame)
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
+    except DataError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:  # the latter of frames that PyAV has no name for
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be decoded as a video ({reason}); convert it to MP4") from error
 
 
 def _upright(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:

@@ -54,7 +54,7 @@ def test_without_training_and_data_of_its_own(run, tmp_path: Path):
         (["embedded", "--steps", "1", "--train-data", "{empty}"], "DAVIS"),
         (["embedded", "-o", "{file}/model.safetensors"], "cannot write"),
         (["sam2.1-t"], "--calibration is missing"),
-        (["sam2.1-t", "--calibration", "embedded"], "name its .pt file with --checkpoint"),
+        (["sam2.1-t", "--calibration", "embedded"], "name its checkpoint with --checkpoint"),
         (["{packed}", "--calibration", "embedded"], "is quantized already"),
         (["absent.safetensors", "--calibration", "embedded"], "no model 'absent.safetensors'"),
     ],

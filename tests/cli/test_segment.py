@@ -45,7 +45,7 @@ def test_several_objects_keep_their_ids(run, packed_file: Path, picture: Path, t
         (["{picture}", "--point", "1000,1"], "outside of the picture, which is 96 x 96"),
         (["{text}", "--point", "1,1"], "cannot be read as a picture"),
         (["{picture}", "--point", "1,1", "-o", "{text}/below"], "cannot write"),
-        (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu cannot be used"),
+        (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu: there is no device"),
     ],
 )
 def test_bad_input_is_named_on_stderr(

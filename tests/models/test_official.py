@@ -63,6 +63,16 @@ def test_an_official_model_with_its_checkpoint(tmp_path: Path) -> None:
         build_official("sam2.1-s", tmp_path / "tiny.pt")
 
 
+@pytest.mark.slow
+def test_versions_are_told_apart(tmp_path: Path) -> None:
+    torch.save({"model": build_official("sam2-t").state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match=r"two\.pt .* it holds sam2-t, and sam2\.1-t was named; name sam2-t"):
+        build_official("sam2.1-t", tmp_path / "two.pt")
+    model = build_official(checkpoint=tmp_path / "two.pt")
+    assert model.no_obj_embed_spatial is None
+    assert not model.add_tpos_enc_to_obj_ptrs
+
+
 @pytest.mark.parametrize("model_class", [None, SAM2Base, SAM2Train, MyPredictor])
 def test_any_class_and_a_config_file_of_ones_own(checkpoint: Path, state: dict[str, Tensor], model_class: Any) -> None:
     model = build_official(SMALL, checkpoint, model_class=model_class)
