@@ -32,10 +32,12 @@ from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .deploy.targets import lower_to
+from .devices import usable_device
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
 from .models.config import build_from_config, model_config
+from .models.wrappers import check_bare
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
@@ -74,15 +76,19 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         path: The file; written under a temporary name and renamed, so an error leaves an old file as it was.
 
     Raises:
-        CheckpointError: The model is not deployed, or was lowered to a layout that depends on the machine.
+        CheckpointError: The model is not deployed, has modules that SAM2 has not (a head of your own), or was lowered
+            to a layout that depends on the machine.
         QSAM2Error: The file cannot be written.
 
     Example:
         >>> save_qsam2(quantized, "w4a8.safetensors")
     """
+    check_bare(model, "save_qsam2")
     stage = stage_of(model)
     if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
+    if stage.unsaved is not None:
+        raise CheckpointError(f"the model cannot be saved: {stage.unsaved}")
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
@@ -142,10 +148,12 @@ def load_qsam2(
     Raises:
         CheckpointError: The file is absent, truncated, of another kind or model, of a newer format, or has a missing,
             unknown or misshapen tensor, naming it.
+        QSAM2Error: There is no such device here.
 
     Example:
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
+    device = usable_device(device)
     header = read_header(path)
     with _open(path, str(device)) as opened, _no_collection():
         model = build_from_config(header.config, meta=True, model_class=model_class)
@@ -174,7 +182,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with _open(path, "cpu") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that save_qsam2 wrote")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one that save_qsam2 wrote; a float checkpoint is quantized first"
+        )
     file_version = metadata.get("format_version", "")
     if not file_version.isdigit() or int(file_version) > FORMAT_VERSION:
         raise CheckpointError(
@@ -188,12 +198,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
             dtypes=dict(json.loads(metadata["dtypes"] if int(file_version) > 1 else "{}")),
-            info=json.loads(metadata["info"]),
+            info=dict(json.loads(metadata["info"])),
             version=int(file_version),
         )
     except CheckpointError as error:  # a ValueError too
         raise CheckpointError(f"{path}: {error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -272,7 +282,9 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    set_stage(model, ModelStage(config=header.config, info=header.info))
+    set_stage(
+        model, ModelStage(config=header.config, info=header.info, images_only=bool(header.info.get("images_only")))
+    )
     record_layers(model, header.plan)
 
 

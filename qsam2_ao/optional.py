@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "scipy": ("train", "calibrating large layers and choosing bits"),
     "cv2": ("train", "training on real pictures"),
     "av": ("video", "reading and writing video files"),
+    "pillow_heif": ("heif", "reading HEIC pictures"),
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
     "onnx": ("export", "exporting"),

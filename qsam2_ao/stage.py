@@ -37,12 +37,16 @@ class ModelStage:
         info: How it was made: recipe, seed, the report of the calibration; None for a float model.
         layers: Every quantized layer of a converted or deployed model.
         targets: Name of each of those in a deployed model -> what it was lowered to.
+        unsaved: Why it has no configuration and cannot be saved; None if it can.
+        images_only: Its memory was never given weights, so that it segments images but cannot track.
     """
 
     config: Mapping[str, Any] | None = None
     info: Mapping[str, Any] | None = None
     layers: tuple[LayerRecord, ...] = ()
     targets: Mapping[str, LayerTarget] = field(default_factory=dict)
+    unsaved: str | None = None
+    images_only: bool = False
 
     @property
     def name(self) -> Literal["float", "prepared", "converted", "deployed"]:

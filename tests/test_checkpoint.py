@@ -303,7 +303,12 @@ def _edit_plan(metadata: dict[str, str], **values: Any) -> None:
         (lambda t, m: _edit_plan(m, part="image_decoder"), "'image_decoder' that its model does not have"),
         (lambda t, m: _edit_plan(m, layer="trunk.nothing"), "trunk.nothing"),
         (lambda t, m: _edit_plan(m, surprise=1), "'surprise'"),
+        (lambda t, m: _edit_plan(m, part={}), "cannot be used"),
+        (lambda t, m: _edit_plan(m, activation=[1]), "cannot be used"),
         (lambda t, m: m.update(quantizers="{}"), "disagree on"),
+        (lambda t, m: m.update(quantizers='{"a": [0, Infinity]}'), "header is damaged.*infinity"),
+        (lambda t, m: m.update(info="[1]"), "header is damaged"),
+        (lambda t, m: m.update(config="[" * 100_000), "header is damaged"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_by_name(

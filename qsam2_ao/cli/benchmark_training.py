@@ -29,7 +29,9 @@ def training(
     Example: [bold]qsam2 benchmark training --quick -o outputs/cost[/bold]
     """
     from ..benchmark.training.publish import publish
+    from ..devices import usable_device
 
+    usable_device(device)  # before the first measurement, which may be a process of its own
     records = publish(output, quick=quick, rounds=rounds, images=images, compiled=compiled, device=device)
     if as_json:
         print_json(records)

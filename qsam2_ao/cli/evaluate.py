@@ -18,6 +18,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Only the first so many videos (embedded: 64).", show_default=False)
     ] = None,
     frames: Annotated[int, typer.Option(min=2, help="Frames of each embedded video.")] = 16,
+    all_frames: Annotated[
+        bool,
+        typer.Option("--all-frames", help="Score the first and the last annotated frame too, which DAVIS leaves out."),
+    ] = False,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -34,7 +38,7 @@ def evaluate(
 
     loaded = load_model(model, checkpoint, device, target)
     sequences = videos_with_masks(data, "test", videos, frames)
-    scores = evaluate_model(loaded, sequences, progress=True)
+    scores = evaluate_model(loaded, sequences, skip_first_and_last=not all_frames, progress=True)
     if as_json:
         print_json({"model": model, "data": data, "videos": len(sequences), **scores})
         return

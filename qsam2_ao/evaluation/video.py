@@ -19,7 +19,7 @@ from ..data.types import VideoSequence
 from ..errors import DataError
 from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..threads import one_thread_if_small
-from .jf import JFScores, ObjectScore, score_sequence
+from .jf import JFScores, ObjectScore, check_lengths, score_sequence
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -166,7 +166,8 @@ def evaluate_video(
         The scores, the same on every run.
 
     Raises:
-        DataError: There are no sequences, or one cannot be used; the message names it.
+        DataError: There are no sequences, or one cannot be used; the message names it. Those that are too short to be
+            scored are refused before any is tracked, if the sequences are a list.
 
     Example:
         >>> jf = evaluate_video(model, sequences).jf
@@ -174,9 +175,12 @@ def evaluate_video(
     objects: list[ObjectScore] = []
     videos = frames = 0
     seconds = 0.0
+    if isinstance(sequences, (list, tuple)):  # before hours of tracking
+        check_lengths({s.name: s.masks for s in sequences}, skip_first_and_last=skip_first_and_last)
     predictor = as_video_predictor(model)
     with eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
+            check_lengths({sequence.name: sequence.masks}, skip_first_and_last=skip_first_and_last)
             started = time.perf_counter()
             predicted = track_sequence(predictor, sequence, prompt)
             seconds += time.perf_counter() - started

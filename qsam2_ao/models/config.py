@@ -149,6 +149,7 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, nn.Module)
 
 
+@torch.inference_mode(False)
 def build_from_config(
     config: Mapping[str, Any], *, meta: bool = False, model_class: type[Model] | None = None
 ) -> Model:

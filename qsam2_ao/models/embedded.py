@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
 EMBEDDED_256_CONFIG = EMBEDDED_CONFIG.with_name("qsam2_embedded_256.yaml")
 #: The trained weights, stored as float16.
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "qsam2_embedded.safetensors"
+#: Those of the larger model; docs/model_card.md says how they came about.
+EMBEDDED_256_WEIGHTS = EMBEDDED_WEIGHTS.with_name("qsam2_embedded_256.safetensors")
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that comes with the package.
+
+    Attributes:
+        config: Its Hydra-style config.
+        weights: Its trained weights.
+    """
+
+    config: Path
+    weights: Path
+
+
+#: By the names that commands take. The first is for procedural scenes and quick to try, the other for real pictures.
+EMBEDDED_MODELS = {
+    "embedded": EmbeddedModel(EMBEDDED_CONFIG, EMBEDDED_WEIGHTS),
+    "embedded-256": EmbeddedModel(EMBEDDED_256_CONFIG, EMBEDDED_256_WEIGHTS),
+}
 
 #: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its
 #: ``fill_hole_area=8`` is left out: it needs the CUDA extension that ``sam2`` builds optionally.
@@ -42,6 +65,7 @@ _POSTPROCESSING: dict[str, Any] = {
 _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
 
 
+@torch.inference_mode(False)
 def build_embedded(
     model_class: type[nn.Module] | None = None,
     *,
@@ -105,6 +129,7 @@ def _start_learnable(model: Any) -> None:
     )
 
 
+@torch.inference_mode(False)
 def load_embedded(
     model_class: type[nn.Module] | None = None,
     *,

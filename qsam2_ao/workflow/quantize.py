@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -256,15 +255,18 @@ def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
 def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
     """The prepared model, calibrated now or by the run that was interrupted."""
     if path.exists():
+        damage = "{} cannot be continued from ({}); delete it and run again"
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
-            prepared.load_state_dict(stored["state"])
-        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
-            ) from error
-        set_stage(prepared, replace(stage_of(prepared), info=stored["info"]))
+            state, info = stored["state"], dict(stored["info"])
+        except Exception as error:  # a damaged pickle fails in any way
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
+        try:
+            prepared.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        set_stage(prepared, replace(stage_of(prepared), info=info))
         return prepared
     prepared = prepare_qsam2(
         model,

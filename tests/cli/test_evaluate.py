@@ -37,6 +37,17 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert "1 videos of embedded" in result.stdout
 
 
+def test_a_short_video_needs_all_frames(run, packed_file: Path, tmp_path: Path):
+    for sequence in generate_split("val", 1, num_frames=2):
+        write_sequence(sequence, tmp_path)
+    result = run("evaluate", packed_file, "--data", tmp_path, "--json")
+    assert result.exit_code == 2
+    assert "--all-frames" in result.stderr
+    result = run("evaluate", packed_file, "--data", tmp_path, "--all-frames", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["videos"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "message"), [("absent", "JPEGImages"), ("{empty}", "JPEGImages")])
 def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):

@@ -13,7 +13,7 @@ from qsam2_ao.data.real import SCENE_KINDS, Library, SceneKind, draw_scene
 from qsam2_ao.data.real.library import pick_object, trimmed
 from qsam2_ao.data.real.looks import Camera, recolour
 from qsam2_ao.data.real.motion import Affine, bend, smooth_path, source_map
-from qsam2_ao.data.real.pictures import open_photographs, read_alpha, read_mask, whole_objects
+from qsam2_ao.data.real.pictures import open_photographs, read_alpha, whole_objects
 from qsam2_ao.errors import DataError
 from qsam2_ao.evaluation.polygons import read_polygons
 
@@ -66,8 +66,6 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, root: Path) -> None
     (tmp_path / "images" / "a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="no such mask"):
         open_photographs(tmp_path)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_mask(tmp_path / "images" / "a.jpg")
     with pytest.raises(DataError, match="cannot be read"):
         read_alpha(tmp_path / "images" / "a.jpg")
     with pytest.raises(DataError, match="alpha"):

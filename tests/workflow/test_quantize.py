@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,9 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
         assert torch.equal(value, other), name
 
 
-def test_a_damaged_step_is_named(model, tmp_path: Path):
+@pytest.mark.parametrize("content", [b"", b"damaged", b"\x80\x02]q\x00.", pickle.dumps({"state": 3, "info": {}}, 2)])
+def test_a_damaged_step_is_named(model, tmp_path: Path, content: bytes):
     work = Workspace(tmp_path, {})
-    (work.folder / "w2a8-prepared.pt").write_bytes(b"damaged")
+    (work.folder / "w2a8-prepared.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"w2a8-prepared\.pt cannot be continued from"):
         quantize(model, tmp_path)
