@@ -36,7 +36,8 @@ RunnableName: TypeAlias = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="'embedded', 'embedded-256', a packed .safetensors file, a folder from qsam2 export, a checkpoint or "
-        "folder of transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        "folder of transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with "
+        "--checkpoint.",
         show_default=False,
     ),
 ]
