@@ -34,7 +34,7 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
 
     Example:
         >>> encode_rle(np.eye(3, dtype=bool))
-        {'size': [3, 3], 'counts': '01310000'}
+        {'size': [3, 3], 'counts': '013000'}
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != bool or mask.size == 0:
