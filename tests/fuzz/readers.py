@@ -323,6 +323,23 @@ def _read_prompts(path: Path) -> None:
     parse_prompts((32, 24), points, boxes)
 
 
+def _write_prompt_files(folder: Path) -> list[Path]:
+    items = [
+        {"frame": 0, "object": 1, "points": [[3, 4], [10.5, 6]], "labels": [1, 0]},
+        {"frame": 2, "object": 2, "box": [1, 2, 30, 20]},
+        {"frame": 3, "object": 2, "remove": True},
+    ]
+    (folder / "prompts.json").write_text(json.dumps(items))
+    return [folder / "prompts.json"]
+
+
+@_reader("prompt-file", _write_prompt_files)
+def _read_prompt_file(path: Path) -> None:
+    from qsam2_ao.segmentation.prompts import parse_schedule
+
+    parse_schedule((32, 24), file=path, frames=5)
+
+
 # --- the command line, around all of them
 
 
