@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import fx, nn
@@ -74,6 +75,11 @@ def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph
         A module with the attributes, and the graph of its code.
     """
     forward = _forward_from_src(imports + state["_code"], {})
+    # Each call of a function was one node. torch.fx knows that of functions that were wrapped, not of those that
+    # were put into the graph afterwards, and would run them with proxies.
+    for name, value in forward.__globals__.items():
+        if isinstance(value, FunctionType):
+            forward.__globals__[name] = recorded(value)
     root = type("Code", (nn.Module,), {"forward": forward})()
     root.__dict__ = state
     return root, _CodeTracer().trace(root)
