@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import check_output_folder
 from .common import Device, Json, print_json
 
 
@@ -30,6 +31,7 @@ def training(
     """
     from ..benchmark.training.publish import publish
 
+    check_output_folder(output)
     records = publish(output, quick=quick, rounds=rounds, images=images, compiled=compiled, device=device)
     if as_json:
         print_json(records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..optional import needed
 from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..threads import one_thread_if_small
 from .jf import JFScores, ObjectScore, score_sequence
@@ -143,6 +144,40 @@ def _add_prompt(
         predictor.add_new_points_or_box(state, frame, object_id, points=point[0], labels=label[0])
 
 
+def check_sequences(sequences: Iterable[VideoSequence], *, skip_first_and_last: bool = True) -> None:
+    """Say before hours of tracking which sequences cannot be scored.
+
+    Args:
+        sequences: Videos with masks, each of which is read once.
+        skip_first_and_last: As for :func:`evaluate_video`.
+
+    Raises:
+        DataError: A sequence has too few annotated frames, or none with an object; all such are named.
+        MissingPackageError: vos-benchmark is not installed.
+    """
+    needed("vos_benchmark")
+    least = 3 if skip_first_and_last else 1
+    wrong = []
+    for sequence in sequences:
+        count = sum(mask is not None for mask in sequence.masks)
+        if count < least:
+            wrong.append(f"{sequence.name} (annotated frames: {count}, at least {least} are needed)")
+        elif not sequence.object_ids:
+            wrong.append(f"{sequence.name} (no object in any mask)")
+        else:
+            _first_frames(sequence)
+    if wrong:
+        raise DataError(
+            f"sequences that cannot be scored: {', '.join(wrong)}; leave them out"
+            + (
+                ", or score all frames (qsam2 evaluate --all-frames, skip_first_and_last=False): DAVIS's convention "
+                "leaves the first and the last annotated frame out"
+                if skip_first_and_last
+                else ""
+            )
+        )
+
+
 def evaluate_video(
     model: nn.Module,
     sequences: Iterable[VideoSequence],
@@ -166,7 +201,8 @@ def evaluate_video(
         The scores, the same on every run.
 
     Raises:
-        DataError: There are no sequences, or one cannot be used; the message names it.
+        DataError: There are no sequences, or one cannot be used; the message names it. Of a list it is said before
+            the first is tracked.
 
     Example:
         >>> from qsam2_ao.data.procedural import generate_split
@@ -176,6 +212,8 @@ def evaluate_video(
     videos = frames = 0
     seconds = 0.0
     predictor = as_video_predictor(model)
+    if isinstance(sequences, Sequence):
+        check_sequences(sequences, skip_first_and_last=skip_first_and_last)
     with eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
             started = time.perf_counter()

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import load_qsam2
+from ..deploy.targets import get_target
 from ..errors import QSAM2Error
 from ..models.embedded import load_embedded
 from ..models.official import OFFICIAL, build_official
 from ..predictors import without_hole_filling
+from ..stage import stage_of
 from . import EMBEDDED
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def load_model(
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    get_target(target)
     where = parse_device(device)
     official = name in OFFICIAL or Path(name).suffix in (".yaml", ".yml")
     if checkpoint is not None and not official:
@@ -93,6 +96,8 @@ def load_model(
             f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
         )
     assert isinstance(model, SAM2VideoPredictor)
+    if target in ("int8", "int4") and not stage_of(model).layers:
+        raise QSAM2Error(f"--target {target} is for packed files, and {name} is a float model; quantize it first")
     return without_hole_filling(model)
 
 
