@@ -175,7 +175,7 @@ _STRANGER = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["packed", "auto"])
-@pytest.mark.parametrize("home", [{"HOME": "/nonexistent"}, {}, {"XDG_CACHE_HOME": "/proc"}])
+@pytest.mark.parametrize("home", [{"HOME": "/proc/absent"}, {}, {"XDG_CACHE_HOME": "/proc"}])
 def test_without_a_home_and_a_compiler(packed_file: Path, target: str, home: dict[str, str]) -> None:
     out = run_python(LOADING, str(packed_file), target, PATH="/nonexistent", **home)
     if not home and os.getuid() == 0:
@@ -197,7 +197,7 @@ def test_a_user_without_a_name_and_a_home(packed_file: Path, target: str) -> Non
 @pytest.mark.parametrize("target", ["packed", "auto"])
 def test_nothing_can_be_written(packed_file: Path, target: str) -> None:
     out = run_python(
-        UNWRITABLE + LOADING, str(packed_file), target, PATH=os.environ["PATH"], XDG_CACHE_HOME="/nonexistent/cache"
+        UNWRITABLE + LOADING, str(packed_file), target, PATH=os.environ["PATH"], XDG_CACHE_HOME="/proc/absent"
     )
     assert "{'packed'}" in out
     assert target == "packed" or "the model computes in float, which is slower: The kernels are compiled once" in out
