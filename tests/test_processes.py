@@ -60,6 +60,16 @@ def test_copies_of_every_kind_give_the_same_masks(packed_file: Path, tmp_path: P
         np.testing.assert_array_equal(logits(make(model, tmp_path)), expected, err_msg=name)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_pickled_graph_calls_the_same_functions(packed_file: Path, target: str) -> None:
+    def functions(model: Any) -> list[Any]:
+        graphs = [part.graph for part in model.modules() if isinstance(part, torch.fx.GraphModule)]
+        return [node.target for graph in graphs for node in graph.nodes if node.op == "call_function"]
+
+    model = load_qsam2(packed_file, target=target)
+    assert functions(pickle.loads(pickle.dumps(model))) == functions(model)
+
+
 @needs_kernels
 def test_a_pickled_int8_model_knows_its_kernels(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps(load_qsam2(packed_file, target="int8"))

@@ -75,11 +75,13 @@ def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph
         A module with the attributes, and the graph of its code.
     """
     forward = _forward_from_src(imports + state["_code"], {})
-    # Each call of a function was one node. torch.fx knows that of functions that were wrapped, not of those that
-    # were put into the graph afterwards, and would run them with proxies.
-    for name, value in forward.__globals__.items():
-        if isinstance(value, FunctionType):
-            forward.__globals__[name] = recorded(value)
+    # Each call of a function was one node. The code says so of functions that were wrapped, not of those that were put
+    # into the graph afterwards, which would run with proxies.
+    own = forward.__globals__
+    wrapped = {name for identity, name in _wrapped_fns_to_patch if identity == id(own)}
+    for name, value in own.items():
+        if isinstance(value, FunctionType) and name not in wrapped:
+            own[name] = recorded(value)
     root = type("Code", (nn.Module,), {"forward": forward})()
     root.__dict__ = state
     return root, _CodeTracer().trace(root)
