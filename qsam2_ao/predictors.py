@@ -74,6 +74,7 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
 
     Raises:
         GraphTraceError: It is not a SAM2 model.
+        QSAM2Error: It was cast to float16 or bfloat16.
 
     Example:
         >>> as_video_predictor(model).image_size
@@ -81,7 +82,26 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    check_float32(model)
     return model if isinstance(model, SAM2VideoPredictor) else as_class(model, SAM2VideoPredictor)
+
+
+def check_float32(model: nn.Module) -> None:
+    """Refuse a model that was cast to another dtype, which SAM2's predictors cannot run without autocast.
+
+    Args:
+        model: A model of the SAM2Base family.
+
+    Raises:
+        QSAM2Error: Its prompt encoder, which nothing quantizes, is not in float32.
+    """
+    parameter = next((p for name, p in model.named_parameters() if name.startswith("sam_prompt_encoder.")), None)
+    if parameter is None or parameter.dtype == torch.float32 or torch.is_autocast_enabled(parameter.device.type):
+        return
+    raise QSAM2Error(
+        f"the model was cast to {parameter.dtype}, and SAM2's predictors give it pictures in float32: call "
+        f'model.float(), and run it inside torch.autocast("{parameter.device.type}", torch.bfloat16) for speed'
+    )
 
 
 def preprocess(frames: Indexed[NDArray[np.uint8]], size: int) -> Tensor:
@@ -182,11 +202,15 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
     Returns:
         The predictor, which shares the model.
 
+    Raises:
+        QSAM2Error: The model was cast to float16 or bfloat16.
+
     Example:
         >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
     adapt_image_predictor()
+    check_float32(model)
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     return SAM2ImagePredictor(model)

@@ -17,13 +17,15 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
-from .calibration.rounding import start_layer
+from .calibration.rounding import ROUNDINGS, start_layer
 from .compat import adapt_image_predictor
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
+from .graph import check_regions
 from .models.config import model_config
 from .models.wrappers import check_bare
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
+from .spelling import unknown_name
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
@@ -90,6 +92,9 @@ def prepare_qsam2(
     if stage_of(model).name != "float":
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     recipe = resolve_recipe(qconfig, model)
+    check_regions(vrc_regions)
+    if rounding not in ROUNDINGS:
+        raise QConfigError(unknown_name("rounding", rounding, ROUNDINGS))
     _check_memory(model, recipe)
     _check_finite(model)
     adapt_image_predictor()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
+from .compat import adapt_image_predictor
+
 if TYPE_CHECKING:
     from .deploy.record import LayerRecord
 
@@ -54,6 +56,11 @@ class ModelStage:
         if self.layers:
             return "deployed" if self.targets else "converted"
         return "float" if self.info is None else "prepared"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read what pickle has; in a new process this may be the first that says whose model it is."""
+        vars(self).update(state)
+        adapt_image_predictor()
 
     def __getitem__(self, key: str) -> Any:
         """``info[key]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +47,18 @@ def one_thread_if_small(model: object) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def survive_forks() -> None:
+    """Let torch's operations run on one thread in processes that this one forks from now on.
+
+    The threads of OpenMP don't come along into a fork, and an operation on several of them would wait for those for
+    ever. On one thread it needs none; more than that have processes that are spawned. It is arranged once, where a
+    model is loaded.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class _Deterministic:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
+from ..files import check_output_folder
 from .benchmark_inference import inference
 from .benchmark_training import training
 from .common import Json, print_json
@@ -49,6 +50,7 @@ def accuracy(
     from ..benchmark.accuracy.publish import publish
 
     folder = output or Path("outputs/benchmark-quick" if quick else "benchmarks/results")
+    check_output_folder(folder)
     budget = QUICK if quick else Budget()
     if steps is not None:
         budget = replace(budget, steps=steps)

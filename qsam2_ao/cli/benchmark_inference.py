@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import check_output_folder
 from .common import Json, print_json
 
 
@@ -38,6 +39,7 @@ def inference(
     from ..benchmark.inference.publish import publish
 
     folder = output or Path("outputs/inference-quick" if quick else "benchmarks/results")
+    check_output_folder(folder)
     records = publish(folder, quick=quick, models=model, sizes=size, threads=threads, methods=method, parts=part)
     if as_json:
         print_json(records)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import check_output_folder
 from .common import Device, Json, print_json
 
 
@@ -32,6 +33,7 @@ def training(
     from ..devices import usable_device
 
     usable_device(device)  # before the first measurement, which may be a process of its own
+    check_output_folder(output)
     records = publish(output, quick=quick, rounds=rounds, images=images, compiled=compiled, device=device)
     if as_json:
         print_json(records)

@@ -1,9 +1,10 @@
 """What makes the dependencies import and run where they otherwise don't, each patch in one place.
 
-Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise).
-SAM2's own classes stay as they are until qsam2_ao makes a model: then its image predictor learns to take the model's
-input size. Every repair is made when its package is imported, looks first whether it is needed, and changes nothing
-where it isn't. Nothing is imported here: the command line's help needs none of them.
+Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise,
+modules that want a folder where none can be written). SAM2's own classes stay as they are until qsam2_ao makes a model:
+then its image predictor learns to take the model's input size. Every repair is made when its package is imported, looks
+first whether it is needed, and changes nothing where it isn't. Nothing is imported here: the command line's help needs
+none of them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,23 @@ def _image_predictor() -> AbstractContextManager[None]:
     return any_input_size()
 
 
-_REPAIRS: dict[str, Repair] = {"torchvision": _torchvision, "torchao": _torchao}
+def _no_folder() -> AbstractContextManager[None]:
+    from .no_folder import no_folder_needed
+
+    return no_folder_needed()
+
+
+_REPAIRS: dict[str, Repair] = {
+    "torchvision": _torchvision,
+    "torchao": _torchao,
+    "torch._dynamo.package": _no_folder,
+    "portalocker.utils": _no_folder,
+}
 _FINDER = RepairingFinder(_REPAIRS)
 
 
 def arrange_repairs() -> None:
-    """Let torchvision and torchao be repaired when they are imported; calling it again changes nothing.
+    """Let the packages that need it be repaired when they are imported; calling it again changes nothing.
 
     Example:
         >>> arrange_repairs()

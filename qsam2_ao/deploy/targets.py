@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
 from ..native import load_kernels, why_no_kernels
+from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
@@ -93,7 +94,9 @@ def get_target(name: str) -> Target:
         'packed'
     """
     if name not in TARGETS:
-        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}")
+        raise QConfigError(
+            f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}{did_you_mean(name, TARGETS)}"
+        )
     return TARGETS[name]
 
 

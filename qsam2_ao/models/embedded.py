@@ -23,6 +23,8 @@ from ..compat import adapt_image_predictor
 from ..compat.random import OwnGenerator
 from ..errors import CheckpointError
 from ..files import atomic_write
+from ..stage import ModelStage, set_stage
+from ..threads import survive_forks
 
 #: The model's Hydra-style config, laid out like the official ``sam2.1_hiera_*.yaml``.
 EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
@@ -105,6 +107,8 @@ def build_embedded(
     with OwnGenerator(seed):
         model: nn.Module = instantiate(node, _recursive_=True)
         _start_learnable(model)
+    survive_forks()
+    set_stage(model, ModelStage())  # a pickled one needs SAM2's image predictor adapted too
     return model.eval()
 
 

@@ -84,6 +84,11 @@ def implement() -> None:
         _loaded.add(library)
 
 
+def digest() -> str:
+    """Of the kernels' sources, and of what they are compiled with and for here."""
+    return _digest(_SOURCES, _flags())
+
+
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
     try:
@@ -112,7 +117,7 @@ def _no_compiler() -> str:
 
 def _library() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{_digest(_SOURCES, _flags())[:16]}.so"
+    return cache / "qsam2_ao" / f"kernels-{digest()[:16]}.so"
 
 
 def _flags() -> tuple[str, ...]:

@@ -76,3 +76,13 @@ def code_offset(device: torch.device) -> int:
     Tensor cores multiply int8 by int8, AVX512-VNNI uint8 by int8.
     """
     return 128 if device.type == "cuda" else 0
+
+
+def kernels_layout(device: torch.device) -> str:
+    """What the layout of weights depends on; those that are laid out for other kernels are read wrongly.
+
+    Example:
+        >>> kernels_layout(torch.device("cpu")).startswith("cpu ")
+        True
+    """
+    return f"{device.type} {(build if device.type == 'cpu' else cuda).digest()[:16]}"

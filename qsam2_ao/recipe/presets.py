@@ -9,6 +9,7 @@ from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
 from ..errors import QConfigError
 from ..graph import REGIONS
 from ..quantizers import LSCFakeQuantize
+from ..spelling import unknown_name
 
 # These layers hold 0.3% of the embedded model's weights, so 8 bits cost next to nothing in size. What they are worth
 # without training, on 64 test videos of 16 frames and 128 images with boxes, 16 calibration images, seed 0 (on a CPU,
@@ -126,7 +127,7 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
     """
     preset = PRESETS.get(name)
     if preset is None:
-        raise QConfigError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise QConfigError(unknown_name("preset", name, PRESETS))
     edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
     edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
     inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)

@@ -18,6 +18,7 @@ from ..errors import QConfigError
 from ..files import atomic_write
 from ..graph import REGIONS
 from ..recipe import FIRST_AND_LAST_LAYERS, lsc_qconfig
+from ..spelling import did_you_mean
 from .layers import quantizable_layers
 
 FORMAT = "qsam2_ao.bits"
@@ -92,7 +93,7 @@ class Assignment:
         if absent := [name for name in self.bits if name not in layers]:
             raise QConfigError(
                 f"the model has no layer {absent[0]!r}, which the assignment gives {self.bits[absent[0]]} bits "
-                f"({len(absent)} such layers); it was measured on another model"
+                f"({len(absent)} such layers); it was measured on another model{did_you_mean(absent[0], layers)}"
             )
         missing = [name for name in layers if name not in self.bits and not is_first_or_last(name)]
         if missing:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import load_qsam2
+from ..deploy.targets import get_target
 from ..devices import usable_device
 from ..errors import QSAM2Error
 from ..models.embedded import EMBEDDED_MODELS, load_embedded
 from ..models.official import OFFICIAL, build_official
 from ..models.weights import PICKLED, holds_float_weights
 from ..predictors import without_hole_filling
+from ..stage import stage_of
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -64,6 +66,7 @@ def load_model(
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    get_target(target)
     where = parse_device(device)
     official = name in OFFICIAL or Path(name).suffix.lower() in (".yaml", ".yml")
     if checkpoint is not None and not official:
@@ -88,6 +91,8 @@ def load_model(
         names = ", ".join((*EMBEDDED_MODELS, *OFFICIAL))
         raise QSAM2Error(f"no model {name!r}: neither a file nor one of {names}; check the spelling")
     assert isinstance(model, SAM2VideoPredictor)
+    if target in ("int8", "int4") and not stage_of(model).layers:
+        raise QSAM2Error(f"--target {target} is for packed files, and {name} is a float model; quantize it first")
     return without_hole_filling(model)
 
 

@@ -48,7 +48,7 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
 def test_an_unknown_method_is_refused(run, tmp_path):
     result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
     assert result.exit_code == 2
-    assert "no experiment has these" in result.stderr
+    assert "unknown method 'magic'; the methods are" in result.stderr
 
 
 @pytest.mark.slow
