@@ -16,10 +16,10 @@ from qsam2_ao.training import qat
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.workflow import quantize as quantizing
 from qsam2_ao.workflow.data import procedural_images
-from qsam2_ao.workflow.quantize import QuantizationJob, quantize_model
+from qsam2_ao.workflow.quantize import QuantizationJob, TrainingData, quantize_model
 from qsam2_ao.workspace import Workspace
 
-SMALL = ProceduralBatches((Stage(0, ((BatchKind(1, 2, 1), 1.0),)),), seed=11)
+STAGES = (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),)
 JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
 
 
@@ -36,7 +36,9 @@ def quantize(model: object, folder: Path) -> Path:
         output,
         Workspace(folder, {}),
         calibration_data=procedural_images(2, 96),
-        batches=SMALL.stream(JOB.steps),
+        training=TrainingData(
+            ProceduralBatches(STAGES, seed=11).stream(JOB.steps), list(ProceduralBatches(STAGES, seed=12).stream(1)(0))
+        ),
     )
     return output
 
