@@ -1,17 +1,19 @@
 # make demo   installs into $(VENV) and runs the whole journey: float, calibration, QAT, 4 and 2 bits, evaluation
 # make check  installs the test dependencies too, and runs ruff, mypy and the tests that take seconds
 # make test   the same with all tests
+# make fuzz   reads 10,000 damaged files with every reader, for some hours; for less: FUZZ_ARGS="yaml --cases 500"
 # make docs   builds the documentation into build/site, with warnings as errors
 # make notebooks   writes the tutorials as notebooks beside their scripts
 # make clean  removes the virtual environment, caches and outputs
 #
-# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, COVERAGE (pytest-cov's options; by
-# default none is measured).
+# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, FUZZ_ARGS, COVERAGE (pytest-cov's
+# options; by default none is measured).
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 COVERAGE ?=
 
 # The CUDA extension of the sam2 package only fills small holes in masks; building it needs a matching CUDA compiler.
@@ -20,17 +22,23 @@ export SAM2_BUILD_CUDA ?= 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo check test lint docs notebooks clean
+.PHONY: demo check test fuzz lint docs notebooks clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/qsam2 demo $(DEMO_ARGS)
 
+# What the tests of a file share is made once: they stay in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(COVERAGE) $(PYTEST_ARGS)
+	$(PYTEST) $(COVERAGE) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
@@ -32,12 +30,15 @@ from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .deploy.targets import lower_to
+from .devices import usable_device
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, as_part, trace_part
 from .models.config import build_from_config, model_config
+from .models.wrappers import check_bare
 from .stage import ModelStage, set_stage, stage_of
-from .threads import one_thread_if_small
+from .tensor_file import TensorFile
+from .threads import one_thread_if_small, survive_forks
 
 FORMAT = "qsam2"
 FORMAT_VERSION = 2
@@ -74,15 +75,19 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         path: The file; written under a temporary name and renamed, so an error leaves an old file as it was.
 
     Raises:
-        CheckpointError: The model is not deployed, or was lowered to a layout that depends on the machine.
+        CheckpointError: The model is not deployed, has modules that SAM2 has not (a head of your own), or was lowered
+            to a layout that depends on the machine.
         QSAM2Error: The file cannot be written.
 
     Example:
-        >>> save_qsam2(quantized, "tiny-w4a8.safetensors")
+        >>> save_qsam2(quantized, "w4a8.safetensors")
     """
+    check_bare(model, "save_qsam2")
     stage = stage_of(model)
     if not stage.layers:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
+    if stage.unsaved is not None:
+        raise CheckpointError(f"the model cannot be saved: {stage.unsaved}")
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
@@ -127,6 +132,8 @@ def load_qsam2(
 ) -> SAM2Base:
     """Load a deployed model; no float weight of a quantized layer is ever made.
 
+    The file is read, not mapped: whatever happens to it afterwards, the model stays as it is.
+
     Args:
         path: A file from ``save_qsam2``.
         device: Where to load the tensors.
@@ -140,17 +147,22 @@ def load_qsam2(
         The model in eval mode.
 
     Raises:
-        CheckpointError: The file is absent, truncated, of another kind or model, of a newer format, or has a missing,
-            unknown or misshapen tensor, naming it.
+        CheckpointError: The file is absent, truncated, of another kind or model, of a newer format, has a missing,
+            unknown or misshapen tensor, naming it, or changes while it is read.
+        QSAM2Error: There is no such device here.
 
     Example:
         >>> predictor = SAM2ImagePredictor(load_qsam2("tiny-w4a8.safetensors"))
     """
-    header = read_header(path)
-    with _open(path, str(device)) as opened, _no_collection():
-        model = build_from_config(header.config, meta=True, model_class=model_class)
+    survive_forks()
+    device = usable_device(device)
+    with _no_collection():
+        with TensorFile(path) as file:
+            header = _header(file, path)
+            model = build_from_config(header.config, meta=True, model_class=model_class)
+            with one_thread_if_small(model):
+                _fill(model, _Tensors(file, header, device), header, path)
         with one_thread_if_small(model):
-            _fill(model, _Tensors(opened, header), header, path)
             model.to(device).eval()
             return lower_to(model, target)
 
@@ -171,10 +183,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         >>> read_header("tiny-w4a8.safetensors").plan[0].bits
         8
     """
-    with _open(path, "cpu") as file:
-        metadata = file.metadata() or {}
+    with TensorFile(path) as file:
+        return _header(file, path)
+
+
+def _header(file: TensorFile, path: str | os.PathLike[str]) -> Header:
+    metadata = file.metadata
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that save_qsam2 wrote")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one that save_qsam2 wrote; a float checkpoint is quantized first"
+        )
     file_version = metadata.get("format_version", "")
     if not file_version.isdigit() or int(file_version) > FORMAT_VERSION:
         raise CheckpointError(
@@ -188,30 +206,32 @@ def read_header(path: str | os.PathLike[str]) -> Header:
                 name: (int(low), int(high)) for name, (low, high) in json.loads(metadata["quantizers"]).items()
             },
             dtypes=dict(json.loads(metadata["dtypes"] if int(file_version) > 1 else "{}")),
-            info=json.loads(metadata["info"]),
+            info=dict(json.loads(metadata["info"])),
             version=int(file_version),
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except CheckpointError as error:  # a ValueError too
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({type(error).__name__}: {error})") from error
 
 
 class _Tensors:
     """The tensors of an open file under the names that the model has for them."""
 
-    def __init__(self, file: Any, header: Header) -> None:
-        self._file = file
+    def __init__(self, file: TensorFile, header: Header, device: torch.device | str) -> None:
+        self._file, self._device = file, device
         single = [plan for plan in header.plan if plan.layer == SINGLE_LAYER and header.version == 1]
         renamed = {f"{plan.part}.{plan.layer}.": f"{plan.name}." for plan in single}
         self.names: dict[str, str] = {}
-        for stored in file.keys():  # noqa: SIM118 - a file is no dict
+        for stored in file.names:
             old = next((prefix for prefix in renamed if stored.startswith(prefix)), "")
             self.names[renamed.get(old, "") + stored.removeprefix(old)] = stored
 
     def get_tensor(self, name: str) -> Tensor:
-        return self._file.get_tensor(self.names[name])
+        return self._file.tensor(self.names[name], self._device)
 
     def get_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(self.names[name]).get_shape())
+        return self._file.shape(self.names[name])
 
 
 class _Collector:
@@ -240,18 +260,6 @@ def _no_collection() -> Iterator[None]:
                 gc.enable()
 
 
-def _open(path: str | os.PathLike[str], device: str) -> Any:
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        return safe_open(path, framework="pt", device=device)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no complete safetensors file ({error}); it may be truncated, or a .pt checkpoint (quantize "
-            "that first: qsam2 quantize)"
-        ) from error
-
-
 def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLike[str]) -> None:
     """Give a model without storage the file's tensors, and its quantized layers their packed weights."""
     parts: dict[str, list[LayerRecord]] = {}
@@ -270,7 +278,9 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    set_stage(model, ModelStage(config=header.config, info=header.info))
+    set_stage(
+        model, ModelStage(config=header.config, info=header.info, images_only=bool(header.info.get("images_only")))
+    )
     record_layers(model, header.plan)
 
 

@@ -17,6 +17,7 @@ from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .errors import CalibrationError, NonFiniteError, QConfigError, UnsupportedLayerError
 from .graph import Part, as_part, find_parts, graph_of
+from .models.wrappers import check_bare
 from .prepare import prepare_qsam2
 from .quantizers import LSCFakeQuantize, broadcast_qparam
 from .recipe import QConfigLike
@@ -61,8 +62,9 @@ def convert_qsam2(
 
     Example:
         >>> quantized = convert_qsam2(prepared)
-        >>> quantized = convert_qsam2(model, "w4a8", images)  # without training
+        >>> quantized = convert_qsam2(model, {"mask_decoder": "w4a8"}, images)  # without training, and only a part
     """
+    check_bare(model, "convert_qsam2")
     if qconfig is not None:
         model = prepare_qsam2(model, qconfig, calibration_data=calibration_data, **prepare_options)
     elif not any(True for _ in fake_quantizers(model)):

@@ -94,9 +94,9 @@ class LSCQATConfig(QATConfig):
 
     Example:
         >>> recipe = dict(activation_config=LSCActivationConfig(8), weight_config=LSCWeightConfig(4))
-        >>> quantize_(model, LSCQATConfig(**recipe, step="prepare"))
-        >>> ...  # train
-        >>> quantize_(model.eval(), LSCQATConfig(step="convert"))
+        >>> quantize_(network, LSCQATConfig(**recipe, step="prepare"))
+        >>> loss = network(inputs).square().mean()  # and train it
+        >>> quantize_(network.eval(), LSCQATConfig(step="convert"))
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class QConfigError(QSAM2Error, ValueError):
     """An unknown preset, region or setting of a quantization recipe."""
 
 
-class CheckpointError(QSAM2Error):
+class CheckpointError(QSAM2Error, ValueError):
     """A model file is truncated, foreign, too new, or does not fit the model."""
 
 
@@ -28,7 +28,7 @@ class DataError(QSAM2Error, ValueError):
     """An image, video, mask or dataset folder cannot be used."""
 
 
-class UnsupportedLayerError(QSAM2Error):
+class UnsupportedLayerError(QSAM2Error, NotImplementedError):
     """A layer, shape, dtype or device that the requested operation does not support."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,66 @@ from .errors import QSAM2Error
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def check_output_file(path: str | os.PathLike[str], suffix: str, size: int = 0) -> None:
+    """Say before the work for it starts that a file cannot be written; nothing is left there.
+
+    Args:
+        path: The file to be written.
+        suffix: How its name must end.
+        size: Bytes that it and the files beside it will take, about.
+
+    Raises:
+        QSAM2Error: It is a folder, its name ends otherwise, or its place cannot be written or has too little room.
+
+    Example:
+        >>> check_output_file("outputs/w4a8.safetensors", ".safetensors", size=10**6)
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise QSAM2Error(f"{target} is a folder; name a file in it, such as {target / f'model{suffix}'}")
+    if target.suffix != suffix:
+        raise QSAM2Error(f"{target}: a {suffix} file is written; name it {target.with_suffix(suffix)}")
+    _check_place(target, target.parent, size)
+
+
+def check_output_folder(path: str | os.PathLike[str], size: int = 0) -> None:
+    """Say before the work for it starts that a folder cannot be written; nothing is left there.
+
+    Args:
+        path: The folder, which need not exist.
+        size: Bytes that its files will take, about.
+
+    Raises:
+        QSAM2Error: It is a file, cannot be written, or has too little room.
+
+    Example:
+        >>> check_output_folder("outputs/demo")
+    """
+    _check_place(Path(path), Path(path), size)
+
+
+def _check_place(target: Path, folder: Path, size: int) -> None:
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise QSAM2Error(f"cannot write {target}: {existing} is a file, not a folder; choose another place")
+    probe = existing / f".{secrets.token_hex(8)}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise QSAM2Error(
+            f"cannot write {target}: no file can be made in {existing} ({error.strerror}); choose another place"
+        ) from error
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise QSAM2Error(
+            f"cannot write {target}: it takes about {size / 1e6:,.1f} MB with the files of its making, and there are "
+            f"{free / 1e6:,.1f} MB; free some space or choose another place"
+        )
 
 
 @contextmanager
@@ -31,7 +92,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Example:
         >>> with atomic_write("report.json") as temporary:
-        ...     temporary.write_text("{}")
+        ...     size = temporary.write_text("{}")
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.tmp{target.suffix}")
@@ -89,7 +150,7 @@ def save_torch(content: object, path: str | os.PathLike[str]) -> None:
         QSAM2Error: The file cannot be written (permission, full disk), naming it.
 
     Example:
-        >>> save_torch({"model": model.state_dict()}, "model.pt")  # doctest: +SKIP
+        >>> save_torch({"model": model.state_dict()}, "model.pt")
     """
     import torch
 

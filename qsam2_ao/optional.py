@@ -16,7 +16,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pandas": ("train", "SAM2's own trainer"),
     "pycocotools": ("train", "SAM2's own trainer"),
     "submitit": ("train", "submitting SAM2's own trainer to SLURM"),
+    "cv2": ("train", "training on real pictures"),
     "av": ("video", "reading and writing video files"),
+    "pillow_heif": ("heif", "reading HEIC pictures"),
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
     "onnx": ("export", "exporting"),
@@ -25,6 +27,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("benchmark", "running in ONNX Runtime"),
     "nncf": ("benchmark", "the comparison with NNCF"),
 }
+#: Package -> its name for pip, where that is another.
+CALLED = {"cv2": "opencv-python", "vos_benchmark": "vos-benchmark"}
 
 
 def needed(name: str) -> ModuleType:
@@ -40,7 +44,7 @@ def needed(name: str) -> ModuleType:
         MissingPackageError: The package is not installed, with the command that installs it.
 
     Example:
-        >>> needed("scipy.linalg").lapack  # doctest: +ELLIPSIS
+        >>> needed("scipy.linalg").lapack
         <module 'scipy.linalg.lapack' ...>
     """
     package = name.partition(".")[0]
@@ -49,6 +53,6 @@ def needed(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f'{task} needs the package {package.replace("_", "-")}: pip install "qsam2_ao[{extra}]" ({error})',
+            f'{task} needs the package {CALLED.get(package, package)}: pip install "qsam2_ao[{extra}]" ({error})',
             name=package,
         ) from error

@@ -19,9 +19,10 @@ from .compat import adapt_image_predictor
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
 from .data.types import Indexed
-from .errors import DataError
+from .errors import DataError, QSAM2Error
 from .models.config import Model, as_class
 from .reporting.notes import note
+from .stage import stage_of
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -73,13 +74,34 @@ def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:
 
     Raises:
         GraphTraceError: It is not a SAM2 model.
+        QSAM2Error: It was cast to float16 or bfloat16.
 
     Example:
-        >>> predictor = as_video_predictor(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml"))  # doctest: +SKIP
+        >>> as_video_predictor(model).image_size
+        96
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    check_float32(model)
     return model if isinstance(model, SAM2VideoPredictor) else as_class(model, SAM2VideoPredictor)
+
+
+def check_float32(model: nn.Module) -> None:
+    """Refuse a model that was cast to another dtype, which SAM2's predictors cannot run without autocast.
+
+    Args:
+        model: A model of the SAM2Base family.
+
+    Raises:
+        QSAM2Error: Its prompt encoder, which nothing quantizes, is not in float32.
+    """
+    parameter = next((p for name, p in model.named_parameters() if name.startswith("sam_prompt_encoder.")), None)
+    if parameter is None or parameter.dtype == torch.float32 or torch.is_autocast_enabled(parameter.device.type):
+        return
+    raise QSAM2Error(
+        f"the model was cast to {parameter.dtype}, and SAM2's predictors give it pictures in float32: call "
+        f'model.float(), and run it inside torch.autocast("{parameter.device.type}", torch.bfloat16) for speed'
+    )
 
 
 def preprocess(frames: Indexed[NDArray[np.uint8]], size: int) -> Tensor:
@@ -128,19 +150,44 @@ def predictor_state(predictor: SAM2VideoPredictor, frames: Indexed[NDArray[np.ui
 
     Raises:
         DataError: As for :func:`preprocess`.
+        QSAM2Error: The model's memory was never given weights.
 
     Example:
-        >>> state = predictor_state(predictor, frames)  # doctest: +SKIP
-        >>> predictor.add_new_mask(state, 0, obj_id=1, mask=mask)  # doctest: +SKIP
+        >>> state = predictor_state(predictor, frames)
+        >>> frame, ids, logits = predictor.add_new_mask(state, 0, obj_id=1, mask=mask)
+    """
+    images = preprocess(frames, predictor.image_size).to(predictor.device)
+    height, width = np.shape(frames[0])[:2]
+    return state_of_images(predictor, images, height, width)
+
+
+def state_of_images(predictor: SAM2VideoPredictor, images: Indexed[Tensor], height: int, width: int) -> dict[str, Any]:
+    """An inference state of frames that are preprocessed already, or when they are read.
+
+    Args:
+        predictor: The predictor.
+        images: What :func:`preprocess` makes of each frame, ``[3, size, size]``.
+        height: Of the frames before, in pixels.
+        width: Likewise.
+
+    Returns:
+        The state. SAM2 computes the features of ``images[0]`` for it.
+
+    Example:
+        >>> images = preprocess(frames, predictor.image_size)  # doctest: +SKIP
+        >>> state = state_of_images(predictor, images, 480, 854)  # doctest: +SKIP
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-    images = preprocess(frames, predictor.image_size)
-    height, width = np.shape(frames[0])[:2]
+    if stage_of(predictor).images_only:
+        raise QSAM2Error(
+            "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images "
+            "only); quantize a Sam2VideoModel or an official checkpoint"
+        )
 
     # init_state knows paths only; it asks a function of its module for what is there.
-    def in_memory(*, compute_device: torch.device, **_: Any) -> tuple[Tensor, int, int]:
-        return images.to(compute_device), height, width
+    def in_memory(**_: Any) -> tuple[Indexed[Tensor], int, int]:
+        return images, height, width
 
     with torch.inference_mode():
         return rebound(SAM2VideoPredictor.init_state, load_video_frames=in_memory)(predictor, "frames in memory")
@@ -155,11 +202,15 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
     Returns:
         The predictor, which shares the model.
 
+    Raises:
+        QSAM2Error: The model was cast to float16 or bfloat16.
+
     Example:
-        >>> predictor = image_predictor(load_embedded())
+        >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
     adapt_image_predictor()
+    check_float32(model)
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     return SAM2ImagePredictor(model)

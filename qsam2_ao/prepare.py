@@ -17,12 +17,15 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
-from .calibration.rounding import start_layer
+from .calibration.rounding import ROUNDINGS, start_layer
 from .compat import adapt_image_predictor
-from .errors import GraphTraceError, NonFiniteError, QSAM2Error
+from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
+from .graph import check_regions
 from .models.config import model_config
+from .models.wrappers import check_bare
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
+from .spelling import unknown_name
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
 
@@ -52,7 +55,8 @@ def prepare_qsam2(
 
     Args:
         model: A float model of the ``SAM2Base`` family (``SAM2VideoPredictor``, ``SAM2Train``, ...), on any device.
-            It is not changed. Weights in another dtype than float32, such as bfloat16, are cast first.
+            It is not changed. Weights in another dtype than float32, such as bfloat16, are cast first. A module that
+            SAM2 has not, such as a head of your own, stays in float; such a model cannot be saved to a packed file.
         qconfig: A preset's name ("w8a8", "w4a8", "w4a16", "w3a8", "w3a16", "w2a8", "w2a16", "w2a4"), a torch.ao
             ``QConfig``, a ``QConfigMapping`` with names of the model's layers, or a mapping from region to one of
             those.
@@ -72,20 +76,26 @@ def prepare_qsam2(
         quantizers' keys missing. The report of the calibration is in ``qsam2_info["vrc"]``.
 
     Raises:
-        QConfigError: An unknown preset, region or setting, a rule of a mapping that selects no layer, or a QConfig that
-            cannot be trained, naming the layer.
-        GraphTraceError: A part cannot be traced, or ``model`` is no SAM2 or is prepared already.
+        QConfigError: An unknown preset, region or setting, a rule of a mapping that selects no layer, a QConfig that
+            cannot be trained, naming the layer, or one for the memory of a model with ``num_maskmem=0``.
+        GraphTraceError: A part cannot be traced, or ``model`` is no SAM2, is prepared already, is wrapped in another
+            one (DataParallel, torch.compile, peft) or has adapters (LoRA) that were not merged.
         CalibrationError: Empty or unusable calibration data.
         NonFiniteError: NaN or infinity in the model's weights, naming the tensor.
 
     Example:
         >>> prepared = prepare_qsam2(model, "w4a8", calibration_data="photos/")
-        >>> ...  # train it
+        >>> # ... train it
         >>> quantized = convert_qsam2(prepared)
     """
+    check_bare(model, "prepare_qsam2")
     if stage_of(model).name != "float":
         raise GraphTraceError("the model is prepared or converted already; start from the float model")
     recipe = resolve_recipe(qconfig, model)
+    check_regions(vrc_regions)
+    if rounding not in ROUNDINGS:
+        raise QConfigError(unknown_name("rounding", rounding, ROUNDINGS))
+    _check_memory(model, recipe)
     _check_finite(model)
     adapt_image_predictor()
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
@@ -93,7 +103,8 @@ def prepare_qsam2(
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
     model = _in_float32(model)
     prepared = copy.deepcopy(model)
-    set_stage(prepared, ModelStage(config=_config(model)))
+    config, unsaved = _config(model)
+    set_stage(prepared, ModelStage(config=config, unsaved=unsaved, images_only=stage_of(model).images_only))
     layers = insert_fake_quantizers(prepared, recipe)
     report: VRCReport | None = None
     with one_thread_if_small(model):
@@ -109,6 +120,8 @@ def prepare_qsam2(
         "seed": seed,
         "vrc": report.to_dict() if report is not None and report.layers else None,
     }
+    if stage_of(model).images_only:
+        info["images_only"] = True
     set_stage(prepared, replace(stage_of(prepared), info=info))
     return prepared
 
@@ -140,7 +153,7 @@ def _calibrate_weights(
         batch_size=images_at_once(model),
         seed=seed,
         progress=progress,
-        then=lambda name, layer, inputs: start_layer(layer, layer.weight_fake_quant, inputs, rounding, name),
+        then=lambda name, _, inputs: start_layer(layers[name], layers[name].weight_fake_quant, inputs, rounding, name),
     )
     for name, layer in layers.items():
         if name not in observed:
@@ -224,10 +237,44 @@ def _in_float32(model: SAM2Base) -> SAM2Base:
     return copy.deepcopy(model).float()
 
 
-def _config(model: SAM2Base) -> dict[str, Any] | None:
-    """The model's configuration, needed only to save it: a model that cannot be described can still be trained."""
+def _check_memory(model: SAM2Base, recipe: Mapping[str, LayerRecipe]) -> None:
+    """Refuse to calibrate layers that never run."""
+    idle = sorted({layer.part.path for layer in recipe.values()} & _WITH_MEMORY)
+    if model.num_maskmem == 0 and idle:
+        raise QConfigError(
+            f"the model has num_maskmem=0, which switches its memory off: {', '.join(idle)} never run and cannot be "
+            "calibrated; quantize the other regions, as with "
+            '{"image_encoder": "w4a8", "mask_decoder": "w4a8"}'
+        )
+
+
+#: The parts that run when a frame is tracked from the memory of others.
+_WITH_MEMORY = {"memory_attention", "memory_encoder", "obj_ptr_tpos_proj"}
+
+
+def _config(model: SAM2Base) -> tuple[dict[str, Any] | None, str | None]:
+    """The model's configuration, needed only to save it, or why a model that can be trained has none."""
     try:
-        return model_config(model)
+        return model_config(model), None
     except QSAM2Error as error:
+        added = [name for name, _ in model.named_children() if name not in _SAM2_CHILDREN]
+        if added:
+            logger.warning(
+                "%s: no part of SAM2, so it stays as it is, in float, and runs where your own code calls it",
+                ", ".join(added),
+            )
         logger.warning("the prepared model can be trained and converted, but not saved: %s", error)
-        return None
+        return None, str(error)
+
+
+#: What a SAM2Base consists of.
+_SAM2_CHILDREN = {
+    "image_encoder",
+    "mask_downsample",
+    "memory_attention",
+    "memory_encoder",
+    "obj_ptr_proj",
+    "obj_ptr_tpos_proj",
+    "sam_mask_decoder",
+    "sam_prompt_encoder",
+}

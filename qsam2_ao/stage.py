@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
+from .compat import adapt_image_predictor
+
 if TYPE_CHECKING:
     from .deploy.record import LayerRecord
 
@@ -37,12 +39,16 @@ class ModelStage:
         info: How it was made: recipe, seed, the report of the calibration; None for a float model.
         layers: Every quantized layer of a converted or deployed model.
         targets: Name of each of those in a deployed model -> what it was lowered to.
+        unsaved: Why it has no configuration and cannot be saved; None if it can.
+        images_only: Its memory was never given weights, so that it segments images but cannot track.
     """
 
     config: Mapping[str, Any] | None = None
     info: Mapping[str, Any] | None = None
     layers: tuple[LayerRecord, ...] = ()
     targets: Mapping[str, LayerTarget] = field(default_factory=dict)
+    unsaved: str | None = None
+    images_only: bool = False
 
     @property
     def name(self) -> Literal["float", "prepared", "converted", "deployed"]:
@@ -50,6 +56,11 @@ class ModelStage:
         if self.layers:
             return "deployed" if self.targets else "converted"
         return "float" if self.info is None else "prepared"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read what pickle has; in a new process this may be the first that says whose model it is."""
+        vars(self).update(state)
+        adapt_image_predictor()
 
     def __getitem__(self, key: str) -> Any:
         """``info[key]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ def one_thread_if_small(model: object) -> Iterator[None]:
 
     Example:
         >>> with one_thread_if_small(model):
-        ...     prepared = prepare_qsam2(model, "w4a8", calibration_data=images)
+        ...     y = model.forward_image(x)
     """
     before = torch.get_num_threads()
     side = getattr(getattr(model, "module", model), "image_size", 0)  # DistributedDataParallel keeps it inside
@@ -45,6 +47,18 @@ def one_thread_if_small(model: object) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def survive_forks() -> None:
+    """Let torch's operations run on one thread in processes that this one forks from now on.
+
+    The threads of OpenMP don't come along into a fork, and an operation on several of them would wait for those for
+    ever. On one thread it needs none; more than that have processes that are spawned. It is arranged once, where a
+    model is loaded.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class _Deterministic:
@@ -67,7 +81,7 @@ def deterministic_on_cpu(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> with deterministic_on_cpu(model):
-        ...     loss.backward()
+        ...     model.forward_image(x)["vision_features"].sum().backward()
     """
     state = _Deterministic
     with state.lock:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ class Workspace:
     Args:
         root: Where such folders are.
         settings: Everything that the results depend on, as JSON-able values.
+        others: Further places where an earlier run may have left such a folder, which is then gone on with.
 
     Attributes:
         folder: This run's folder.
@@ -32,13 +33,15 @@ class Workspace:
         QSAM2Error: The folder cannot be written.
 
     Example:
-        >>> work = Workspace(Path("outputs/work"), {"steps": 100})  # doctest: +SKIP
-        >>> work.result("score", lambda: expensive())  # doctest: +SKIP
+        >>> work = Workspace(Path("outputs/work"), {"steps": 100})
+        >>> work.result("score", lambda: 81.5)  # computed once; what is kept comes back
+        81.5
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, settings: Mapping[str, Any], others: Iterable[Path] = ()) -> None:
         text = json.dumps(settings, sort_keys=True, indent=2)
-        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = next((place / name for place in (root, *others) if (place / name).is_dir()), root / name)
         with atomic_write(self.folder / "settings.json") as temporary:
             temporary.write_text(text)
 

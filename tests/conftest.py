@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before anything imports triton
-
-import qsam2_ao  # noqa: F401 - before any test imports sam2's predictors, which may need its repairs
+#: Scripts that make what tests compare with; they are not imported to look for examples.
+collect_ignore_glob = ["*make_*.py"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,10 @@ def points(model: SAM2Base, batch: Tensor, count: int) -> dict[str, Tensor]:
 
 def run_image(model: SAM2Base, batch: Tensor) -> list[Tensor]:
     """The image path: encoder features, then masks for a point on each image."""
-    out = model.forward_image(batch)
+    return _image(model, batch, model.forward_image(batch))
+
+
+def _image(model: SAM2Base, batch: Tensor, out: dict[str, Any]) -> list[Tensor]:
     tensors = [*out["backbone_fpn"], *out["vision_pos_enc"]]
     _, features, _, sizes = model._prepare_backbone_features(out)
     maps = [f.permute(1, 2, 0).reshape(f.shape[1], -1, *s) for f, s in zip(features, sizes, strict=True)]
@@ -37,7 +40,17 @@ def run_image(model: SAM2Base, batch: Tensor) -> list[Tensor]:
 
 def run_video(model: SAM2Base, batch: Tensor, frames: int = 3) -> list[Tensor]:
     """The video path: a point on frame 0, then ``frames - 1`` frames tracked from memory and object pointers."""
-    _, features, positions, sizes = model._prepare_backbone_features(model.forward_image(batch))
+    return _video(model, batch, model.forward_image(batch), frames)
+
+
+def run_both(model: SAM2Base, batch: Tensor, frames: int = 3) -> list[Tensor]:
+    """The image path and the video path, with the image encoder run once for both."""
+    out = model.forward_image(batch)
+    return _image(model, batch, out) + _video(model, batch, out, frames)
+
+
+def _video(model: SAM2Base, batch: Tensor, out: dict[str, Any], frames: int) -> list[Tensor]:
+    _, features, positions, sizes = model._prepare_backbone_features(out)
     memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     prompt = points(model, batch, 2)
     tensors: list[Tensor] = []

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from sam2_runs import assert_identical, images, run_image, run_video
+from sam2_runs import assert_identical, images, run_both, run_image, run_video
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.model.sam2 import SAM2Train
@@ -64,10 +64,9 @@ def test_a_loaded_model_is_the_same_to_the_bit(quantized: SAM2Base, saved: Path)
     assert type(loaded) is SAM2VideoPredictor
     assert not loaded.training
     batch = images(2, 96)
-    for run in (run_image, run_video):
-        expected = run(quantized, batch)
-        for model in (loaded, pickle.loads(pickle.dumps(loaded))):
-            assert_identical(run(model, batch), expected)
+    expected = run_both(quantized, batch)
+    for model in (loaded, pickle.loads(pickle.dumps(loaded))):
+        assert_identical(run_both(model, batch), expected)
 
 
 @pytest.mark.slow
@@ -141,8 +140,7 @@ def test_a_file_of_version_1_loads(quantized: SAM2Base, saved: Path, tmp_path: P
     old = edited(saved, tmp_path / "old.safetensors", to_version_1)
     loaded = load_qsam2(old)
     assert list(loaded.state_dict()) == list(quantized.state_dict())
-    for run in (run_image, run_video):
-        assert_identical(run(loaded, images(1, 96)), run(quantized, images(1, 96)))
+    assert_identical(run_both(loaded, images(1, 96)), run_both(quantized, images(1, 96)))
     save_qsam2(loaded, tmp_path / "new.safetensors")
     assert (tmp_path / "new.safetensors").read_bytes() == saved.read_bytes()
     with pytest.raises(CheckpointError, match=r"'obj_ptr_tpos_proj\.bias' is missing"):
@@ -305,7 +303,12 @@ def _edit_plan(metadata: dict[str, str], **values: Any) -> None:
         (lambda t, m: _edit_plan(m, part="image_decoder"), "'image_decoder' that its model does not have"),
         (lambda t, m: _edit_plan(m, layer="trunk.nothing"), "trunk.nothing"),
         (lambda t, m: _edit_plan(m, surprise=1), "'surprise'"),
+        (lambda t, m: _edit_plan(m, part={}), "cannot be used"),
+        (lambda t, m: _edit_plan(m, activation=[1]), "cannot be used"),
         (lambda t, m: m.update(quantizers="{}"), "disagree on"),
+        (lambda t, m: m.update(quantizers='{"a": [0, Infinity]}'), "header is damaged.*infinity"),
+        (lambda t, m: m.update(info="[1]"), "header is damaged"),
+        (lambda t, m: m.update(config="[" * 100_000), "header is damaged"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_by_name(

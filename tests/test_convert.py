@@ -7,7 +7,7 @@ import pytest
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from sam2_runs import assert_identical, images, run_image, run_video
+from sam2_runs import assert_identical, images, run_both, run_video
 from torch.ao.quantization import QConfig, default_weight_fake_quant, get_default_qat_qconfig
 
 from qsam2_ao import PackedIntxTensor, convert_qsam2, lsc_qconfig, prepare_qsam2
@@ -46,9 +46,8 @@ def test_a_trained_model_converts_to_the_bit(model: SAM2Base, preset: str) -> No
     batch = images(2, 96, seed=9)
     prepared.eval()
     assert type(converted) is SAM2VideoPredictor
-    for run in (run_image, run_video):
-        with torch.no_grad():
-            assert_identical(run(converted, batch), run(prepared, batch))
+    with torch.no_grad():
+        assert_identical(run_both(converted, batch), run_both(prepared, batch))
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from qsam2_ao import errors
         (errors.QConfigError, ValueError),
         (errors.DataError, ValueError),
         (errors.CalibrationError, ValueError),
+        (errors.CheckpointError, ValueError),
         (errors.NonFiniteError, ArithmeticError),
+        (errors.UnsupportedLayerError, NotImplementedError),
         (errors.MissingPackageError, ImportError),
     ],
 )

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from threads import during
 
 from qsam2_ao.errors import QSAM2Error
-from qsam2_ao.files import atomic_write, save_tensors, save_torch
+from qsam2_ao.files import atomic_write, check_output_file, check_output_folder, save_tensors, save_torch
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):
@@ -129,3 +129,35 @@ def test_tensors_that_cannot_be_written_leave_the_old_file(tmp_path: Path):
     with pytest.raises(QSAM2Error, match="cannot write"):
         save_tensors({"a": torch.zeros(1)}, tmp_path / "file" / "model.safetensors", {})
     assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{folder}", r"is a folder; name a file in it, such as .*model\.safetensors"),
+        ("{folder}/x.pt", r"x\.pt: a \.safetensors file is written; name it .*x\.safetensors"),
+        ("{file}/x.safetensors", "is a file, not a folder"),
+        ("/proc/absent/x.safetensors", "no file can be made in /proc"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_known_beforehand(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QSAM2Error, match=message):
+        check_output_file(path.format(folder=tmp_path, file=tmp_path / "file"), ".safetensors")
+
+
+def test_too_little_room_is_known_beforehand(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "x.safetensors"
+    check_output_file(target, ".safetensors", size=1)
+    with pytest.raises(QSAM2Error, match=r"it takes about 1,000,000,000,000\.0 MB .* free some space"):
+        check_output_file(target, ".safetensors", size=10**18)
+    with pytest.raises(QSAM2Error, match="free some space"):
+        check_output_folder(target.parent, size=10**18)
+    assert not target.parent.exists(), "nothing is made yet"
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_output_folder(tmp_path / "new")
+    with pytest.raises(QSAM2Error, match="is a file, not a folder"):
+        check_output_folder(tmp_path / "file")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qsam2_ao.errors import MissingPackageError
-from qsam2_ao.optional import EXTRAS, needed
+from qsam2_ao.optional import CALLED, EXTRAS, needed
 
 _WITHOUT = """
 import sys
@@ -62,10 +62,16 @@ def draw():
 def score():
     from qsam2_ao.evaluation import score_sequence
     score_sequence("still", np.ones((3, 8, 8), np.uint8), np.ones((3, 8, 8), np.uint8))
+def compose():
+    import qsam2_ao.data.real
+def label():
+    from qsam2_ao.evaluation.polygons import read_polygons
+    read_polygons("photographs")
 def choose():
     from qsam2_ao.sensitivity.assign import Choice, choose
     choose([[Choice(5, 1)]], 3)
-for task, extra in ((train, "train"), (read, "video"), (draw, "plots"), (score, "eval"), (choose, "train")):
+tasks = ((train, "train"), (read, "video"), (draw, "plots"), (score, "eval"))
+for task, extra in (*tasks, (choose, "train"), (compose, "train"), (label, "train")):
     try:
         task()
     except MissingPackageError as error:
@@ -114,5 +120,5 @@ def test_every_package_is_in_its_extra() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     for package, (extra, _) in EXTRAS.items():
         brought = " ".join(project["optional-dependencies"][extra])
-        assert package.replace("_", "-") in brought, package
-        assert package.replace("_", "-") not in " ".join(project["dependencies"])
+        assert CALLED.get(package, package) in brought, package
+        assert CALLED.get(package, package) not in " ".join(project["dependencies"])

@@ -32,6 +32,16 @@ def test_other_settings_are_another_run(tmp_path: Path):
     assert stored == [1, 2]
 
 
+def test_a_run_is_found_where_an_earlier_one_left_it(tmp_path: Path):
+    earlier = Workspace(tmp_path / "a.work", {"steps": 1})
+    earlier.result("score", lambda: 5)
+    places = sorted(tmp_path.glob("*.work"))
+    again = Workspace(tmp_path / "b.work", {"steps": 1}, places)
+    assert again.folder == earlier.folder
+    assert again.result("score", lambda: 6) == 5
+    assert Workspace(tmp_path / "b.work", {"steps": 2}, places).folder.parent == tmp_path / "b.work"
+
+
 def test_an_interrupted_step_leaves_nothing(tmp_path: Path):
     work = Workspace(tmp_path, {})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reporting.figures import new_figure, save_figure
 from .inference.footprint import CHECKPOINT
-from .inference.methods import BASELINE
+from .inference.methods import REFERENCE
 from .inference.parts import ENCODER
 from .inference.report import find
 
@@ -75,7 +75,7 @@ def _mebibytes(files: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _milliseconds(times: Sequence[Mapping[str, Any]], where: Mapping[str, Any], name: str) -> float | None:
-    found = find(times, method=BASELINE if name == _BARS[0] else f"qsam2 {name}", **where)
+    found = find(times, method=REFERENCE if name == _BARS[0] else f"qsam2 {name}", **where)
     return found["ms"] if found else None
 
 

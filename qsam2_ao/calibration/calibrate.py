@@ -6,10 +6,11 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
 from tqdm import tqdm
 
 from ..errors import CalibrationError
@@ -26,12 +27,13 @@ _IMAGE_ENCODER = "image_encoder"
 # A Gram matrix is made of so many rows for each of its columns over all images, and at least so many. More of them cost
 # as much as the model's own passes and change little.
 _ROWS_PER_COLUMN, _FEWEST_ROWS = 8, 20480
-QuantizerFactory = Callable[[], Any]
+Model = TypeVar("Model", bound=nn.Module)
+QuantizerFactory = Callable[[], FakeQuantizeBase]
 """Makes a weight fake-quantizer: ``LSCFakeQuantize.with_args(...)``, or one of torch.ao's."""
 
 
 def calibrate_qsam2(
-    model: nn.Module,
+    model: Model,
     calibration_data: CalibrationData,
     *,
     damping: float | str = "auto",
@@ -47,7 +49,7 @@ def calibrate_qsam2(
     seed: int = 0,
     max_gram_bytes: int = 1 << 30,
     progress: bool = True,
-) -> tuple[Any, VRCReport]:
+) -> tuple[Model, VRCReport]:
     """Replace the weights of linear layers and 1x1 convolutions by their variance-reduced ones.
 
     The method is VRC of Q-SAM2 (arXiv 2506.09782): the ridge regression of each layer's own output on its
@@ -83,7 +85,8 @@ def calibrate_qsam2(
 
     Example:
         >>> calibrated, report = calibrate_qsam2(model, "photos/", bits=4)
-        >>> rich.print(report)
+        >>> report.images
+        3
     """
     if quantizers is None:
         quantizers = _lsc_quantizers(model, bits, granularity, group_size, grid)
@@ -119,7 +122,7 @@ def calibrate_layers(
     seed: int = 0,
     max_gram_bytes: int = 1 << 30,
     progress: bool = True,
-    then: Callable[[str, Any, InputStatistics], None] | None = None,
+    then: Callable[[str, nn.Module, InputStatistics], None] | None = None,
 ) -> VRCReport:
     """Replace the weights of layers by their variance-reduced ones, in place.
 
@@ -339,7 +342,7 @@ def _layers_in_scope(
     model: nn.Module,
     quantizers: Mapping[str, QuantizerFactory],
     scope: str | tuple[str, ...] | Callable[[str], bool] | None,
-) -> dict[str, Any]:
+) -> dict[str, nn.Module]:
     """Layers to calibrate by name, in the order of the model's modules."""
     applicable = {name: module for name, module in model.named_modules() if is_calibratable(module)}
     unknown = sorted(set(quantizers) - set(applicable))
@@ -361,12 +364,12 @@ def _layers_in_scope(
     return layers
 
 
-def in_chunks(layers: Mapping[str, Any], max_bytes: int) -> Iterator[list[str]]:
+def in_chunks(layers: Mapping[str, nn.Module], max_bytes: int) -> Iterator[list[str]]:
     """Layer names in groups whose float64 Gram matrices fit ``max_bytes`` (one layer at least)."""
     chunk: list[str] = []
     used = 0
     for name, layer in layers.items():
-        size = 8 * layer.weight.shape[1] ** 2
+        size = 8 * cast(Tensor, layer.weight).shape[1] ** 2
         if chunk and used + size > max_bytes:
             yield chunk
             chunk, used = [], 0

@@ -8,13 +8,12 @@ float, and with s_j = sqrt(std(x_j) / rms(w_j)) both sides are as even as they c
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .calibrate import observe_inputs
+from .calibrate import Model, observe_inputs
 from .images import CalibrationData, load_images
 from .scale_groups import ScaleGroup, rescale, scale_groups
 
@@ -23,14 +22,14 @@ _SILENT = 1e-6
 
 
 def equalize_qsam2(
-    model: nn.Module,
+    model: Model,
     calibration_data: CalibrationData,
     *,
     max_images: int = 50,
     batch_size: int = 1,
     seed: int = 0,
     progress: bool = True,
-) -> Any:
+) -> Model:
     """A copy of a float SAM2 that computes the same and is easier to quantize.
 
     For a linear layer with per-row weight scales and a per-tensor input scale, the rounding error of the output
@@ -56,7 +55,7 @@ def equalize_qsam2(
         CalibrationError: Empty or unusable images, or nothing in the model can be rescaled.
 
     Example:
-        >>> prepared = prepare_qsam2(equalize_qsam2(model, "photos/"), "w2a4", calibration_data="photos/")
+        >>> prepared = prepare_qsam2(equalize_qsam2(model, "photos/"), "w2a4")
     """
     groups = scale_groups(model)
     if not groups:

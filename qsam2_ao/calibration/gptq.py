@@ -48,7 +48,8 @@ def gptq_round(
         CalibrationError: ``gram`` does not fit the weight, is not finite, or cannot be factorized.
 
     Example:
-        >>> rounded = gptq_round(linear.weight, x.T @ x, scale[:, None], zero_point[:, None], 0, 3)
+        >>> scale, zero_point = torch.full((4, 1), 0.2), torch.full((4, 1), 1.5)
+        >>> rounded = gptq_round(linear.weight, inputs.T @ inputs, scale, zero_point, 0, 3)
     """
     rows = weight.detach().reshape(weight.shape[0], -1).double()
     out, width = rows.shape

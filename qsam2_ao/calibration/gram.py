@@ -92,8 +92,7 @@ class VRCObserver(ObserverBase):
 
     Example:
         >>> observer = VRCObserver()
-        >>> for x in batches:
-        ...     observer(x)
+        >>> same = observer(inputs)  # inputs: [tokens, channels]
         >>> w_hat = solve_vrc(linear.weight, observer.statistics().gram_for(linear), damping=0.01)
     """
 

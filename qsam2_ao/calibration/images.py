@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.pictures import IMAGE_MEAN, IMAGE_STD
-from ..errors import CalibrationError
+from ..data.listing import find_photographs
+from ..data.pictures import IMAGE_MEAN, IMAGE_STD, PICTURE_SUFFIXES, read_rgb, to_rgb
+from ..errors import CalibrationError, DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+EXTENSIONS = PICTURE_SUFFIXES
 CalibrationData: TypeAlias = "str | os.PathLike[str] | Image.Image | Iterable[object] | CalibrationImages"
 """What users give as calibration images; :class:`CalibrationImages` says which objects are images."""
 
@@ -35,7 +36,8 @@ class CalibrationImages:
     """A fixed set of images that can be run through a model several times.
 
     Args:
-        data: A folder of image files (searched recursively), or an iterable (a DataLoader too) of
+        data: A folder of image files (searched recursively; masks that lie beside them, as in DAVIS, and hidden files
+            are left out, see :func:`~qsam2_ao.data.listing.find_photographs`), or an iterable (a DataLoader too) of
 
             - paths of image files, PIL images, uint8 arrays [H, W, 3],
             - tensors [3, H, W] or [B, 3, H, W], uint8 or float with values in 0..1,
@@ -51,7 +53,7 @@ class CalibrationImages:
 
     Example:
         >>> for batch in CalibrationImages("photos/").batches(model):
-        ...     model.forward_image(batch)
+        ...     features = model.forward_image(batch)
     """
 
     def __init__(self, data: CalibrationData, *, max_images: int = 50, seed: int = 0) -> None:
@@ -135,9 +137,12 @@ def _choose(data: CalibrationData, max_images: int, seed: int) -> Iterable[tuple
         folder = Path(data)
         if not folder.is_dir():
             raise CalibrationError(f"calibration folder {folder} does not exist or is not a folder")
-        data = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        try:
+            data = find_photographs(folder)
+        except DataError as error:
+            raise CalibrationError(f"calibration folder {folder}: {error}") from error
         if not data:
-            raise CalibrationError(f"calibration folder {folder} holds no image ({', '.join(EXTENSIONS)})")
+            raise CalibrationError(f"calibration folder {folder} holds no image ({', '.join(PICTURE_SUFFIXES)})")
     elif isinstance(data, (Image.Image, np.ndarray)) or (isinstance(data, torch.Tensor) and data.dim() == 3):
         data = [data]
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
@@ -175,14 +180,11 @@ def _single_images(items: Iterable[tuple[str, object]]) -> Iterator[_Item]:
 
 def _to_tensor(name: str, item: object) -> Tensor:
     """Image as float32 [3, H, W]; RGB in 0..1, or already normalised."""
-    if isinstance(item, (str, os.PathLike)):
+    if isinstance(item, (str, os.PathLike, Image.Image)):
         try:
-            with Image.open(item) as opened:
-                item = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            item = to_rgb(item, "the picture") if isinstance(item, Image.Image) else read_rgb(item)
+        except DataError as error:
             raise CalibrationError(f"{name}: not a readable image ({error})") from error
-    if isinstance(item, Image.Image):
-        item = np.array(item.convert("RGB"))
     if isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
             raise CalibrationError(

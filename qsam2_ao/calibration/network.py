@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..errors import CalibrationError
 from ..graph.exported import ExportedLayer, exported_layers
 from ..quantizers import LSCFakeQuantize
-from .calibrate import QuantizerFactory, calibrate_layer, feed, in_chunks, is_calibratable, make_observer
+from .calibrate import Model, QuantizerFactory, calibrate_layer, feed, in_chunks, is_calibratable, make_observer
 from .exercise import inference
 from .gram import VRCObserver
 from .report import VRCReport
@@ -24,7 +24,7 @@ Run = Callable[[Any, Any], Any]
 
 
 def calibrate_network(
-    model: nn.Module,
+    model: Model,
     batches: Iterable[Any],
     *,
     bits: int = 4,
@@ -34,7 +34,7 @@ def calibrate_network(
     tolerance: float = 0.01,
     max_gram_bytes: int = 1 << 30,
     progress: bool = False,
-) -> tuple[Any, VRCReport]:
+) -> tuple[Model, VRCReport]:
     """Replace the weights of linear layers and 1x1 convolutions by their variance-reduced ones.
 
     :func:`~qsam2_ao.calibration.calibrate.calibrate_qsam2` for networks other than SAM2. No labels are needed, and the
@@ -62,8 +62,8 @@ def calibrate_network(
         NonFiniteError: A layer's inputs hold NaN or infinity.
 
     Example:
-        >>> exported = torch.export.export(network.train(), (x,)).module()
-        >>> calibrated, report = calibrate_network(exported, batches, bits=4)
+        >>> exported = torch.export.export(network.train(), (inputs,)).module()
+        >>> calibrated, report = calibrate_network(exported, [inputs], bits=4)
         >>> prepared = prepare_qat_pt2e(calibrated, QSAM2Quantizer("w4a8"))
     """
     batches = batches if hasattr(batches, "__len__") else list(batches)
@@ -78,7 +78,7 @@ def calibrate_network(
     report = VRCReport([], images=count)
     chunks = list(in_chunks(layers, max_gram_bytes))
     for chunk in chunks:
-        observers = {name: make_observer(name, layers[name].weight, count) for name in chunk}
+        observers = {name: make_observer(name, cast(Tensor, layers[name].weight), count) for name in chunk}
         _observe(model, observers, tqdm(batches, desc="observing", disable=not progress), run)
         for name, observer in observers.items():
             observer.synchronize()
@@ -103,12 +103,12 @@ class _Layer(nn.Module):
         self.weight, self.bias = weight, bias
 
 
-def _layers(model: nn.Module) -> dict[str, Any]:
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """What VRC applies to, by name, with a weight and a bias to be changed in place."""
     modules = {name: module for name, module in model.named_modules() if is_calibratable(module)}
     if modules or not isinstance(model, fx.GraphModule):
         return modules
-    found = {}
+    found: dict[str, nn.Module] = {}
     for layer in _calibratable(model):
         bias = layer.node.args[2] if len(layer.node.args) > 2 else None
         weight = _attribute(model, layer.weight)

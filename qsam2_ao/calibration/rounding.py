@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase
 
 from ..errors import QConfigError
 from ..quantizers import LSCFakeQuantize, RangedFakeQuantize, broadcast_qparam, fake_quantize_affine
@@ -22,7 +23,11 @@ _DAMPING = 0.01
 
 @torch.no_grad()
 def start_layer(
-    layer: Any, quantizer: Any, inputs: InputStatistics | None = None, rounding: str = "nearest", name: str = ""
+    layer: nn.Module,
+    quantizer: FakeQuantizeBase,
+    inputs: InputStatistics | None = None,
+    rounding: str = "nearest",
+    name: str = "",
 ) -> None:
     """Start a layer's weight quantizer, round its weight, and let its bias make up for the mean of what is rounded off.
 
@@ -39,17 +44,18 @@ def start_layer(
     Raises:
         QConfigError: As :func:`start_quantizer`.
     """
-    weight = layer.weight.detach().clone()
+    parameter = cast(Tensor, layer.weight)
+    weight = parameter.detach().clone()
     gram = None if inputs is None else inputs.gram_for(layer)
-    layer.weight.copy_(start_quantizer(quantizer, weight, gram, rounding, name))
+    parameter.copy_(start_quantizer(quantizer, weight, gram, rounding, name))
     if inputs is not None:
         # A copy of the quantizer: looking at the weight is not to move its ranges.
-        inputs.into_bias(layer, weight - copy.deepcopy(quantizer)(layer.weight.detach()))
+        inputs.into_bias(layer, weight - copy.deepcopy(quantizer)(parameter.detach()))
 
 
 @torch.no_grad()
 def start_quantizer(
-    quantizer: Any, weight: Tensor, gram: Tensor | None = None, rounding: str = "nearest", name: str = ""
+    quantizer: FakeQuantizeBase, weight: Tensor, gram: Tensor | None = None, rounding: str = "nearest", name: str = ""
 ) -> Tensor:
     """Start the range of a weight's quantizer, and round the weight.
 
@@ -69,7 +75,8 @@ def start_quantizer(
         QConfigError: Unknown rounding, or "gptq" for a quantizer whose grid follows something else than LSC's.
 
     Example:
-        >>> layer.weight.copy_(start_quantizer(layer.weight_fake_quant, layer.weight, gram, "gptq"))
+        >>> quantizer = LSCFakeQuantize(bits=4, is_weight=True)
+        >>> rounded = start_quantizer(quantizer, linear.weight, inputs.T @ inputs, "gptq")
     """
     if rounding not in ROUNDINGS:
         raise QConfigError(f"unknown rounding {rounding!r}: choose one of {', '.join(ROUNDINGS)}")

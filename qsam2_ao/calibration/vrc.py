@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,82 +172,105 @@ def calibrate_weight(
     if damping != "auto" and not (isinstance(damping, (int, float)) and 0 <= damping < float("inf")):
         raise CalibrationError(f'damping must be "auto" or a finite number >= 0, got {damping!r}')
     gram = gram.double()
-    d_in = gram.shape[0]
-    cond = condition_number(gram, n)
-    warnings = _data_warnings(n, d_in, cond)
-    compared = _compared(weight, d_in)
-
-    grams = measures_of(gram)
-
-    def energies(difference: Tensor) -> Tensor:
-        return torch.tensor([output_energy(difference, measure) for measure in grams], dtype=torch.float64)
-
-    energy, compared_energy = energies(weight), energies(weight[compared])
-
-    def changes(solved: Tensor) -> Tensor:
-        return energies(solved.double() - weight.double()) / energy
-
-    def quantized_errors(candidate: Tensor) -> Tensor:
-        return energies(quantize(candidate).double() - weight[compared].double())
-
-    before = quantized_errors(weight[compared])
-    solved, chosen, change, after = weight, 0.0, torch.zeros_like(energy), before
-    refused = None
-    if not bool(energy.all()):
-        refused = "its inputs do not vary or its weight is all zero"
+    layer = _Layer(weight, gram, quantize, name)
+    before = layer.quantized_errors(weight[layer.compared])
+    found = _Solution(weight, 0.0, torch.zeros_like(layer.energy), before)
+    if not bool(layer.energy.all()):
+        found = found._replace(refused="its inputs do not vary or its weight is all zero")
     elif damping == "auto":
-        errors: dict[float, Tensor] = {}
-        ratios: dict[float, float] = {}
-        for candidate_damping in AUTO_DAMPINGS:
-            candidate = solve_vrc(weight[compared], gram, candidate_damping, name=name)
-            candidate_change = energies(candidate.double() - weight[compared].double())
-            if bool((candidate_change > tolerance * compared_energy).any()):
-                break  # the change grows with lambda
-            errors[candidate_damping] = quantized_errors(candidate)
-            weighed = errors[candidate_damping] + _CHANGE_COUNTS * candidate_change
-            ratios[candidate_damping] = float(worst_ratio(weighed, before))
-        worthwhile = [key for key, ratio in ratios.items() if ratio < _WORTHWHILE]
-        for candidate_damping in sorted(worthwhile, key=ratios.__getitem__):
-            candidate = solve_vrc(weight, gram, candidate_damping, name=name)
-            candidate_change = changes(candidate)
-            if float(candidate_change.max()) <= tolerance:
-                solved, chosen, change, after = (
-                    candidate,
-                    candidate_damping,
-                    candidate_change,
-                    errors[candidate_damping],
-                )
-                break
+        found = _best(layer, before, tolerance) or found
     else:
-        chosen = float(damping)
-        solved = solve_vrc(weight, gram, chosen, name=name)
-        change = changes(solved)
-        after = quantized_errors(solved[compared])
-        if float(change.max()) > tolerance:
-            refused = f"output change {float(change.max()):.3g} is over the tolerance {tolerance:.3g}"
-    report = LayerReport(
-        layer=name,
+        found = _fixed(layer, float(damping), tolerance)
+    return (weight.clone() if found.refused else found.weight), _report(layer, n, before, found, damping == "auto")
+
+
+class _Layer:
+    """A weight, the inputs it is for, and what changing it does to the output, under each measure of the inputs."""
+
+    def __init__(self, weight: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor], name: str) -> None:
+        self.weight, self.gram, self.name = weight, gram, name
+        self._quantize, self._measures = quantize, measures_of(gram)
+        self.compared = _compared(weight, len(gram))
+        self.energy, self.compared_energy = self.energies(weight), self.energies(weight[self.compared])
+
+    def energies(self, difference: Tensor) -> Tensor:
+        """Of the output."""
+        return torch.tensor([output_energy(difference, measure) for measure in self._measures], dtype=torch.float64)
+
+    def changes(self, solved: Tensor) -> Tensor:
+        """Of the output in float, relative to its energy."""
+        return self.energies(solved.double() - self.weight.double()) / self.energy
+
+    def quantized_errors(self, candidate: Tensor) -> Tensor:
+        """Of the compared channels' output, when their new weights are quantized."""
+        return self.energies(self._quantize(candidate).double() - self.weight[self.compared].double())
+
+
+class _Solution(NamedTuple):
+    """A calibrated weight, its lambda, what it changes in float, its quantized error, and why it is not taken."""
+
+    weight: Tensor
+    damping: float
+    change: Tensor
+    after: Tensor
+    refused: str | None = None
+
+
+def _best(layer: _Layer, before: Tensor, tolerance: float) -> _Solution | None:
+    """The best lambda of the grid, if one is worth it."""
+    compared = layer.weight[layer.compared]
+    errors: dict[float, Tensor] = {}
+    ratios: dict[float, float] = {}
+    for damping in AUTO_DAMPINGS:
+        candidate = solve_vrc(compared, layer.gram, damping, name=layer.name)
+        change = layer.energies(candidate.double() - compared.double())
+        if bool((change > tolerance * layer.compared_energy).any()):
+            break  # the change grows with lambda
+        errors[damping] = layer.quantized_errors(candidate)
+        ratios[damping] = float(worst_ratio(errors[damping] + _CHANGE_COUNTS * change, before))
+    worthwhile = [damping for damping, ratio in ratios.items() if ratio < _WORTHWHILE]
+    for damping in sorted(worthwhile, key=ratios.__getitem__):
+        solved = solve_vrc(layer.weight, layer.gram, damping, name=layer.name)
+        change = layer.changes(solved)
+        if float(change.max()) <= tolerance:
+            return _Solution(solved, damping, change, errors[damping])
+    return None
+
+
+def _fixed(layer: _Layer, damping: float, tolerance: float) -> _Solution:
+    """The weight of a given lambda, refused where it changes the output too much."""
+    solved = solve_vrc(layer.weight, layer.gram, damping, name=layer.name)
+    change = layer.changes(solved)
+    refused = None
+    if float(change.max()) > tolerance:
+        refused = f"output change {float(change.max()):.3g} is over the tolerance {tolerance:.3g}"
+    return _Solution(solved, damping, change, layer.quantized_errors(solved[layer.compared]), refused)
+
+
+def _report(layer: _Layer, n: int, before: Tensor, found: _Solution, auto: bool) -> LayerReport:
+    weight, d_in, cond = layer.weight, len(layer.gram), condition_number(layer.gram, n)
+    return LayerReport(
+        layer=layer.name,
         shape=tuple(weight.shape),
         n=n,
         d_in=d_in,
-        damping=chosen,
-        lam=chosen * typical_energy(gram),
-        auto=damping == "auto",
+        damping=found.damping,
+        lam=found.damping * typical_energy(layer.gram),
+        auto=auto,
         cond=cond,
-        output_change=float(change[0]),
-        norm_ratio=_ratio(float(solved.double().norm()), float(weight.double().norm())),
+        output_change=float(found.change[0]),
+        norm_ratio=_ratio(float(found.weight.double().norm()), float(weight.double().norm())),
         std_before=_std(weight),
-        std_after=_std(solved),
+        std_after=_std(found.weight),
         kurtosis_before=_kurtosis(weight),
-        kurtosis_after=_kurtosis(solved),
+        kurtosis_after=_kurtosis(found.weight),
         max_before=float(weight.abs().max()),
-        max_after=float(solved.abs().max()),
-        quantized_error_before=_ratio(float(before[0]), float(compared_energy[0]), 0.0),
-        quantized_error_after=_ratio(float(after[0]), float(compared_energy[0]), 0.0),
-        refused=refused,
-        warnings=warnings,
+        max_after=float(found.weight.abs().max()),
+        quantized_error_before=_ratio(float(before[0]), float(layer.compared_energy[0]), 0.0),
+        quantized_error_after=_ratio(float(found.after[0]), float(layer.compared_energy[0]), 0.0),
+        refused=found.refused,
+        warnings=_data_warnings(n, d_in, cond),
     )
-    return (weight.clone() if refused else solved), report
 
 
 def _compared(weight: Tensor, d_in: int) -> Tensor:

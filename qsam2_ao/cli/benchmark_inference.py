@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import check_output_folder
 from .common import Json, print_json
 
 
@@ -22,7 +23,7 @@ def inference(
     size: Annotated[list[int] | None, typer.Option(metavar="PIXELS", help="Only these sizes.")] = None,
     threads: Annotated[list[int] | None, typer.Option(metavar="COUNT", help="Only on so many threads.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only these; the baseline is always there.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only these; the reference is always there.")
     ] = None,
     part: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these, as the tables call them.")] = None,
     as_json: Json = False,
@@ -38,6 +39,7 @@ def inference(
     from ..benchmark.inference.publish import publish
 
     folder = output or Path("outputs/inference-quick" if quick else "benchmarks/results")
+    check_output_folder(folder)
     records = publish(folder, quick=quick, models=model, sizes=size, threads=threads, methods=method, parts=part)
     if as_json:
         print_json(records)

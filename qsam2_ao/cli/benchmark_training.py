@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import check_output_folder
 from .common import Device, Json, print_json
 
 
@@ -29,7 +30,10 @@ def training(
     Example: [bold]qsam2 benchmark training --quick -o outputs/cost[/bold]
     """
     from ..benchmark.training.publish import publish
+    from ..devices import usable_device
 
+    usable_device(device)  # before the first measurement, which may be a process of its own
+    check_output_folder(output)
     records = publish(output, quick=quick, rounds=rounds, images=images, compiled=compiled, device=device)
     if as_json:
         print_json(records)

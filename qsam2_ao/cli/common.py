@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from ..errors import QSAM2Error
-from ..workflow import EMBEDDED
+from ..workflow import EMBEDDED, EMBEDDED_NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..segmentation import SegmentedImage, TrackedVideo
 
 PRESET_NAMES = "w8a8, w4a8, w4a16, w3a8, w3a16, w2a8, w2a16, w2a4"
 """For the help, which takes no time to import torch."""
@@ -23,8 +26,8 @@ ModelName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, or an official config (sam2.1-t, "
-        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', 'embedded-256', a packed .safetensors file, a checkpoint or folder of transformers, or an "
+        "official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
     ),
 ]
@@ -32,14 +35,19 @@ RunnableName: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="'embedded', a packed .safetensors file, a folder from qsam2 export, or an official config (sam2.1-t, "
-        "configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help="'embedded', 'embedded-256', a packed .safetensors file, a folder from qsam2 export, a checkpoint or "
+        "folder of transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with "
+        "--checkpoint.",
         show_default=False,
     ),
 ]
 Checkpoint: TypeAlias = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The official config's .pt checkpoint.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="The config's checkpoint: .pt, .safetensors, of SAM2's trainer, or a folder of transformers.",
+        show_default=False,
+    ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
 Target: TypeAlias = Annotated[
@@ -54,8 +62,9 @@ Points: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--point",
-        metavar="[ID:]X,Y[,LABEL]",
-        help="A click in pixels; label 1 (the default) is inside the object, 0 outside. Repeatable.",
+        metavar="[FRAME@][ID:]X,Y[,LABEL]",
+        help="A click in pixels; label 1 (the default) is inside the object, 0 outside. Repeatable. In a clip, FRAME "
+        "says on which frame (0 is the first): 30@2:80,90,0.",
         show_default=False,
     ),
 ]
@@ -63,7 +72,7 @@ Boxes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--box",
-        metavar="[ID:]X0,Y0,X1,Y1",
+        metavar="[FRAME@][ID:]X0,Y0,X1,Y1",
         help="A box in pixels. Repeatable, with another ID (2:10,20,90,80) for another object.",
         show_default=False,
     ),
@@ -72,9 +81,37 @@ Masks: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--mask",
-        metavar="[ID:]FILE",
+        metavar="[FRAME@][ID:]FILE",
         help="A mask PNG of the frame's size: object ids as in DAVIS, or black and white. Repeatable.",
         show_default=False,
+    ),
+]
+PromptFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help='Prompts as JSON: [{"frame": 30, "object": 2, "points": [[80, 90]], "labels": [0]}, ...], also with '
+        '"box": [x0, y0, x1, y1], "mask": "FILE" or "remove": true.',
+        show_default=False,
+    ),
+]
+
+
+class SaveAs(str, Enum):
+    """Forms in which masks are written; see ``segmentation.SavedAs``, which takes time to import."""
+
+    masks = "masks"
+    overlay = "overlay"
+    rle = "rle"
+    polygons = "polygons"
+
+
+Save: TypeAlias = Annotated[
+    list[SaveAs],
+    typer.Option(
+        help="What to write: masks (PNGs of object ids), overlay, rle or polygons (COCO's annotations as JSON). "
+        "Repeatable.",
     ),
 ]
 
@@ -100,11 +137,16 @@ def data_source(option: str, given: str | None, model: str) -> str:
     Raises:
         QSAM2Error: It is missing for another model than the embedded one, or there is no such folder.
     """
-    if given is None and model != EMBEDDED:
+    if given is None and model not in EMBEDDED_NAMES:
         raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
     if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
         raise QSAM2Error(f"{option} {given}: no such folder")
     return given or EMBEDDED
+
+
+def saved_files(done: SegmentedImage | TrackedVideo, *kinds: str) -> dict[str, str | None]:
+    """The files that were written by their kind, and None for those that were not wanted."""
+    return {kind: None if getattr(done, kind) is None else str(getattr(done, kind)) for kind in kinds}
 
 
 def print_json(result: object) -> None:

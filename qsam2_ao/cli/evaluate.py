@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import QConfigError
 from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, print_json
 
 
@@ -17,7 +18,13 @@ def evaluate(
     videos: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many videos (embedded: 64).", show_default=False)
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of each embedded video.")] = 16,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="Frames of each embedded video; 16 by default.", show_default=False)
+    ] = None,
+    all_frames: Annotated[
+        bool,
+        typer.Option("--all-frames", help="Score the first and the last annotated frame too, which DAVIS leaves out."),
+    ] = False,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -32,9 +39,11 @@ def evaluate(
     from ..workflow.data import videos_with_masks
     from ..workflow.models import load_model
 
+    if frames is not None and data != EMBEDDED:
+        raise QConfigError(f"--frames is for embedded videos; those of {data} are tracked whole")
+    sequences = videos_with_masks(data, "test", videos, frames or 16)
     loaded = load_model(model, checkpoint, device, target)
-    sequences = videos_with_masks(data, "test", videos, frames)
-    scores = evaluate_model(loaded, sequences, progress=True)
+    scores = evaluate_model(loaded, sequences, skip_first_and_last=not all_frames, progress=True)
     if as_json:
         print_json({"model": model, "data": data, "videos": len(sequences), **scores})
         return

@@ -27,12 +27,14 @@ def export(
     """
     from ..checkpoint import load_qsam2
     from ..export import export_aoti, export_onnx, export_openvino
+    from ..files import check_output_folder
     from ..reporting.size import human_bytes
 
     # Packages are for this machine anyway; the other runtimes have int8 layers of their own.
     formats = {"aoti": (export_aoti, "auto"), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
     if form not in formats:
         raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(formats)}")
+    check_output_folder(output)
     write, target = formats[form]
     files = [
         file for path in write(load_qsam2(model, target=target), output) for file in (path, path.with_suffix(".bin"))

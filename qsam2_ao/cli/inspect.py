@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import QConfigError
 from .common import Checkpoint, Json, ModelName, Target, console, print_json
 
 
@@ -14,7 +15,7 @@ def inspect(
     model: ModelName,
     checkpoint: Checkpoint = None,
     time: Annotated[bool, typer.Option("--time", help="Time each layer of a packed file as TARGET runs it.")] = False,
-    target: Target = "auto",
+    target: Target | None = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in a packed file: its recipe, sizes, and every layer's bits.
@@ -26,7 +27,9 @@ def inspect(
     from ..reporting.size import human_bytes
     from ..workflow.inspect import inspect_model
 
-    facts = inspect_model(model, checkpoint, time=time, target=target)
+    if target is not None and not time:
+        raise QConfigError("--target is for --time: without it nothing runs, and the file is shown as it is")
+    facts = inspect_model(model, checkpoint, time=time, target=target or "auto")
     if as_json:
         print_json(facts.to_dict())
         return

@@ -40,7 +40,7 @@ class _Application(TyperGroup):
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as interrupt:
-            hint = (
+            hint = str(interrupt) or (
                 "run the same command again to go on from the last finished step"
                 if ctx.invoked_subcommand in _RESUMABLE
                 else "no file was left half written"

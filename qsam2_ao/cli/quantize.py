@@ -25,8 +25,14 @@ def quantize(
         typer.Option(metavar="FILE", help="Bits by layer, of qsam2 sensitivity, not a preset.", show_default=False),
     ] = None,
     activation_bits: Annotated[
-        int, typer.Option(min=4, max=16, help="With --bits-file: bits of the inputs, 4 to 8; 16 keeps them in float.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=4,
+            max=16,
+            help="With --bits-file: bits of the inputs, 4 to 8 (the default); 16 keeps them in float.",
+            show_default=False,
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Images, or 'embedded' for procedural ones.", show_default=False),
@@ -41,7 +47,9 @@ def quantize(
         int | None,
         typer.Option(min=2, max=8, help="Bits of the first and last layers; usually 8.", show_default=False),
     ] = None,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-4,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate of --steps; 1e-4 by default.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
@@ -55,15 +63,24 @@ def quantize(
     from ..recipe import PRESETS
     from ..reporting.size import file_size, human_bytes, model_size
     from ..sensitivity import Assignment
+    from ..spelling import unknown_name
     from ..workflow.quantize import QuantizationJob, quantize_to_file
 
     if preset is not None and preset not in PRESETS:
-        raise QConfigError(f"unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
+        raise QConfigError(unknown_name("preset", preset, PRESETS))
+    if not steps:
+        for option, given in (("--train-data", train_data), ("--lr", lr)):
+            if given is not None:
+                raise QConfigError(f"{option} is for training: give --steps, or leave it out")
+    lr = 1e-4 if lr is None else lr
     if bits_file is None:
+        if activation_bits is not None:
+            raise QConfigError("--activation-bits goes with --bits-file; a preset says the bits of the inputs itself")
         job = QuantizationJob(preset or "w4a8", images, steps, lr, seed, first_last_bits)
     else:
         if preset is not None or first_last_bits is not None:
             raise QConfigError("--bits-file says the bits of every weight: leave --preset and --first-last-bits out")
+        activation_bits = activation_bits or 8
         if 8 < activation_bits < 16:
             raise QConfigError(f"--activation-bits {activation_bits}: inputs have 4 to 8 bits, or 16 for float")
         inputs = None if activation_bits == 16 else activation_bits

@@ -1,4 +1,4 @@
-"""``qsam2 segment``: an image and clicks or boxes -> a mask PNG and a picture of it."""
+"""``qsam2 segment``: an image and clicks, boxes or masks -> a mask PNG and a picture of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from .common import Boxes, Checkpoint, Device, Json, Points, RunnableName, Target, print_json
+from .common import (
+    Boxes,
+    Checkpoint,
+    Device,
+    Json,
+    Masks,
+    Points,
+    PromptFile,
+    RunnableName,
+    Save,
+    SaveAs,
+    Target,
+    print_json,
+    saved_files,
+)
 
 
 def segment(
@@ -16,9 +30,12 @@ def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.", show_default=False)],
     point: Points = None,
     box: Boxes = None,
+    mask: Masks = None,
+    prompts: PromptFile = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/segment"
     ),
+    save: Save = [SaveAs.masks, SaveAs.overlay],  # noqa: B006 - it is not changed, and typer shows it
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -26,7 +43,8 @@ def segment(
 ) -> None:
     """Segment objects in an image.
 
-    Writes IMAGE_mask.png (palette PNG of object ids, 0 is background) and IMAGE_overlay.png.
+    Writes IMAGE_mask.png (palette PNG of object ids, 0 is background) and IMAGE_overlay.png; with --save, also or
+    instead, IMAGE_rle.json and IMAGE_polygons.json.
 
     Example: [bold]qsam2 segment tiny-w4a8.safetensors truck.jpg --point 500,375 --point 2:1425,600[/bold]
     """
@@ -35,12 +53,14 @@ def segment(
     from ..workflow.models import load_runnable
 
     height, width = read_rgb(image).shape[:2]
-    prompts = parse_prompts((width, height), point, box)
-    done = segment_file(load_runnable(model, checkpoint, device, target), image, prompts, output)
+    given = parse_prompts((width, height), point, box, mask, prompts)
+    runnable = load_runnable(model, checkpoint, device, target)
+    done = segment_file(runnable, image, given, output, save=[kind.value for kind in save])
+    files = saved_files(done, "mask", "overlay", "rle", "polygons")
     if as_json:
         objects = [asdict(found) for found in done.objects]
-        print_json({"image": str(image), "mask": str(done.mask), "overlay": str(done.overlay), "objects": objects})
+        print_json({"image": str(image), **files, "objects": objects})
         return
     for found in done.objects:
         typer.echo(f"object {found.id}: {found.pixels} pixels, predicted IoU {found.score:.2f}")
-    typer.echo(f"wrote {done.mask} and {done.overlay}")
+    typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")

@@ -32,7 +32,9 @@ def sensitivity(
         str | None,
         typer.Option(metavar="FOLDER", help="For jf: a DAVIS folder, or 'embedded'.", show_default=False),
     ] = None,
-    videos: Annotated[int, typer.Option(min=1, help="For jf: the first so many videos.")] = 8,
+    videos: Annotated[
+        int | None, typer.Option(min=1, help="For jf: the first so many videos; 8 by default.", show_default=False)
+    ] = None,
     vrc: Annotated[bool, typer.Option(help="Calibrate the image encoder's weights first, as quantize does.")] = True,
     rounding: Annotated[str, typer.Option(help=f"One of {ROUNDING_NAMES}; quantize uses gptq.")] = "gptq",
     first_and_last: Annotated[
@@ -60,6 +62,8 @@ def sensitivity(
     widths = _parse_bits(bits)
     if metric not in METRICS:
         raise QConfigError(f"--metric {metric}: choose one of {', '.join(METRICS)}")
+    if metric != "jf" and (data is not None or videos is not None):
+        raise QConfigError(f"{'--videos' if data is None else '--data'} is for --metric jf; sqnr uses --calibration")
     if rounding not in ROUNDINGS:
         raise QConfigError(f"--rounding {rounding}: choose one of {', '.join(ROUNDINGS)}")
     measured, assignment = choose_bits(
@@ -71,7 +75,7 @@ def sensitivity(
         calibration=data_source("--calibration", calibration, model),
         images=images,
         data=data_source("--data", data, model) if metric == "jf" else EMBEDDED,
-        videos=videos,
+        videos=videos or 8,
         vrc=vrc,
         rounding=rounding,
         first_and_last=first_and_last,

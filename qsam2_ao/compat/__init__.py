@@ -1,9 +1,10 @@
 """What makes the dependencies import and run where they otherwise don't, each patch in one place.
 
 Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise,
-sam2's hold on Hydra). SAM2's own classes stay as they are until qsam2_ao makes a model: then its image predictor learns
-to take the model's input size. Every repair is made when its package is imported, looks first whether it is needed, and
-changes nothing where it isn't. Nothing is imported here: the command line's help needs none of them.
+sam2's hold on Hydra, modules that want a folder where none can be written). SAM2's own classes stay as they are until
+qsam2_ao makes a model: then its image predictor learns to take the model's input size. Every repair is made when its
+package is imported, looks first whether it is needed, and changes nothing where it isn't. Nothing is imported here: the
+command line's help needs none of them.
 """
 
 from __future__ import annotations
@@ -40,12 +41,24 @@ def _sam2() -> AbstractContextManager[None]:
     return initialised_by_default()
 
 
-_REPAIRS: dict[str, Repair] = {"torchvision": _torchvision, "torchao": _torchao, "sam2": _sam2}
+def _no_folder() -> AbstractContextManager[None]:
+    from .no_folder import no_folder_needed
+
+    return no_folder_needed()
+
+
+_REPAIRS: dict[str, Repair] = {
+    "torchvision": _torchvision,
+    "torchao": _torchao,
+    "sam2": _sam2,
+    "torch._dynamo.package": _no_folder,
+    "portalocker.utils": _no_folder,
+}
 _FINDER = RepairingFinder(_REPAIRS)
 
 
 def arrange_repairs() -> None:
-    """Let torchvision and torchao be repaired when they are imported; calling it again changes nothing.
+    """Let the packages that need it be repaired when they are imported; calling it again changes nothing.
 
     Example:
         >>> arrange_repairs()
@@ -62,7 +75,7 @@ def adapt_image_predictor() -> None:
 
     Example:
         >>> adapt_image_predictor()
-        >>> predictor = SAM2ImagePredictor(build_sam2("sam2.1_hiera_t_512.yaml"))  # doctest: +SKIP
+        >>> predictor = SAM2ImagePredictor(model)
     """
     arrange_repairs()
     _REPAIRS[_PREDICTOR] = _image_predictor

@@ -34,7 +34,7 @@ def any_input_size() -> Iterator[None]:
     Models of 1024 pixels, as all official ones, see no difference. Threads construct theirs one after the other.
 
     Example:
-        >>> with any_input_size():  # doctest: +SKIP
+        >>> with any_input_size():
         ...     from sam2.sam2_image_predictor import SAM2ImagePredictor
     """
     yield

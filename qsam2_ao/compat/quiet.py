@@ -36,7 +36,9 @@ def propagate_quietly(
         Index of the frame, object ids, and mask logits ``[objects, 1, height, width]``.
 
     Example:
-        >>> for frame, object_ids, logits in propagate_quietly(predictor, state):  # doctest: +SKIP
+        >>> state = predictor_state(predictor, frames)
+        >>> prompted = predictor.add_new_mask(state, 0, obj_id=1, mask=mask)
+        >>> for frame, object_ids, logits in propagate_quietly(predictor, state):
         ...     masks = logits > 0
     """
     method = type(predictor).propagate_in_video
@@ -44,3 +46,28 @@ def propagate_quietly(
     if method is sam2_video_predictor.SAM2VideoPredictor.propagate_in_video:
         method = rebound(method, tqdm=_no_bar)
     yield from method(predictor, state, **arguments)
+
+
+@torch.inference_mode()
+def propagate_one(
+    predictor: SAM2VideoPredictor, state: dict[str, Any], frame: int, reverse: bool = False
+) -> tuple[int, list[int], Tensor]:
+    """What ``predictor.propagate_in_video`` yields for one frame.
+
+    Args:
+        predictor: A ``SAM2VideoPredictor``.
+        state: Its inference state; the frames before ``frame`` (after it, if ``reverse``) have been tracked.
+        frame: Index of the frame.
+        reverse: Whether tracking goes back in time.
+
+    Returns:
+        Index of the frame, object ids, and mask logits ``[objects, 1, height, width]``.
+
+    Example:
+        >>> frame, object_ids, logits = propagate_one(predictor, state, 1)  # doctest: +SKIP
+    """
+    method, sam2s = type(predictor).propagate_in_video, sam2_video_predictor.SAM2VideoPredictor.propagate_in_video
+    if method is sam2s or (reverse and frame == 0):
+        # Its loop runs over what the bar hands on. By its own count, it never goes back to frame 0 alone.
+        method = rebound(sam2s, tqdm=lambda *_, **__: (frame,))
+    return next(iter(method(predictor, state, start_frame_idx=frame, max_frame_num_to_track=0, reverse=reverse)))

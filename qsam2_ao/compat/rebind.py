@@ -24,7 +24,10 @@ def rebound(function: Callable[..., Any], **names: Any) -> types.FunctionType:
         AttributeError: The module has no such name, so that the copy would be no other.
 
     Example:
-        >>> rebound(SAM2VideoPredictor.init_state, load_video_frames=mine)(predictor, "anything")  # doctest: +SKIP
+        >>> def area(radius):
+        ...     return math.pi * radius**2
+        >>> rebound(area, math=SimpleNamespace(pi=3))(2)
+        12
     """
     inner = inspect.unwrap(function)
     assert isinstance(inner, types.FunctionType)

@@ -98,7 +98,7 @@ def operators_declared() -> Iterator[None]:
     Non-maximum suppression is then the one above. A torchvision with operators that load is left as it is.
 
     Example:
-        >>> with operators_declared():  # doctest: +SKIP
+        >>> with operators_declared():
         ...     from torchvision.ops.boxes import batched_nms
     """
     global _library

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import fx, nn
@@ -22,7 +23,7 @@ def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that becomes one node of a graph where it is called with proxies, as ``torch.fx.wrap`` makes it.
 
     Example:
-        >>> hiera_pos_embed = recorded(leaves.hiera_pos_embed)  # doctest: +SKIP
+        >>> hiera_pos_embed = recorded(leaves.hiera_pos_embed)
     """
     return _create_wrapped_func(function)
 
@@ -74,6 +75,13 @@ def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph
         A module with the attributes, and the graph of its code.
     """
     forward = _forward_from_src(imports + state["_code"], {})
+    # Each call of a function was one node. The code says so of functions that were wrapped, not of those that were put
+    # into the graph afterwards, which would run with proxies.
+    own = forward.__globals__
+    wrapped = {name for identity, name in _wrapped_fns_to_patch if identity == id(own)}
+    for name, value in own.items():
+        if isinstance(value, FunctionType) and name not in wrapped:
+            own[name] = recorded(value)
     root = type("Code", (nn.Module,), {"forward": forward})()
     root.__dict__ = state
     return root, _CodeTracer().trace(root)

@@ -2,7 +2,7 @@
 ``Annotations/<sequence>/*.png``.
 
 A folder between (``JPEGImages/480p/<sequence>``), as DAVIS 2017 has it, is found by itself. Frames and masks
-are read when they are asked for.
+are read when they are asked for. What a mask's values mean is said in :mod:`qsam2_ao.data.masks`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .pictures import list_pictures, read_ids, read_rgb
+from .listing import list_pictures, natural_key
+from .masks import VOID, MaskReader
+from .pictures import FrameReader
 
 
 class LazyPictures(Sequence[Any]):
@@ -40,6 +42,11 @@ class LazyPictures(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def present(self) -> list[int]:
+        """Which of them there are, without reading any."""
+        return [index for index, path in enumerate(self.paths) if path is not None]
 
     @overload
     def __getitem__(self, index: int) -> NDArray[np.uint8] | None: ...
@@ -70,8 +77,8 @@ class DavisSequence:
     Attributes:
         name: The sequence's folder.
         frames: ``frames[t]`` is uint8 ``[height, width, 3]``, RGB.
-        masks: ``masks[t]`` is uint8 ``[height, width]`` of object ids, or ``None`` for a frame without
-            annotation.
+        masks: ``masks[t]`` is uint8 ``[height, width]`` of object ids and 255 for void, or ``None`` for a frame
+            without annotation.
     """
 
     name: str
@@ -84,9 +91,9 @@ class DavisSequence:
 
     @cached_property
     def object_ids(self) -> tuple[int, ...]:
-        """The ids that occur in any annotation; reads all of them once."""
+        """The ids that occur in any annotation, without void; reads all of them once."""
         ids = {int(i) for mask in self.masks if mask is not None for i in np.unique(mask)}
-        return tuple(sorted(ids - {0}))
+        return tuple(sorted(ids - {0, VOID}))
 
 
 def read_davis(
@@ -108,13 +115,15 @@ def read_davis(
             read, and names it.
 
     Example:
-        >>> sequence = read_davis("DAVIS", ["bear"])[0]  # doctest: +SKIP
-        >>> sequence.frames[0].shape, sequence.object_ids  # doctest: +SKIP
+        >>> sequence = read_davis("DAVIS", ["bear"])[0]
+        >>> sequence.frames[0].shape, sequence.object_ids
         ((480, 854, 3), (1,))
     """
     images, annotations = (_sequences_folder(Path(root) / kind, resolution) for kind in ("JPEGImages", "Annotations"))
     if names is None:
-        names = sorted(path.name for path in annotations.iterdir() if path.is_dir() and path.name[0] != ".")
+        names = sorted(
+            (path.name for path in annotations.iterdir() if path.is_dir() and path.name[0] != "."), key=natural_key
+        )
     if not names:
         raise DataError(f"{annotations} has no sequences; each is a folder of PNG files")
     return [_open_sequence(images / name, annotations / name) for name in names]
@@ -146,9 +155,10 @@ def _open_sequence(images: Path, annotations: Path) -> DavisSequence:
     by_stem = {path.stem: path for path in mask_paths}
     if strays := sorted(by_stem.keys() - {path.stem for path in frame_paths}):
         raise DataError(f"{by_stem[strays[0]]} has no frame of that name in {images}; add it or remove this")
-    height, width = read_rgb(frame_paths[0]).shape[:2]
+    read = FrameReader(frame_paths)
+    height, width = read(frame_paths[0]).shape[:2]
     return DavisSequence(
         images.name,
-        LazyPictures(frame_paths, read_rgb, (height, width)),
-        LazyPictures([by_stem.get(path.stem) for path in frame_paths], read_ids, (height, width)),
+        LazyPictures(frame_paths, read, (height, width)),
+        LazyPictures([by_stem.get(path.stem) for path in frame_paths], MaskReader(mask_paths), (height, width)),
     )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..files import atomic_write
+from .masks import davis_colours
 from .procedural_render import Camera, Thing, coloured, random_colour, random_thing, sample, texture
 
 SPLITS = ("train", "val", "test")
@@ -279,7 +280,7 @@ def write_sequence(sequence: Sequence, root: str | os.PathLike[str]) -> None:
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> write_sequence(generate_sequence("test", 0), "davis-like")  # doctest: +SKIP
+        >>> write_sequence(generate_sequence("test", 0, num_frames=2), "davis-like")
     """
     images = Path(root) / "JPEGImages" / sequence.name
     annotations = Path(root) / "Annotations" / sequence.name
@@ -294,9 +295,4 @@ def write_sequence(sequence: Sequence, root: str | os.PathLike[str]) -> None:
 
 def davis_palette() -> bytes:
     """The 256-colour palette of the PASCAL VOC and DAVIS annotations: 768 bytes, RGB."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours.tobytes()
+    return davis_colours().tobytes()

@@ -17,10 +17,10 @@ class VideoSequence(Protocol):
 
     Attributes:
         name: What to call it in reports.
-        object_ids: The ids to ask about, each from 1 to 255.
+        object_ids: The ids to ask about, each from 1 to 254.
         frames: ``frames[t]`` is uint8 ``[height, width, 3]``, RGB; ``len(frames)`` is the number of frames.
-        masks: ``masks[t]`` is uint8 ``[height, width]``, 0 or an object's id, or ``None`` where nothing is
-            known.
+        masks: ``masks[t]`` is uint8 ``[height, width]``: 0, an object's id, or 255 for void, pixels of which nothing
+            is known (:mod:`qsam2_ao.data.masks`); or ``None`` where nothing is known of the frame.
     """
 
     @property

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,37 +17,46 @@ from numpy.typing import NDArray
 from ..errors import DataError, QSAM2Error
 from ..files import atomic_write
 from ..optional import needed
-from .pictures import list_pictures, read_rgb
+from .decoding import open_pages, page_rate
+from .listing import PICTURE_SUFFIXES, list_pictures
+from .pictures import FrameReader, largest_value, to_rgb
+from .seeking import decode_from
 
 
-def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+def read_frames(
+    path: str | os.PathLike[str], max_frames: int | None = None, *, start: int = 0
+) -> Iterator[NDArray[np.uint8]]:
     """Read the frames of a video file or of a folder of pictures, one at a time.
 
     Args:
-        path: Any video that FFmpeg decodes, or a folder whose pictures are the frames, in the order of their
-            names.
+        path: Any video that FFmpeg decodes, a folder whose pictures are the frames, in the natural order of their
+            names, or a picture file with pages or an animation (TIFF, GIF, WebP, PNG).
         max_frames: Stop after so many.
+        start: Leave out so many frames. In a video file, decoding starts at the key frame before the first one wanted.
 
     Yields:
-        uint8 ``[height, width, 3]``, RGB, all of one size.
+        uint8 ``[height, width, 3]``, RGB, all of one size, turned the way that players show them. Every frame that
+        is stored comes once, in the order of time, however long it is shown (variable frame rates).
 
     Raises:
         DataError: The path is absent, holds no frames, cannot be decoded, or has frames of several sizes.
         MissingPackageError: It is a video file, and PyAV is not installed.
 
     Example:
-        >>> sum(1 for _ in read_frames("clip.mp4", max_frames=8))  # doctest: +SKIP
+        >>> sum(1 for _ in read_frames("clip.mp4", max_frames=8))
         8
     """
     path = Path(path)
+    frames: Iterator[NDArray[np.uint8]]
     if path.is_dir():
-        frames: Iterator[NDArray[np.uint8]] = map(read_rgb, list_pictures(path))
+        paths = list_pictures(path)
+        frames = map(FrameReader(paths), paths[start:])
     elif path.is_file():
-        frames = _decode(path)
+        frames = islice(_read_pages(path), start, None) if is_pages(path) else _decode(path, start)
     else:
         raise DataError(f"{path}: no such video file or folder of frames")
     first: NDArray[np.uint8] | None = None
-    for index, frame in enumerate(islice(frames, max_frames)):
+    for index, frame in enumerate(islice(frames, max_frames), start):
         first = frame if first is None else first
         if frame.shape != first.shape:
             raise DataError(
@@ -56,18 +68,45 @@ def read_frames(path: str | os.PathLike[str], max_frames: int | None = None) -> 
         raise DataError(f"{path} has no frames; give a video file or a folder of pictures")
 
 
-def _decode(path: Path) -> Iterator[NDArray[np.uint8]]:
+def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
     av = needed("av")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded as a video ({error.strerror}); convert it to MP4") from error
+            for frame in decode_from(container, stream, start):
+                yield _upright(frame.to_ndarray(format="rgb24"), frame)
+    except DataError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:  # the latter of frames that PyAV has no name for
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be decoded as a video ({reason}); convert it to MP4") from error
+
+
+def _upright(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
+    """Turn and mirror a frame as its display matrix says: phones store what the sensor saw, and how it was held."""
+    data = next((bytes(item) for item in frame.side_data if item.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return pixels
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y); other angles than quarters of a turn are rounded.
+    a, b, _, c, d = struct.unpack("=5i", data[:20])
+    across, down = (a, d) if abs(a) >= abs(b) else (c, b)
+    if abs(a) < abs(b):
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def is_pages(path: Path) -> bool:
+    """Whether a clip is a picture file, whose pages are its frames."""
+    return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def _read_pages(path: Path) -> Iterator[NDArray[np.uint8]]:
+    largest = cache(lambda: max(map(largest_value, open_pages(path))))
+    for page in open_pages(path):
+        yield to_rgb(page, str(path), lambda value: max(value, largest()))
 
 
 def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fraction:
@@ -78,21 +117,23 @@ def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fr
         default: What a folder of pictures, or a file that doesn't say, counts as.
 
     Returns:
-        The average rate.
+        The average rate, or that of an animation's first frame.
 
     Raises:
         DataError: The file is absent or cannot be decoded.
 
     Example:
-        >>> frame_rate("clip.mp4")  # doctest: +SKIP
+        >>> frame_rate("clip.mp4")
         Fraction(30, 1)
     """
     path = Path(path)
     if path.is_dir():
         return Fraction(default)
+    if is_pages(path):
+        return Fraction(page_rate(path) or default).limit_denominator(65535)
     av = needed("av")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error
@@ -113,7 +154,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
         QSAM2Error: The file cannot be written.
 
     Example:
-        >>> write_video("overlay.mp4", overlays, fps=30)  # doctest: +SKIP
+        >>> write_video("overlay.mp4", frames, fps=30)
     """
     if fps <= 0:
         raise DataError(f"fps must be positive, got {fps}")

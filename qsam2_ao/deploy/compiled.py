@@ -30,7 +30,7 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
         UnsupportedLayerError: A part is not a graph.
 
     Example:
-        >>> model = compile_qsam2(load_qsam2("tiny-w4a8.safetensors", device="cuda"))
+        >>> model = compile_qsam2(load_qsam2("tiny-w4a8.safetensors"))  # each part compiles when it first runs
     """
     parts = find_parts(model)
     for part in parts:

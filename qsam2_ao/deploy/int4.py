@@ -69,18 +69,23 @@ class Int4Linear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         here = self.weight.device
-        there = fn(torch.empty(0, device=here)).device
-        if there.type != here.type:
+        probe = fn(torch.empty(1, device=here))
+        if probe.device.type != here.type:
             raise UnsupportedLayerError(
-                f"an int4 layer made for {here.type} cannot move to {there.type}: "
+                f"an int4 layer made for {here.type} cannot move to {probe.device.type}: "
                 "move the packed model, then lower it there"
+            )
+        if here.type == "cpu" and probe.is_shared():  # in torchao's tensor that would end in a crash
+            raise UnsupportedLayerError(
+                "an int4 layer cannot share its memory with other processes: let each process load the packed file"
             )
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> NoReturn:
         raise CheckpointError(
             f"{prefix.rstrip('.') or 'this layer'} holds int4 weights in the layout of this machine, which "
-            "other machines would read wrongly: save the packed model, and lower it to int4 after loading"
+            "other machines would read wrongly: save the packed model, and lower it to int4 after loading (another "
+            "process loads the packed file itself)"
         )
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -182,8 +187,8 @@ def lower_int4(
             :func:`why_not_int4`.
 
     Example:
-        >>> reason = why_not_int4(layer, packed, "cpu")
-        >>> fast = lower_int4(layer, packed, "cpu") if reason is None else lower_packed(layer, packed)
+        >>> reason = why_not_int4(linear, packed, "cpu")
+        >>> fast = lower_int4(linear, packed, "cpu") if reason is None else lower_packed(linear, packed)
     """
     reason = why_not_int4(module, packed, device, group_size)
     if reason is not None:

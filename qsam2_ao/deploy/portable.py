@@ -50,7 +50,7 @@ def lower_packed(
         UnsupportedLayerError: Another kind of module, or shapes that differ.
 
     Example:
-        >>> deployed = lower_packed(torch.nn.Linear(2, 2), packed)
+        >>> deployed = lower_packed(linear, packed)
     """
     reason = why_not_packed(module, packed)
     if reason is not None:

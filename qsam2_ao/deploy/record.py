@@ -66,7 +66,9 @@ class LayerRecord:
             raise CheckpointError(f"the plan of layer {values.get('layer')!r} has a missing or unknown field {odd!r}")
         record = cls(**{**values, "shape": tuple(values["shape"])})
         if (
-            record.kind not in _KINDS
+            not all(isinstance(text, str) for text in (record.region, record.part, record.layer, record.grid))
+            or not isinstance(record.activation, (str, type(None)))
+            or record.kind not in _KINDS
             or record.granularity not in GRANULARITIES
             or not isinstance(record.bits, int)
             or not 2 <= record.bits <= 8

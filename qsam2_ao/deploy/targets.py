@@ -13,7 +13,8 @@ from torch import nn
 
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
-from ..native import load_kernels, unavailable_reason
+from ..native import load_kernels, why_no_kernels
+from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
@@ -93,7 +94,9 @@ def get_target(name: str) -> Target:
         'packed'
     """
     if name not in TARGETS:
-        raise QConfigError(f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}")
+        raise QConfigError(
+            f"unknown lowering target {name!r}; choose one of {', '.join(TARGETS)}{did_you_mean(name, TARGETS)}"
+        )
     return TARGETS[name]
 
 
@@ -173,7 +176,7 @@ def _lower_parts(model: nn.Module) -> Taken:
 
 def _missing_kernels(device: torch.device) -> str | None:
     """Load the int8 kernels; why that cannot be done, as a sentence."""
-    if (reason := unavailable_reason(device)) is None:
+    if (reason := why_no_kernels(device)) is None:
         try:
             load_kernels(device)
         except UnsupportedLayerError as error:
@@ -218,7 +221,7 @@ def lower_float(model: SAM2Base) -> SAM2Base:
         GraphTraceError: A part is of a class that the sam2 package does not have.
 
     Example:
-        >>> predictor = SAM2ImagePredictor(lower_float(build_official("sam2.1-t", "sam2.1_hiera_tiny.pt")))
+        >>> predictor = SAM2ImagePredictor(lower_float(model))
     """
     if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")

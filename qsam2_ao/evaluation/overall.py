@@ -13,12 +13,19 @@ from .video import evaluate_video
 IMAGES_PER_VIDEO = 2
 
 
-def evaluate_model(model: nn.Module, sequences: Sequence[VideoSequence], *, progress: bool = False) -> dict[str, float]:
+def evaluate_model(
+    model: nn.Module,
+    sequences: Sequence[VideoSequence],
+    *,
+    skip_first_and_last: bool = True,
+    progress: bool = False,
+) -> dict[str, float]:
     """J&F with first-frame masks, and mIoU with boxes on some frames of the same videos.
 
     Args:
         model: A model of the SAM2Base family.
         sequences: Videos with masks.
+        skip_first_and_last: Leave the first and the last annotated frame out of J&F, as DAVIS does.
         progress: Show progress bars.
 
     Returns:
@@ -29,10 +36,11 @@ def evaluate_model(model: nn.Module, sequences: Sequence[VideoSequence], *, prog
         MissingPackageError: vos-benchmark is not installed.
 
     Example:
-        >>> from qsam2_ao.data.procedural import generate_split
-        >>> evaluate_model(load_embedded(), list(generate_split("test", 64)))["jf"]  # doctest: +SKIP
+        >>> scores = evaluate_model(model, sequences)
+        >>> 0 < scores["jf"] <= 100
+        True
     """
-    video = evaluate_video(model, sequences, progress=progress)
+    video = evaluate_video(model, sequences, skip_first_and_last=skip_first_and_last, progress=progress)
     samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)
     image = evaluate_image(model, samples, prompt="box", progress=progress)
     return {"j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,9 +17,10 @@ from tqdm import tqdm
 from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
+from ..optional import needed
 from ..predictors import as_video_predictor, eval_mode, predictor_state
 from ..threads import one_thread_if_small
-from .jf import JFScores, ObjectScore, score_sequence
+from .jf import JFScores, ObjectScore, check_lengths, score_sequence
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -89,7 +90,7 @@ def track_sequence(
         DataError: The prompt's name is unknown, or an object is in no mask.
 
     Example:
-        >>> masks = track_sequence(predictor, generate_sequence("test", 0))  # doctest: +SKIP
+        >>> masks = track_sequence(predictor, sequence)
     """
     if prompt not in get_args(VideoPrompt):
         raise DataError(f"prompt must be one of {', '.join(get_args(VideoPrompt))}, got {prompt!r}")
@@ -143,6 +144,26 @@ def _add_prompt(
         predictor.add_new_points_or_box(state, frame, object_id, points=point[0], labels=label[0])
 
 
+def check_sequences(sequences: Iterable[VideoSequence], *, skip_first_and_last: bool = True) -> None:
+    """Say before hours of tracking which sequences cannot be scored.
+
+    Args:
+        sequences: Videos with masks, each of which is read once.
+        skip_first_and_last: As for :func:`evaluate_video`.
+
+    Raises:
+        DataError: A sequence has too few annotated frames, or none with an object; all such are named.
+        MissingPackageError: vos-benchmark is not installed.
+    """
+    needed("vos_benchmark")
+    sequences = list(sequences)
+    check_lengths({s.name: s.masks for s in sequences}, skip_first_and_last=skip_first_and_last)
+    if empty := [sequence.name for sequence in sequences if not sequence.object_ids]:
+        raise DataError(f"no mask shows an object in {', '.join(empty)}; leave out these sequences")
+    for sequence in sequences:
+        _first_frames(sequence)
+
+
 def evaluate_video(
     model: nn.Module,
     sequences: Iterable[VideoSequence],
@@ -166,18 +187,21 @@ def evaluate_video(
         The scores, the same on every run.
 
     Raises:
-        DataError: There are no sequences, or one cannot be used; the message names it.
+        DataError: There are no sequences, or one cannot be used; the message names it. Of a list it is said before
+            the first is tracked.
 
     Example:
-        >>> from qsam2_ao.data.procedural import generate_split
-        >>> evaluate_video(load_embedded(), generate_split("test", 64)).jf  # doctest: +SKIP
+        >>> jf = evaluate_video(model, sequences).jf
     """
     objects: list[ObjectScore] = []
     videos = frames = 0
     seconds = 0.0
     predictor = as_video_predictor(model)
+    if isinstance(sequences, Sequence):
+        check_sequences(sequences, skip_first_and_last=skip_first_and_last)
     with eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
+            check_lengths({sequence.name: sequence.masks}, skip_first_and_last=skip_first_and_last)
             started = time.perf_counter()
             predicted = track_sequence(predictor, sequence, prompt)
             seconds += time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from sam2.modeling.sam2_base import SAM2Base
@@ -34,10 +35,30 @@ def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress
     Example:
         >>> export_openvino(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-openvino")  # doctest: +SKIP
     """
+    needed("openvino")
+    with tempfile.TemporaryDirectory() as work:
+        files = openvino_from_onnx(export_onnx(model, work, progress=progress), folder)
+    ExportSettings.of(model, "openvino").save(Path(folder))
+    return files
+
+
+def openvino_from_onnx(sources: Iterable[Path], folder: str | os.PathLike[str]) -> list[Path]:
+    """Convert ONNX files to OpenVINO's.
+
+    Args:
+        sources: What :func:`export_onnx` wrote.
+        folder: Where the ``.xml`` and ``.bin`` of each go.
+
+    Returns:
+        The ``.xml`` files.
+
+    Raises:
+        QSAM2Error: The package is missing, or a file cannot be written.
+    """
     ov = needed("openvino")
     files = []
     with tempfile.TemporaryDirectory() as work:
-        for source in export_onnx(model, work, progress=progress):
+        for source in sources:
             whole = Path(work) / f"{source.stem}.xml"
             ov.save_model(ov.convert_model(source), whole, compress_to_fp16=False)
             path = Path(folder) / whole.name
@@ -45,5 +66,4 @@ def export_openvino(model: SAM2Base, folder: str | os.PathLike[str], *, progress
                 with atomic_write(path.with_suffix(suffix)) as temporary:
                     temporary.write_bytes(whole.with_suffix(suffix).read_bytes())
             files.append(path)
-    ExportSettings.of(model, "openvino").save(Path(folder))
     return files

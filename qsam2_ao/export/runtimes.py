@@ -91,7 +91,11 @@ def _onnx(path: Path) -> Network:
 
 
 def _openvino(path: Path) -> Network:
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_MMAP": False,  # so that the weights stay as they are when the file changes
+    }
     compiled = openvino_core().compile_model(str(path), "CPU", settings)
     request, outputs = compiled.create_infer_request(), len(compiled.outputs)
 

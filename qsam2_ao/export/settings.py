@@ -71,5 +71,5 @@ class ExportSettings:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} is no folder that qsam2 export wrote: it has no {FILE}") from error
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged or of another version ({error}): export again") from error

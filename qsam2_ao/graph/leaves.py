@@ -23,7 +23,9 @@ class ScaledDotProductAttention(nn.Module):
 
     Example:
         >>> attention = ScaledDotProductAttention(0.1).eval()
-        >>> attention(q, k, v).shape  # q, k, v: [B, heads, tokens, channels]
+        >>> q, k, v = torch.randn(3, 1, 2, 16, 8)  # [batch, heads, tokens, channels] each
+        >>> attention(q, k, v).shape
+        torch.Size([1, 2, 16, 8])
     """
 
     def __init__(self, dropout_p: float) -> None:

@@ -27,8 +27,9 @@ class PartGraph(fx.GraphModule):
         compiled: Whether it can be called at once; else ``recompile`` must be called when the graph is complete.
 
     Example:
-        >>> PartGraph(encoder, SAM2Tracer().trace(encoder)).trunk.get_num_layers()
-        12
+        >>> graph = SAM2Tracer().trace(model.image_encoder)
+        >>> PartGraph(model.image_encoder, graph).trunk.get_num_layers()
+        7
     """
 
     def __init__(

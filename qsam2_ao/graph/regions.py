@@ -13,6 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..errors import GraphTraceError, QConfigError
+from ..spelling import unknown_name
 from .paths import is_inside
 from .single import SINGLE_LAYER, as_part
 from .tracer import trace_part
@@ -61,6 +62,24 @@ def region_of(path: str) -> str | None:
     return None
 
 
+def check_regions(regions: Iterable[str]) -> None:
+    """Refuse what is no region.
+
+    Args:
+        regions: Names, not one name by itself.
+
+    Raises:
+        QConfigError: A name is not in ``REGIONS``.
+
+    Example:
+        >>> check_regions(["image_encoder"])
+    """
+    if isinstance(regions, str):
+        raise QConfigError(f"regions are a tuple of names: write ({regions!r},), not {regions!r}")
+    if unknown := set(regions) - set(REGIONS):
+        raise QConfigError(unknown_name("region", sorted(unknown)[0], REGIONS))
+
+
 def find_parts(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
     """The parts of ``model`` in the given regions, in the order of ``REGIONS``.
 
@@ -85,8 +104,7 @@ def find_parts(model: SAM2Base, regions: Iterable[str] = REGIONS) -> list[Part]:
             "model itself, not a predictor around it (SAM2ImagePredictor(...).model)"
         )
     wanted = set(regions)
-    if unknown := wanted - set(REGIONS):
-        raise QConfigError(f"unknown region {sorted(unknown)[0]!r}; the regions are {', '.join(REGIONS)}")
+    check_regions(wanted)
     modules = dict(model.named_modules())
     parts = []
     for region, patterns in _REGION_PARTS.items():

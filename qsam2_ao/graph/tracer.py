@@ -84,7 +84,7 @@ def trace_part(module: nn.Module, path: str, *, compiled: bool = True) -> fx.Gra
 
     Example:
         >>> graph = trace_part(model.image_encoder, "image_encoder")
-        >>> features = graph(images)["vision_features"]  # images: [B, 3, S, S] float
+        >>> features = graph(x)["vision_features"]  # x: [B, 3, S, S] float
     """
     _check_classes(module, path)
     if isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -52,8 +52,7 @@ def model_config(model: nn.Module) -> dict[str, Any]:
             message names the module.
 
     Example:
-        >>> config = model_config(build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu"))
-        >>> config["image_encoder"]["trunk"]["embed_dim"]
+        >>> model_config(build_official("sam2.1-t"))["image_encoder"]["trunk"]["embed_dim"]
         96
     """
     if not describes_model(type(model)):
@@ -150,6 +149,7 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, nn.Module)
 
 
+@torch.inference_mode(False)
 def build_from_config(
     config: Mapping[str, Any], *, meta: bool = False, model_class: type[Model] | None = None
 ) -> Model:
@@ -173,7 +173,7 @@ def build_from_config(
             together.
 
     Example:
-        >>> model = build_from_config(model_config(other), meta=True)  # doctest: +SKIP
+        >>> model = build_from_config(model_config(predictor), meta=True)
     """
     adapt_image_predictor()
     with (
@@ -246,7 +246,7 @@ def as_class(model: nn.Module, model_class: type[Model], **overrides: Any) -> Mo
         GraphTraceError: ``model`` is not a SAM2 model.
 
     Example:
-        >>> train = as_class(predictor, SAM2Train, num_correction_pt_per_frame=1)  # doctest: +SKIP
+        >>> train = as_class(predictor, SAM2Train, num_correction_pt_per_frame=1)
     """
     base = importlib.import_module("sam2.modeling.sam2_base").SAM2Base
     if not (isinstance(model_class, type) and issubclass(model_class, base)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..compat import adapt_image_predictor
 from ..compat.random import OwnGenerator
 from ..errors import CheckpointError
 from ..files import atomic_write
+from ..stage import ModelStage, set_stage
+from ..threads import survive_forks
 
 #: The model's Hydra-style config, laid out like the official ``sam2.1_hiera_*.yaml``.
 EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
@@ -29,6 +32,28 @@ EMBEDDED_CONFIG = Path(__file__).parent / "configs" / "qsam2_embedded.yaml"
 EMBEDDED_256_CONFIG = EMBEDDED_CONFIG.with_name("qsam2_embedded_256.yaml")
 #: The trained weights, stored as float16.
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "qsam2_embedded.safetensors"
+#: Those of the larger model; docs/model_card.md says how they came about.
+EMBEDDED_256_WEIGHTS = EMBEDDED_WEIGHTS.with_name("qsam2_embedded_256.safetensors")
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that comes with the package.
+
+    Attributes:
+        config: Its Hydra-style config.
+        weights: Its trained weights.
+    """
+
+    config: Path
+    weights: Path
+
+
+#: By the names that commands take. The first is for procedural scenes and quick to try, the other for real pictures.
+EMBEDDED_MODELS = {
+    "embedded": EmbeddedModel(EMBEDDED_CONFIG, EMBEDDED_WEIGHTS),
+    "embedded-256": EmbeddedModel(EMBEDDED_256_CONFIG, EMBEDDED_256_WEIGHTS),
+}
 
 #: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its
 #: ``fill_hole_area=8`` is left out: it needs the CUDA extension that ``sam2`` builds optionally.
@@ -42,6 +67,7 @@ _POSTPROCESSING: dict[str, Any] = {
 _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
 
 
+@torch.inference_mode(False)
 def build_embedded(
     model_class: type[nn.Module] | None = None,
     *,
@@ -81,6 +107,8 @@ def build_embedded(
     with OwnGenerator(seed):
         model: nn.Module = instantiate(node, _recursive_=True)
         _start_learnable(model)
+    survive_forks()
+    set_stage(model, ModelStage())  # a pickled one needs SAM2's image predictor adapted too
     return model.eval()
 
 
@@ -105,6 +133,7 @@ def _start_learnable(model: Any) -> None:
     )
 
 
+@torch.inference_mode(False)
 def load_embedded(
     model_class: type[nn.Module] | None = None,
     *,
@@ -150,7 +179,7 @@ def save_weights(state: dict[str, Tensor], path: str | os.PathLike[str]) -> None
         QSAM2Error: The file cannot be written.
 
     Example:
-        >>> save_weights(build_embedded().state_dict(), "embedded.safetensors")  # doctest: +SKIP
+        >>> save_weights(build_embedded().state_dict(), "weights.safetensors")
     """
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()}
     for name, value in half.items():
@@ -171,7 +200,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: The file is absent, damaged, or its names or shapes are not the model's.
 
     Example:
-        >>> load_weights(build_embedded(), "embedded.safetensors")  # doctest: +SKIP
+        >>> load_weights(build_embedded(), "embedded.safetensors")
     """
     try:
         state = load_file(path)
@@ -205,7 +234,7 @@ def set_image_size(model: nn.Module, size: int) -> None:
         ValueError: The size is not a positive multiple of 32.
 
     Example:
-        >>> set_image_size(model, 128)  # doctest: +SKIP
+        >>> set_image_size(model, 128)
     """
     if size <= 0 or size % 32:
         raise ValueError(f"the size must be a positive multiple of 32, got {size}")

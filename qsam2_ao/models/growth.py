@@ -28,7 +28,7 @@ def grow(narrow: nn.Module, wide: nn.Module, *, noise: float = 0.05, seed: int =
         ValueError: A tensor is missing, or has another number of dimensions or fewer channels.
 
     Example:
-        >>> grow(load_embedded(SAM2Train), build_embedded(SAM2Train, config=EMBEDDED_256_CONFIG))  # doctest: +SKIP
+        >>> grow(load_embedded(SAM2Train), build_embedded(SAM2Train, config=EMBEDDED_256_CONFIG))
     """
     old, new = narrow.state_dict(), wide.state_dict()
     if old.keys() != new.keys():

@@ -33,7 +33,7 @@ _failed: dict[tuple[Path, tuple[str, ...]], str] = {}
 """Library and compilers -> why they gave no kernels in this process, which does not try them again."""
 
 
-def cpu_unavailable_reason() -> str | None:
+def why_no_cpu_kernels() -> str | None:
     """Why this machine's CPU cannot run the kernels, as far as is known without compiling them; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
@@ -84,6 +84,11 @@ def implement() -> None:
         _loaded.add(library)
 
 
+def digest() -> str:
+    """Of the kernels' sources, and of what they are compiled with and for here."""
+    return _digest(_SOURCES, _flags())
+
+
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
     try:
@@ -112,7 +117,7 @@ def _no_compiler() -> str:
 
 def _library() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{_digest(_SOURCES, _flags())[:16]}.so"
+    return cache / "qsam2_ao" / f"kernels-{digest()[:16]}.so"
 
 
 def _flags() -> tuple[str, ...]:

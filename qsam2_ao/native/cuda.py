@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ _CAPABILITY = (8, 0)
 """The oldest with bfloat16 and int8 tensor cores (Ampere)."""
 
 
-def cuda_unavailable_reason(device: torch.device) -> str | None:
+def why_no_cuda_kernels(device: torch.device) -> str | None:
     """Why a GPU cannot run the kernels; None if it can."""
     if not torch.cuda.is_available():
         return "No CUDA device is available."
@@ -44,6 +46,12 @@ def implement(device: torch.device) -> None:
     except Exception as error:  # Triton's are of many kinds: no C compiler, a foreign driver, no folder to write to
         reason = f"{type(error).__name__}: {str(error).strip()[-500:]}"
         raise UnsupportedLayerError(f"Triton cannot run the kernels on {device} ({reason}).") from error
+
+
+@functools.cache
+def digest() -> str:
+    """Of the kernels' source."""
+    return hashlib.sha256(Path(__file__).with_name("triton_kernels.py").read_bytes()).hexdigest()
 
 
 @functools.cache

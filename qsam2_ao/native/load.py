@@ -12,7 +12,7 @@ from . import build, cuda
 _CPU = torch.device("cpu")
 
 
-def unavailable_reason(device: torch.device = _CPU) -> str | None:
+def why_no_kernels(device: torch.device = _CPU) -> str | None:
     """Why the kernels cannot run on a device, as far as is known before they are compiled.
 
     Args:
@@ -22,13 +22,13 @@ def unavailable_reason(device: torch.device = _CPU) -> str | None:
         None if they can, else the reason as a sentence.
 
     Example:
-        >>> unavailable_reason() is None  # on x86-64 with AVX512-VNNI, and a compiler
+        >>> why_no_kernels() is None  # on x86-64 with AVX512-VNNI, and a compiler
         True
     """
     if device.type == "cpu":
-        return build.cpu_unavailable_reason()
+        return build.why_no_cpu_kernels()
     if device.type == "cuda":
-        return cuda.cuda_unavailable_reason(device)
+        return cuda.why_no_cuda_kernels(device)
     return f"The int8 kernels run on CPUs and NVIDIA GPUs, not on {device.type}."
 
 
@@ -46,7 +46,7 @@ def load_kernels(device: torch.device = _CPU) -> None:
         >>> torch.ops.qsam2.quantize(torch.tensor([0.2, 9.0]), 0.5, 1.0, 255)
         tensor([ 1, 19], dtype=torch.uint8)
     """
-    reason = unavailable_reason(device)
+    reason = why_no_kernels(device)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot load the int8 kernels: {reason}")
     from . import ops  # noqa: F401 - declares the operators
@@ -76,3 +76,13 @@ def code_offset(device: torch.device) -> int:
     Tensor cores multiply int8 by int8, AVX512-VNNI uint8 by int8.
     """
     return 128 if device.type == "cuda" else 0
+
+
+def kernels_layout(device: torch.device) -> str:
+    """What the layout of weights depends on; those that are laid out for other kernels are read wrongly.
+
+    Example:
+        >>> kernels_layout(torch.device("cpu")).startswith("cpu ")
+        True
+    """
+    return f"{device.type} {(build if device.type == 'cpu' else cuda).digest()[:16]}"

@@ -32,9 +32,10 @@ def eval_exported(model: fx.GraphModule) -> fx.GraphModule:
         The model.
 
     Example:
+        >>> exported = torch.export.export(network.train(), (inputs,)).module()
         >>> with torch.no_grad():
-        ...     y = eval_exported(prepared)(x)
-        >>> train_exported(prepared)
+        ...     y = eval_exported(exported)(inputs)
+        >>> graph = train_exported(exported)
     """
     return _switch(model, False)
 

@@ -54,9 +54,10 @@ class QSAM2Quantizer(Quantizer):
             PT2E cannot hold, naming the layer.
 
     Example:
-        >>> trunk = torch.export.export(model.image_encoder.trunk.train(), (images,)).module()
-        >>> prepared = prepare_qat_pt2e(trunk, QSAM2Quantizer("w4a8", path="image_encoder.trunk"))
-        >>> ...  # train
+        >>> features = torch.randn(1, model.hidden_dim, 6, 6)
+        >>> exported = torch.export.export(model.memory_encoder.fuser.train(), (features,)).module()
+        >>> prepared = prepare_qat_pt2e(exported, QSAM2Quantizer("w4a8", path="memory_encoder.fuser"))
+        >>> loss = prepared(features).square().mean()  # and train it
         >>> converted = convert_pt2e(prepared)
     """
 

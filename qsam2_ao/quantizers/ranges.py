@@ -45,8 +45,8 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> with calibrating(prepared), torch.no_grad():
-        ...     for batch in batches:
-        ...         prepared(batch)
+        ...     for x in batches:
+        ...         features = prepared.forward_image(x)
     """
     with ExitStack() as stack:
         for module in model.modules():

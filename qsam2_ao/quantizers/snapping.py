@@ -24,8 +24,8 @@ def snap_weights(model: nn.Module) -> None:
         NonFiniteError: NaN or infinity in a weight or range.
 
     Example:
-        >>> prepared = prepare_qat_fx(model, QConfigMapping().set_global(lsc_qconfig(4, 8)), inputs)
-        >>> ...  # train it
+        >>> prepared = prepare_qat_fx(network.train(), QConfigMapping().set_global(lsc_qconfig(4, 8)), inputs)
+        >>> loss = prepared(inputs).square().mean()  # and train it
         >>> snap_weights(prepared.eval())
         >>> quantized = convert_fx(prepared)
     """

@@ -79,8 +79,8 @@ def qsam2_backend_config() -> BackendConfig:
 
     Example:
         >>> mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
-        >>> prepared = prepare_qat_fx(model.train(), mapping, inputs, backend_config=qsam2_backend_config())
-        >>> ...  # train it
+        >>> prepared = prepare_qat_fx(network.train(), mapping, inputs, backend_config=qsam2_backend_config())
+        >>> loss = prepared(inputs).square().mean()  # and train it
         >>> quantized = convert_fx(prepared.eval(), backend_config=qsam2_backend_config())
     """
     patterns = []

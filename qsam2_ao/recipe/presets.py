@@ -9,6 +9,7 @@ from torch.ao.quantization import PlaceholderObserver, QConfig, QConfigMapping
 from ..errors import QConfigError
 from ..graph import REGIONS
 from ..quantizers import LSCFakeQuantize
+from ..spelling import unknown_name
 
 # These layers hold 0.3% of the embedded model's weights, so 8 bits cost next to nothing in size. What they are worth
 # without training, on 64 test videos of 16 frames and 128 images with boxes, 16 calibration images, seed 0 (on a CPU,
@@ -86,7 +87,8 @@ def lsc_qconfig(
         QConfigError: A setting out of range.
 
     Example:
-        >>> prepare_qsam2(model, {"image_encoder": lsc_qconfig(2, 8), "mask_decoder": lsc_qconfig(4, None)})
+        >>> recipe = {"image_encoder": lsc_qconfig(2, 8), "mask_decoder": lsc_qconfig(4, None)}
+        >>> prepared = prepare_qsam2(model, recipe)
     """
     common = {} if momentum is None else {"momentum": momentum}
     weight = LSCFakeQuantize.with_args(
@@ -121,11 +123,11 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
 
     Example:
         >>> recipe = preset_qconfig("w2a8")
-        >>> recipe["memory_attention"].set_global(lsc_qconfig(4, 8))
+        >>> memory_attention = recipe["memory_attention"].set_global(lsc_qconfig(4, 8))
     """
     preset = PRESETS.get(name)
     if preset is None:
-        raise QConfigError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise QConfigError(unknown_name("preset", name, PRESETS))
     edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
     edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
     inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)
@@ -145,7 +147,8 @@ def with_first_and_last(inner: QConfig, edge: QConfig) -> dict[str, QConfigMappi
         Region name -> mapping.
 
     Example:
-        >>> prepare_qsam2(model, with_first_and_last(lsc_qconfig(2, 8, grid="symmetric"), lsc_qconfig(8, 8)))
+        >>> recipe = with_first_and_last(lsc_qconfig(2, 8, grid="symmetric"), lsc_qconfig(8, 8))
+        >>> prepared = prepare_qsam2(model, recipe)
     """
     recipe = everywhere(inner)
     for mapping in recipe.values():

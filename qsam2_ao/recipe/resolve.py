@@ -18,6 +18,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 
 from ..errors import QConfigError
 from ..graph import REGIONS, Part, find_parts
+from ..spelling import unknown_name
 from .backend import layers_of_part
 from .presets import everywhere, preset_qconfig
 from .rules import check_rules
@@ -120,7 +121,7 @@ def resolve_qconfig(qconfig: QConfigLike) -> dict[str, QConfigMapping]:
     recipe = {}
     for region, value in qconfig.items():
         if region not in REGIONS:
-            raise QConfigError(f"unknown region {region!r}; the regions are {', '.join(REGIONS)}")
+            raise QConfigError(unknown_name("region", region, REGIONS))
         if value is None:
             continue
         if isinstance(value, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import re
@@ -17,6 +16,7 @@ from torch.ao.quantization import QConfig, QConfigMapping, get_default_qat_qconf
 from ..errors import QConfigError
 from ..graph import find_parts
 from ..graph.paths import is_inside
+from ..spelling import did_you_mean
 from .backend import QAT_MODULES, layers_of_part
 from .presets import FIRST_AND_LAST_LAYERS
 
@@ -147,10 +147,8 @@ def _explain_name(rule: Rule, found: Mapping[str, type[nn.Module]], model: nn.Mo
     name = rule.key
     modules = [module for module, _ in model.named_modules()][1:]
     if name not in modules:
-        closest = difflib.get_close_matches(name, modules, n=1)
-        return f"set_module_name: {name!r} names no layer of the model" + (
-            f"; did you mean {closest[0]!r}?" if closest else ", see model.named_modules()"
-        )
+        meant = did_you_mean(name, modules) or ", see model.named_modules()"
+        return f"set_module_name: {name!r} names no layer of the model{meant}"
     if rule.qconfig is None:
         return None
     return (
@@ -164,9 +162,11 @@ def _explain_regex(rule: Rule, found: Mapping[str, type[nn.Module]], model: nn.M
     if rule.qconfig is None and any(matches(name) for name, _ in model.named_modules()):
         return None
     example = next(iter(found), "")
+    inside = next((name for name in found if re.search(rule.key, name)), None)
     return (
         f"set_module_name_regex: {rule.key!r} matches the beginning of no layer's name {where}; "
         f"names there are like {example!r}"
+        + (f"; it matches inside of {inside!r}: put '.*' or the names before it in front" if inside else "")
     )
 
 

@@ -122,8 +122,11 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
         One row per layer, in the order of the model.
 
     Example:
-        >>> rich.print(coverage_report(quantized).table())
-        >>> [layer.name for layer in coverage_report(quantized).layers if layer.target == "float"]
+        >>> report = coverage_report(quantized)
+        >>> report.quantized_share > 0.9
+        True
+        >>> [layer.name for layer in report.layers if layer.target == "float"][:2]
+        ['maskmem_tpos_enc', 'no_mem_embed']
     """
     parts = find_parts(model)
     stage = stage_of(model)

@@ -20,8 +20,8 @@ def environment(*packages: str) -> dict[str, str]:
         *packages: Others than :data:`PACKAGES`. What is not installed is not listed.
 
     Example:
-        >>> environment()["torch"]
-        '2.13.0'
+        >>> "torch" in environment()
+        True
     """
     versions = {}
     for name in (*PACKAGES, *packages):

@@ -61,8 +61,8 @@ def layer_times(model: SAM2Base, *, rounds: int = 7, progress: bool = True) -> d
         Layer name, as in ``coverage_report`` -> its times; layers that a video does not use are absent.
 
     Example:
-        >>> times = layer_times(load_qsam2("tiny-w4a8.safetensors", target="auto"))
-        >>> [name for name, layer in times.items() if layer.slower]
+        >>> times = layer_times(load_qsam2("tiny-w4a8.safetensors", target="auto"), rounds=1, progress=False)
+        >>> slower = [name for name, layer in times.items() if layer.slower]
     """
     inputs = _inputs(model)
     times = {}

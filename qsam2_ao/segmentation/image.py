@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.pictures import read_rgb
+from ..errors import DataError
 from ..export import ExportedSAM2
 from ..predictors import image_predictor
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
 from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -44,14 +48,18 @@ class SegmentedImage:
     """The files of a segmented image.
 
     Attributes:
-        mask: The palette PNG of object ids.
+        mask: The palette PNG of object ids; None where it was not wanted, as the others.
         overlay: The picture with masks and prompts.
         objects: What was found, by id.
+        rle: COCO's annotations with run lengths.
+        polygons: COCO's annotations with polygons.
     """
 
-    mask: Path
-    overlay: Path
+    mask: Path | None
+    overlay: Path | None
     objects: tuple[ObjectFound, ...]
+    rle: Path | None = None
+    polygons: Path | None = None
 
 
 def segment_file(
@@ -59,6 +67,8 @@ def segment_file(
     image: str | os.PathLike[str],
     prompts: Mapping[int, ObjectPrompt],
     output: str | os.PathLike[str],
+    *,
+    save: Collection[SavedAs] = MASKS_AND_OVERLAY,
 ) -> SegmentedImage:
     """Segment a picture and write ``IMAGE_mask.png`` (object ids, 0 is background) and ``IMAGE_overlay.png``.
 
@@ -67,31 +77,38 @@ def segment_file(
         image: The picture's file.
         prompts: Object id -> its clicks and box, in pixels of the picture.
         output: The folder to write to.
+        save: What to write: "masks", "overlay", "rle" (``IMAGE_rle.json``, COCO's run lengths) or "polygons"
+            (``IMAGE_polygons.json``).
 
     Returns:
         The files, and what was found.
 
     Raises:
-        DataError: The picture is absent or damaged.
+        DataError: The picture is absent or damaged, or ``save`` has an unknown name.
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> segment_file(load_model("embedded"), "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
+        >>> found = segment_file(model, "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
     """
+    check_saved(save)
     image, output = Path(image), Path(output)
     picture = Image.fromarray(read_rgb(image))
     with one_thread_if_small(model):
         logits, scores = segment_image(model, picture, prompts)
     ids = label_map(logits)
-    mask = save_label_map(ids, output / f"{image.stem}_mask.png")
-    drawn = draw_prompts(
-        draw_masks(picture, ids),
-        [click for prompt in prompts.values() for click in prompt.points],
-        [prompt.box for prompt in prompts.values() if prompt.box],
-    )
-    overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
+    mask = save_label_map(ids, output / f"{image.stem}_mask.png") if "masks" in save else None
+    overlay = None
+    if "overlay" in save:
+        drawn = draw_prompts(
+            draw_masks(picture, ids),
+            [click for prompt in prompts.values() for click in prompt.points],
+            [prompt.box for prompt in prompts.values() if prompt.box],
+        )
+        overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
+    with coco_files(save, output, f"{image.stem}_") as files:
+        files.add(image.name, ids, scores)
     objects = (ObjectFound(number, scores[number], int((ids == number).sum())) for number in prompts)
-    return SegmentedImage(mask, overlay, tuple(objects))
+    return SegmentedImage(mask, overlay, tuple(objects), files.rle, files.polygons)
 
 
 def segment_image(
@@ -102,27 +119,45 @@ def segment_image(
     Args:
         model: A model of the SAM2Base family, or an ``ExportedSAM2``.
         picture: RGB.
-        prompts: Object id -> its prompts.
+        prompts: Object id -> its prompts. A mask is what an earlier prediction would be: the model refines it.
 
     Returns:
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
 
+    Raises:
+        DataError: A prompt breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or an exported model is to
+            read a mask.
+
     Example:
-        >>> logits, scores = segment_image(load_embedded(), picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
+        >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
     """
+    for object_id, prompt in prompts.items():
+        prompt.check(picture.size, f"object {object_id}: ")
+        if prompt.mask is not None and isinstance(model, ExportedSAM2):
+            raise DataError(f"object {object_id} has a mask, and exported files read clicks and boxes only")
     predictor = model if isinstance(model, ExportedSAM2) else image_predictor(model)
     predictor.set_image(picture)
     logits, scores = {}, {}
     for object_id, prompt in prompts.items():
         arrays = prompt.arrays()
+        mask = {} if prompt.mask is None else {"mask_input": _as_logits(prompt.mask, model)}
         masks, ious, _ = predictor.predict(
             point_coords=arrays["points"],
             point_labels=arrays["labels"],
             box=arrays["box"],
             # One click may mean a part or the whole: let the model propose several and keep its favourite.
-            multimask_output=len(prompt.points) == 1 and prompt.box is None,
+            multimask_output=len(prompt.points) == 1 and prompt.box is None and prompt.mask is None,
             return_logits=True,
+            **mask,
         )
         best = int(np.argmax(ious))
         logits[object_id], scores[object_id] = masks[best], float(ious[best])
     return logits, scores
+
+
+def _as_logits(mask: NDArray[np.bool_], model: SAM2Base | ExportedSAM2) -> NDArray[np.float32]:
+    """A mask at the size that the decoder reads, ``[1, S/4, S/4]``: -10 and 10, as SAM2's video predictor has it."""
+    assert not isinstance(model, ExportedSAM2)
+    logits = torch.from_numpy(np.asarray(mask) != 0)[None, None].float() * 20 - 10
+    size = model.sam_prompt_encoder.mask_input_size
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False, antialias=True)[0].numpy()

@@ -17,7 +17,7 @@ def label_map(logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
     """One id for each pixel: the object with the largest logit there, 0 where none is above 0.
 
     Args:
-        logits: Object id (1 to 255) -> float ``[height, width]``; at least one.
+        logits: Object id (1 to 254) -> float ``[height, width]``; at least one.
 
     Returns:
         uint8 ``[height, width]``.

@@ -1,31 +1,39 @@
-"""Objects through a video: from prompts on the first frame to a mask PNG for each frame, and an overlay video."""
+"""Objects through a clip: from prompts on any frame to a mask PNG for each frame, and an overlay video."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeGuard, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..compat.quiet import propagate_quietly
-from ..data.pictures import list_pictures
-from ..data.video import frame_rate, read_frames, write_video
+from ..data.frames import ClipFrames
+from ..data.listing import list_pictures
+from ..data.masks import read_ids
+from ..data.types import Indexed
+from ..data.video import frame_rate, write_video
 from ..errors import DataError
 from ..export import ExportedSAM2
-from ..predictors import predictor_state
+from ..interrupts import interrupts_between_steps
 from ..reporting.overlay import draw_masks
-from ..threads import one_thread_if_small
 from .masks import label_map, save_label_map
-from .prompts import ObjectPrompt
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
+from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
+from .streaming import FrameMasks, StreamingPredictor
 
 if TYPE_CHECKING:
-    from sam2.sam2_video_predictor import SAM2VideoPredictor
+    from sam2.modeling.sam2_base import SAM2Base
+
+Frames = Iterable[NDArray[np.uint8]] | Indexed[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -34,100 +42,268 @@ class TrackedVideo:
 
     Attributes:
         frames: How many frames it has.
-        masks: Folder of a palette PNG of object ids for each frame.
+        masks: Folder of a palette PNG of object ids for each frame; None where it was not wanted, as the others.
         overlay: The video with the masks.
         visible: Object id -> on how many frames it was found.
+        rle: COCO's annotations with run lengths.
+        polygons: COCO's annotations with polygons.
     """
 
     frames: int
-    masks: Path
-    overlay: Path
+    masks: Path | None
+    overlay: Path | None
     visible: dict[int, int]
+    rle: Path | None = None
+    polygons: Path | None = None
 
 
 def track_file(
-    predictor: SAM2VideoPredictor | ExportedSAM2,
+    predictor: SAM2Base | ExportedSAM2,
     video: str | os.PathLike[str],
-    prompts: Mapping[int, ObjectPrompt],
+    prompts: Prompts,
     output: str | os.PathLike[str],
     *,
-    frames: Sequence[NDArray[np.uint8]] | None = None,
+    direction: Direction = "forward",
+    save: Collection[SavedAs] = MASKS_AND_OVERLAY,
+    frames: Indexed[NDArray[np.uint8]] | None = None,
     progress: bool = True,
 ) -> TrackedVideo:
     """Track objects and write ``masks/FRAME.png`` for every frame (object ids, as in DAVIS) and ``overlay.mp4``.
 
+    Frames are read, tracked and written one by one: memory does not grow with the length of the clip. After Ctrl-C,
+    the frame under way is finished and the files hold what was tracked until then.
+
     Args:
-        predictor: A ``SAM2VideoPredictor`` or an ``ExportedSAM2``.
+        predictor: A model of the SAM2Base family, or an ``ExportedSAM2``.
         video: A video file or a folder of frames.
-        prompts: Object id -> its prompts on the first frame.
+        prompts: Object id -> its prompts on the first frame; or frame -> object id -> its prompts there, or None where
+            it is removed.
         output: The folder to write to.
-        frames: The frames, where they are read already, or not all of them are wanted.
+        direction: As for :func:`track_frames`.
+        save: What to write: "masks", "overlay", "rle" (``rle.json``, COCO's run lengths of all frames) or "polygons"
+            (``polygons.json``).
+        frames: The frames, where not all of them are wanted.
         progress: Show a progress bar.
 
     Returns:
         The files, and how long each object was visible.
 
     Raises:
-        DataError: The video cannot be read, or an exported model is to track from a mask.
+        DataError: The video cannot be read, a prompt doesn't fit it, an exported model is to read a mask, or ``save``
+            has an unknown name.
         QSAM2Error: A file cannot be written.
         MissingPackageError: PyAV is not installed.
+        KeyboardInterrupt: Ctrl-C, once the files are closed.
 
     Example:
-        >>> track_file(load_model("embedded"), "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
+        >>> tracked = track_file(model, "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
     """
+    check_saved(save)
     video, output = Path(video), Path(output)
-    frames = list(read_frames(video)) if frames is None else frames
-    names = [path.stem for path in list_pictures(video)] if video.is_dir() else [f"{i:05d}" for i in range(len(frames))]
-    visible = dict.fromkeys(prompts, 0)
+    frames = ClipFrames(video) if frames is None else frames
+    schedule = as_schedule(prompts)
+    paths = list_pictures(video) if video.is_dir() else None
+    visible = dict.fromkeys(sorted({object_id for found in schedule.values() for object_id in found}), 0)
+    rate, done = frame_rate(video), 0
+    overlay = output / "overlay.mp4" if "overlay" in save else None
+    masks = output / "masks" if "masks" in save else None
+    bar = tqdm(desc="track", total=_steps(schedule, direction, len(frames)), unit="frame", disable=not progress)
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        tracked = track_frames(predictor, frames, prompts)
-        for frame, ids in tqdm(tracked, "track", len(frames), unit="frame", disable=not progress):
-            save_label_map(ids, output / "masks" / f"{names[frame]}.png")
-            for object_id in visible:
-                visible[object_id] += bool((ids == object_id).any())
-            yield np.asarray(draw_masks(frames[frame], ids))
+        nonlocal done
+        try:
+            for frame, picture, ids in tracked:
+                if masks:
+                    store.save(frame, ids)
+                files.add(paths[frame].name if paths else f"{frame:05d}.jpg", ids)
+                for object_id in visible:
+                    visible[object_id] += bool((ids == object_id).any())
+                done += 1
+                yield np.asarray(draw_masks(picture, ids)) if overlay else picture
+        except KeyboardInterrupt:
+            if not done:
+                raise  # there is nothing to close
 
-    overlay = output / "overlay.mp4"
-    with one_thread_if_small(predictor):
-        write_video(overlay, pictures(), frame_rate(video))
-    return TrackedVideo(len(frames), output / "masks", overlay, visible)
+    try:
+        with ExitStack() as stack, bar, interrupts_between_steps() as interruptible:
+            # Going back needs a place for masks too.
+            folder = masks or Path(stack.enter_context(TemporaryDirectory(prefix="qsam2-track-")))
+            store = _MaskFolder(folder, [path.stem for path in paths] if paths else None)
+
+            def finished() -> None:
+                bar.update()
+                with interruptible():
+                    pass
+
+            tracked = _track(predictor, frames, schedule, direction, store, finished)
+            with coco_files(save, output) as files:
+                if overlay:
+                    write_video(overlay, pictures(), rate)
+                else:
+                    deque(pictures(), maxlen=0)
+    except KeyboardInterrupt as interrupt:
+        what = "no frame was finished"
+        if done:
+            places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
+            what = f"{done} of {len(frames)} frames are in {places}"
+        raise KeyboardInterrupt(what) from interrupt
+    return TrackedVideo(done, masks, overlay, visible, files.rle, files.polygons)
 
 
 def track_frames(
-    predictor: SAM2VideoPredictor | ExportedSAM2,
-    frames: Sequence[NDArray[np.uint8]],
-    prompts: Mapping[int, ObjectPrompt],
+    predictor: SAM2Base | ExportedSAM2, frames: Frames, prompts: Prompts, *, direction: Direction = "forward"
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Run a video predictor over a clip.
 
-    Args:
-        predictor: A ``SAM2VideoPredictor`` or an ``ExportedSAM2``.
-        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
-        prompts: Object id -> its prompts on the first frame.
+    On each frame, objects are tracked first and then its prompts are heard: one for a new object starts it, one for an
+    object that was tracked there corrects its mask. So results up to a frame don't depend on prompts after it.
 
-    Yields:
-        Index of the frame and its ids, uint8 ``[height, width]``, in the order of time.
+    Args:
+        predictor: A model of the SAM2Base family, or an ``ExportedSAM2``.
+        frames: uint8 ``[height, width, 3]`` each, RGB, all of one size: an iterator; or, for other directions than
+            forward, a list, an array, or :class:`~qsam2_ao.data.frames.ClipFrames`.
+        prompts: Object id -> its prompts on the first frame; or frame -> object id -> its prompts there, or None where
+            it is removed.
+        direction: "forward" in time; "backward" from the last prompt to the first frame, hearing prompts in that
+            order; or "both": forward, and each object backward from its first prompt, where the ones that were there
+            already keep their pixels.
+
+    Returns:
+        An iterator over the index of each frame and its ids, uint8 ``[height, width]``, in the order of time.
 
     Raises:
-        DataError: An exported model is to track from a mask.
+        DataError: There are no frames or prompts, one doesn't fit the other, the frames cannot be read backward, or
+            an exported model is to read a mask.
 
     Example:
-        >>> for frame, ids in track_frames(load_embedded(), frames, {1: ObjectPrompt([(30, 40, 1)])}):
-        ...     print(frame, (ids == 1).sum())
+        >>> for frame, ids in track_frames(predictor, frames, {1: ObjectPrompt([(30, 40, 1)])}):
+        ...     print(frame, ids.shape)
+        0 (96, 96)
+        1 (96, 96)
+        2 (96, 96)
     """
-    if isinstance(predictor, ExportedSAM2):
-        if masked := [object_id for object_id, prompt in prompts.items() if prompt.mask is not None]:
-            raise DataError(f"object {masked[0]} has a mask, and exported files track from clicks and boxes only")
-        for frame, found in predictor.track(frames, {i: prompt.arrays() for i, prompt in prompts.items()}):
-            yield frame, label_map(found)
-        return
-    state = predictor_state(predictor, frames)
-    for object_id, prompt in prompts.items():
-        if prompt.mask is not None:
-            predictor.add_new_mask(state, 0, object_id, prompt.mask)
+    schedule = as_schedule(prompts)
+
+    def tracked() -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        with TemporaryDirectory(prefix="qsam2-track-") as folder:
+            for frame, _, ids in _track(
+                predictor, frames, schedule, direction, _MaskFolder(Path(folder)), lambda: None
+            ):
+                yield frame, ids
+
+    return tracked()
+
+
+class _MaskFolder:
+    """Id maps as PNG files, one for each frame."""
+
+    def __init__(self, folder: Path, names: list[str] | None = None) -> None:
+        self.folder, self._names = folder, names
+
+    def _path(self, frame: int) -> Path:
+        return self.folder / f"{self._names[frame] if self._names else f'{frame:05d}'}.png"
+
+    def save(self, frame: int, ids: NDArray[np.uint8]) -> None:
+        save_label_map(ids, self._path(frame))
+
+    def load(self, frame: int) -> NDArray[np.uint8]:
+        return read_ids(self._path(frame))
+
+
+def _steps(schedule: Schedule, direction: Direction, frames: int) -> int:
+    """How many frames are tracked or passed, there and back."""
+    return frames + (0 if direction == "forward" else max(_first_frames(schedule, direction).values()) + 1)
+
+
+def _first_frames(schedule: Schedule, direction: Direction) -> dict[int, int]:
+    """Object id -> the frame on which going back begins for it."""
+    found: dict[int, int] = {}
+    for frame in sorted(schedule, reverse=direction != "backward"):
+        found.update({object_id: frame for object_id, prompt in schedule[frame].items() if prompt is not None})
+    return found
+
+
+def _track(
+    model: SAM2Base | ExportedSAM2,
+    frames: Frames,
+    schedule: Schedule,
+    direction: Direction,
+    store: _MaskFolder,
+    finished: Callable[[], None],
+) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Index, picture and ids of each frame in the order of time; what comes of going back is kept in a store."""
+    if direction not in get_args(Direction):
+        raise DataError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
+    count = len(frames) if _indexed(frames) else None
+    source = iter(frames)
+    first = next(source, None)
+    if first is None:
+        raise DataError("a video needs at least one frame")
+    check_schedule(schedule, (np.shape(first)[1], np.shape(first)[0]), count, direction)
+    if isinstance(model, ExportedSAM2):
+        check_for_exported(schedule, direction)
+    starts = _first_frames(schedule, direction)
+    going_back: range = range(0)
+    if direction != "forward":
+        if not _indexed(frames):
+            raise DataError(
+                f"tracking {direction} reads frames again, which an iterator cannot do: give a list, an array or "
+                "ClipFrames(path)"
+            )
+        going_back = range(max(starts.values()), -1, -1)
+        _track_back(model, frames, schedule, direction, starts, store, finished)
+    forward = {} if direction == "backward" else schedule
+    begin = min(forward, default=None)
+    stream = StreamingPredictor(model, num_frames=count)
+    index = -1
+    for index, picture in enumerate(chain((first,), source)):
+        if begin is None or index < begin:
+            ids = np.zeros(np.shape(first)[:2], np.uint8)
         else:
-            predictor.add_new_points_or_box(state, 0, object_id, **prompt.arrays())
-    for frame, object_ids, logits in propagate_quietly(predictor, state):
-        masks = logits[:, 0].to(torch.float32).cpu().numpy()
-        yield frame, label_map(dict(zip(object_ids, masks, strict=True)))
+            masks = stream.start(picture, index) if index == begin else stream.step(picture)
+            ids = _hear(stream, masks, forward.get(index, {})).ids
+        if index in going_back and (direction == "backward" or any(start > index for start in starts.values())):
+            ids = np.where(ids > 0, ids, store.load(index))
+        yield index, np.asarray(picture), ids
+        finished()
+    if unheard := [frame for frame in schedule if frame > index]:
+        raise DataError(f"there are prompts for frame {unheard[0]}, but the clip ended after {index + 1} frames")
+
+
+def _indexed(frames: Frames) -> TypeGuard[Indexed[NDArray[np.uint8]]]:
+    return hasattr(frames, "__len__") and hasattr(frames, "__getitem__")
+
+
+def _track_back(
+    model: SAM2Base | ExportedSAM2,
+    frames: Indexed[NDArray[np.uint8]],
+    schedule: Schedule,
+    direction: Direction,
+    starts: dict[int, int],
+    store: _MaskFolder,
+    finished: Callable[[], None],
+) -> None:
+    """Follow objects to the first frame, and store the ids of those that are not tracked forwards there."""
+    stream = StreamingPredictor(model, num_frames=len(frames), backward=True)
+    begin = max(starts.values())
+    for index in range(begin, -1, -1):
+        masks = stream.start(frames[index], index) if index == begin else stream.step(frames[index])
+        said = schedule.get(index, {})
+        if direction == "both":  # what else is said about them is for the way forward
+            said = {object_id: prompt for object_id, prompt in said.items() if starts[object_id] == index}
+        masks = _hear(stream, masks, said)
+        logits = {i: m for i, m in masks.logits.items() if direction == "backward" or starts[i] > index}
+        store.save(index, label_map(logits) if logits else np.zeros(masks.size[::-1], np.uint8))
+        finished()
+
+
+def _hear(stream: StreamingPredictor, masks: FrameMasks, said: dict[int, ObjectPrompt | None]) -> FrameMasks:
+    """Pass on what is said about a frame."""
+    for object_id, prompt in said.items():
+        if prompt is None:
+            masks = stream.remove(object_id)
+        elif prompt.mask is not None:
+            masks = stream.prompt(object_id, mask=prompt.mask)
+        else:
+            masks = stream.prompt(object_id, **prompt.arrays())
+    return masks

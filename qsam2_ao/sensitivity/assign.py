@@ -117,7 +117,7 @@ def assign_bits(
 
     Example:
         >>> assignment = assign_bits(sensitivity, budget_bytes("w3", model))
-        >>> prepared = prepare_qsam2(model, assignment.qconfig(8), calibration_data="photos/")
+        >>> prepared = prepare_qsam2(model, assignment.qconfig(8))
     """
     widths = sensitivity.bits
     free = [layer.name for layer in sensitivity.layers if first_and_last or not is_first_or_last(layer.name)]
@@ -193,7 +193,7 @@ def budget_bytes(text: str, layers: Mapping[str, QuantizableLayer] | SAM2Base) -
 
     Example:
         >>> budget_bytes("w3", model), budget_bytes("3.5", model), budget_bytes("1104152", model)
-        (1104152, 1115540, 1104152)
+        (1104152, 1115913, 1104152)
     """
     known = layers if isinstance(layers, Mapping) else quantizable_layers(layers)
     if match := re.fullmatch(r"w([2-8])", text):

@@ -18,6 +18,7 @@ from ..errors import QConfigError
 from ..files import atomic_write
 from ..graph import REGIONS
 from ..recipe import FIRST_AND_LAST_LAYERS, lsc_qconfig
+from ..spelling import did_you_mean
 from .layers import quantizable_layers
 
 FORMAT = "qsam2_ao.bits"
@@ -65,7 +66,7 @@ class Assignment:
             QConfigError: Bits out of range.
 
         Example:
-            >>> prepared = prepare_qsam2(model, assignment.qconfig(8), calibration_data="photos/")
+            >>> prepared = prepare_qsam2(model, assignment.qconfig(8))
         """
         mapping = QConfigMapping().set_global(None)
         for name, bits in self.bits.items():
@@ -92,7 +93,7 @@ class Assignment:
         if absent := [name for name in self.bits if name not in layers]:
             raise QConfigError(
                 f"the model has no layer {absent[0]!r}, which the assignment gives {self.bits[absent[0]]} bits "
-                f"({len(absent)} such layers); it was measured on another model"
+                f"({len(absent)} such layers); it was measured on another model{did_you_mean(absent[0], layers)}"
             )
         missing = [name for name in layers if name not in self.bits and not is_first_or_last(name)]
         if missing:
@@ -176,7 +177,7 @@ class Assignment:
             QConfigError: There is no such file, or it is not one; the message names it and what is wrong.
 
         Example:
-            >>> Assignment.load("bits.json").qconfig(8)
+            >>> recipe = Assignment.load("bits.json").qconfig(8)
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))

@@ -20,6 +20,8 @@ from ..calibration.images import CalibrationData, CalibrationImages, images_at_o
 from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples
+from ..graph import check_regions
+from ..spelling import did_you_mean
 from ..threads import one_thread_if_small
 from .layers import QuantizableLayer, quantizable_layers, quantized_layer, replaced_parameters
 from .outputs import OutputError
@@ -144,9 +146,12 @@ def measure_sensitivity(
         CalibrationError: Empty or unusable images.
 
     Example:
-        >>> sensitivity = measure_sensitivity(model, "photos/")
-        >>> sensitivity.loss("memory_attention.layers.0.linear1", 2)
+        >>> layer = "memory_attention.layers.0.linear1"
+        >>> sensitivity = measure_sensitivity(model, "photos/", layers=[layer], bits=(2, 4))
+        >>> sensitivity.loss(layer, 2) > sensitivity.loss(layer, 4)
+        True
     """
+    check_regions(vrc_regions)
     chosen = _chosen(quantizable_layers(model), layers)
     if not bits or not all(isinstance(b, int) and 2 <= b <= 8 for b in bits):
         raise QConfigError(f"bits must be among 2 to 8, got {list(bits)}")
@@ -199,7 +204,10 @@ def _chosen(available: dict[str, QuantizableLayer], names: Iterable[str] | None)
         return available
     wanted = list(names)
     if unknown := [name for name in wanted if name not in available]:
-        raise QConfigError(f"the model has no quantizable layer {unknown[0]!r}; see `qsam2 inspect` for their names")
+        raise QConfigError(
+            f"the model has no quantizable layer {unknown[0]!r}; see `qsam2 inspect` for their names"
+            + did_you_mean(unknown[0], available)
+        )
     if not wanted:
         raise QConfigError("there are no layers to measure")
     return {name: layer for name, layer in available.items() if name in wanted}

@@ -29,7 +29,7 @@ def region_figure(sensitivity: Sensitivity, region: str, assignment: Assignment 
         A figure that grows with the number of layers.
 
     Example:
-        >>> region_figure(sensitivity, "memory_attention").savefig("memory_attention.png")  # doctest: +SKIP
+        >>> region_figure(sensitivity, "memory_attention").savefig("memory_attention.png")
     """
     layers = [layer.name for layer in sensitivity.layers if layer.region == region]
     figure = new_figure(figsize=(10, 1.6 + 0.24 * len(layers)))

@@ -10,6 +10,7 @@ from PIL import Image
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..data.davis import DavisSequence
+from ..data.masks import VOID
 from ..data.procedural import Sequence
 from ..errors import DataError
 from ..training.batches import RawBatch, split_frames, stack_sequences, to_datapoint
@@ -33,7 +34,7 @@ def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[
         Those to train on, and those to judge by.
 
     Example:
-        >>> trained, held = hold_out(read_davis("DAVIS"))  # doctest: +SKIP
+        >>> trained, held = hold_out(read_davis("DAVIS"))
     """
     if len(sequences) < _FEWEST_TO_HOLD_OUT:
         return sequences, sequences
@@ -68,7 +69,8 @@ def clip_batches(
         DataError: While it runs: a file cannot be used, or no clip with a visible object is found.
 
     Example:
-        >>> train_qat(prepared, steps=100, batches=clip_batches(read_davis("DAVIS"), 1024, 100))  # doctest: +SKIP
+        >>> batches = clip_batches(read_davis("DAVIS"), model.image_size, 100)
+        >>> result = train_qat(prepared, steps=1, batches=batches)
     """
 
     def start(first: int) -> Iterator[BatchedVideoDatapoint]:
@@ -95,12 +97,13 @@ def _draw(sequences: list[DavisSequence], size: int, frames: int, objects: int, 
 
 def _clip(sequence: DavisSequence, size: int, frames: int, rng: np.random.Generator) -> Sequence:
     """Some annotated frames in the order of time; its objects are those that the first one shows."""
-    annotated = [t for t, path in enumerate(sequence.masks.paths) if path is not None]
+    annotated = sequence.masks.present
     length = min(frames, len(annotated))
     first = int(rng.integers(len(annotated) - length + 1))
     times = annotated[first : first + length]
     pictures = np.stack([_resize(sequence.frames[t], size, Image.Resampling.BILINEAR) for t in times])
     masks = np.stack([_resize(sequence.masks[t], size, Image.Resampling.NEAREST) for t in times])
+    masks[masks == VOID] = 0  # SAM2's losses have no pixels that do not count
     visible = tuple(int(i) for i in np.unique(masks[0]) if i)
     return Sequence(pictures, masks, visible, sequence.name)
 

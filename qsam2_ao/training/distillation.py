@@ -68,7 +68,8 @@ class Distillation:
 
     Example:
         >>> distillation = Distillation(model, DistillationWeights(masks=1.0))
-        >>> train(student, batches, distillation.loss, forward=distillation.forward, steps=100)  # doctest: +SKIP
+        >>> student = as_trainable(prepared)
+        >>> result = train(student, lambda first: [batch], distillation.loss, forward=distillation.forward, steps=1)
     """
 
     def __init__(self, teacher: nn.Module, weights: DistillationWeights) -> None:

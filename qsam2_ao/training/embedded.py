@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from training.model.sam2 import SAM2Train
 
-from ..errors import QSAM2Error
 from ..files import atomic_write
 from ..models.embedded import build_embedded, save_weights
 from .batches import BatchKind, ProceduralBatches, Stage
+from .command import exit_code
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 from .pretraining import DensePretraining, dense_loss
@@ -147,15 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between two scores")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = vars(parser.parse_args(arguments))
-    try:
-        train_embedded(**options)
-    except QSAM2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: train_embedded(**options))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteError
+from ..interrupts import interrupts_between_steps
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
-from .interrupts import interrupts_between_steps
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
 from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, warmup_and_cosine
 

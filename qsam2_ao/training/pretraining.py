@@ -24,7 +24,7 @@ class DensePretraining(nn.Module):
         model: A SAM2 model; its image encoder is trained in place.
 
     Example:
-        >>> pretraining = DensePretraining(build_embedded(SAM2Train))  # doctest: +SKIP
+        >>> pretraining = DensePretraining(build_embedded(SAM2Train))
     """
 
     def __init__(self, model: Any, seed: int = 0) -> None:

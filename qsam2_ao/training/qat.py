@@ -78,7 +78,9 @@ def train_qat(
         NonFiniteError: The training diverged.
 
     Example:
-        >>> train_qat(prepared, steps=100)  # doctest: +SKIP
+        >>> result = train_qat(prepared, steps=1, batches=lambda first: [batch])
+        >>> len(result.losses)
+        1
     """
     model: Any = as_trainable(prepared)
     mode = prepared.training
@@ -170,7 +172,7 @@ def as_trainable(model: nn.Module) -> nn.Module:
         The model itself where it is a ``SAM2Train`` already (its own settings are kept).
 
     Example:
-        >>> trainable = as_trainable(load_embedded())  # doctest: +SKIP
+        >>> trainable = as_trainable(model)
     """
     if isinstance(model, SAM2Train):
         return model

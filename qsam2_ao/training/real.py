@@ -26,10 +26,10 @@ from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..data.real.library import Library
-from ..errors import QSAM2Error
 from ..files import atomic_write
 from ..models.embedded import EMBEDDED_256_CONFIG, build_embedded, load_embedded, save_weights, set_image_size
 from ..models.growth import grow
+from .command import exit_code
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 from .real_batches import Mix, RealBatches, SizeStage
@@ -141,7 +141,7 @@ def train_real(settings: RealTraining) -> TrainResult:
     result = train(
         model,
         batches.stream(settings.steps, device=settings.device, workers=settings.workers),
-        SAM2Loss(),
+        SAM2Loss(dice=2.0, focal_alpha=0.5),
         steps=settings.steps,
         lr=settings.lr,
         weight_decay=0.02,
@@ -284,15 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     options["sizes"] = tuple(options["sizes"])
-    try:
-        train_real(RealTraining(**options))
-    except QSAM2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: train_real(RealTraining(**options)))
 
 
 if __name__ == "__main__":

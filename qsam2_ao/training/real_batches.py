@@ -39,17 +39,17 @@ class Mix:
     """
 
     shares: tuple[tuple[SceneKind | str, float], ...] = (
-        ("photograph", 0.22),
-        ("still", 0.34),
-        ("clip", 0.22),
+        ("photograph", 0.20),
+        ("still", 0.32),
+        ("clip", 0.28),
         ("pair", 0.06),
-        ("procedural", 0.10),
-        ("procedural stills", 0.06),
+        ("procedural", 0.09),
+        ("procedural stills", 0.05),
     )
     images: int = 8
     clips: int = 2
     frames: int = 4
-    image_objects: int = 5
+    image_objects: int = 8
     clip_objects: int = 3
 
 
@@ -66,7 +66,7 @@ class RealBatches(Dataset[RawBatch]):
         DataError: The sizes do not start at step 0.
 
     Example:
-        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))  # doctest: +SKIP
+        >>> batches = RealBatches(Library.open("realdata/train"), (SizeStage(0, 128),))
     """
 
     def __init__(self, library: Library, sizes: tuple[SizeStage, ...], mix: Mix | None = None, seed: int = 0) -> None:

@@ -77,7 +77,7 @@ def real_score(
         DataError: The folder lacks something.
 
     Example:
-        >>> real_score(model, "realdata/validation")  # doctest: +SKIP
+        >>> score = real_score(as_trainable(model), "realdata/validation", photographs=1, procedural_videos=1)
     """
     root = Path(folder)
     samples = read_polygons(root / "coco128", count=photographs, per_image=per_image)

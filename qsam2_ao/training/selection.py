@@ -73,9 +73,12 @@ class Selection(Generic[Batch, Output]):
         CheckpointError: ``path`` is damaged or of another model.
 
     Example:
-        >>> selection = Selection(model, held_out, loss, forward, every=50, steps=200)  # doctest: +SKIP
-        >>> train(model, batches, loss, forward=forward, steps=200, ema=0.99, on_step=selection)  # doctest: +SKIP
-        >>> model.load_state_dict(selection.best.state)  # doctest: +SKIP
+        >>> loss, forward = lambda output, batch: output.square().mean(), lambda model, batch: model(batch)
+        >>> selection = Selection(network, [inputs], loss, forward, every=1, steps=2)
+        >>> batches = lambda first: [inputs, inputs]
+        >>> result = train(network, batches, loss, forward=forward, steps=2, ema=0.9, on_step=selection)
+        >>> network.load_state_dict(selection.best.state)
+        <All keys matched successfully>
     """
 
     def __init__(

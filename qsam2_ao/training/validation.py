@@ -59,7 +59,7 @@ def quick_score(
         The score.
 
     Example:
-        >>> print(quick_score(build_embedded(SAM2Train), videos=2))  # doctest: +SKIP
+        >>> score = quick_score(build_embedded(SAM2Train), videos=1)
     """
     device = next(model.parameters()).device
     rng = np.random.default_rng(seed)

@@ -6,4 +6,6 @@ Example:
 """
 
 EMBEDDED = "embedded"
-"""The name of the model, and of the procedural data, that come with the package."""
+"""The name of the smaller model, and of the procedural data, that come with the package."""
+EMBEDDED_NAMES = (EMBEDDED, "embedded-256")
+"""The models that come with the package; here too, because naming them takes no import of torch."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import QSAM2Error
-from ..files import atomic_write
+from ..files import atomic_write, check_output_folder
 from ..graph import REGIONS
+from ..optional import needed
 from ..reporting.figures import save_figure
 from ..reporting.notes import note
 from ..sensitivity import (
@@ -85,6 +86,9 @@ def choose_bits(
         >>> sensitivity, assignment = choose_bits("embedded", "outputs/sensitivity", budget="3.5")  # doctest: +SKIP
     """
     output = Path(output)
+    check_output_folder(output)
+    for package in ("scipy", "matplotlib", *(("vos_benchmark",) if metric == "jf" else ())):
+        needed(package)  # used at the end
     loaded = load_model(model, checkpoint, device)
     if stage_of(loaded).layers:
         raise QSAM2Error(f"{model} is quantized already; measure its float model instead")

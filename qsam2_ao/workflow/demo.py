@@ -20,13 +20,15 @@ from ..data.procedural import generate_sequence, generate_split
 from ..errors import QConfigError
 from ..evaluation import track_sequence
 from ..evaluation.overall import evaluate_model
-from ..files import atomic_write
+from ..files import atomic_write, check_output_folder
 from ..models.embedded import EMBEDDED_WEIGHTS
+from ..optional import needed
 from ..recipe import PRESETS
 from ..reporting.notes import note
 from ..reporting.overlay import draw_masks, save_picture, side_by_side
 from ..reporting.size import file_size
 from ..reporting.tables import ModelRow
+from ..spelling import unknown_name
 from ..threads import one_thread_if_small
 from ..workspace import Workspace, fingerprint
 from . import EMBEDDED
@@ -98,8 +100,10 @@ def run_demo(
         >>> run_demo("outputs/demo", steps=200).rows[0].jf  # doctest: +SKIP
     """
     if unknown := [name for name in presets if name not in PRESETS]:
-        raise QConfigError(f"unknown preset {unknown[0]!r}; the presets are {', '.join(PRESETS)}")
+        raise QConfigError(unknown_name("preset", unknown[0], PRESETS))
     output = Path(output)
+    check_output_folder(output)
+    needed("vos_benchmark")
     settings = {
         "steps": steps,
         "images": images,

@@ -106,8 +106,8 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
         What was found.
 
     Example:
-        >>> diagnose(timing=False).environment["torch"]
-        '2.13.0'
+        >>> "torch" in diagnose(timing=False).environment
+        True
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     states = [

@@ -24,7 +24,7 @@ class ModelFacts:
         model: The name it was asked for by.
         class_name: Full name of its class.
         image_size: Side of its input in pixels.
-        file_bytes: Of its file; None for the embedded model in float.
+        file_bytes: Of its file; None for the embedded model in float, and for a folder.
         info: What a packed file says about its making; None for a float model.
         size: Bytes of its tensors.
         coverage: Every layer, with its bits.
@@ -69,11 +69,12 @@ def inspect_model(
         QSAM2Error: There is no such model, or a float model is to be timed.
 
     Example:
-        >>> inspect_model("tiny-w4a8.safetensors").size.compression  # doctest: +SKIP
+        >>> inspect_model("tiny-w4a8.safetensors").size.compression > 3
+        True
     """
     loaded = load_model(model, checkpoint)
     packed = bool(stage_of(loaded).layers)
-    file = Path(model) if packed else checkpoint
+    file = Path(model) if Path(model).is_file() and checkpoint is None else checkpoint
     size = model_size(loaded)
     coverage = coverage_report(loaded)
     if time:
@@ -85,7 +86,7 @@ def inspect_model(
         model,
         f"{type(loaded).__module__}.{type(loaded).__qualname__}",
         loaded.image_size,
-        None if file is None else file_size(file),
+        None if file is None or Path(file).is_dir() else file_size(file),
         read_header(model).info if packed else None,
         size,
         coverage,

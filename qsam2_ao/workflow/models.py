@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import load_qsam2
+from ..deploy.targets import get_target
+from ..devices import usable_device
 from ..errors import QSAM2Error
-from ..models.embedded import load_embedded
+from ..models.embedded import EMBEDDED_MODELS, load_embedded
 from ..models.official import OFFICIAL, build_official
+from ..models.weights import PICKLED, holds_float_weights
 from ..predictors import without_hole_filling
-from . import EMBEDDED
+from ..stage import stage_of
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -32,14 +35,9 @@ def parse_device(name: str) -> torch.device:
         device(type='cpu')
     """
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise QSAM2Error(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
-    if device.type == "meta":
-        raise QSAM2Error("--device meta computes nothing; try --device cpu")
-    return device
+        return usable_device(name)
+    except QSAM2Error as error:
+        raise QSAM2Error(f"--device {name}: {error}") from error
 
 
 def load_model(
@@ -51,8 +49,9 @@ def load_model(
     """Load a model for SAM2's predictors by what people write on the command line.
 
     Args:
-        name: "embedded", the path of a packed file, an official name or config.
-        checkpoint: The ``.pt`` file of an official config.
+        name: "embedded" or "embedded-256", the path of a packed file, an official name or config, or a checkpoint or
+            folder of transformers by itself, which tells the config.
+        checkpoint: The checkpoint of a config, as for ``build_official``.
         device: Where to put it.
         target: How a packed file runs, as for ``load_qsam2``; float models have no other way.
 
@@ -67,32 +66,33 @@ def load_model(
     """
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+    get_target(target)
     where = parse_device(device)
-    official = name in OFFICIAL or Path(name).suffix in (".yaml", ".yml")
+    official = name in OFFICIAL or Path(name).suffix.lower() in (".yaml", ".yml")
     if checkpoint is not None and not official:
         raise QSAM2Error(
-            f"--checkpoint belongs to an official config, but the model is {name!r}; use one of {', '.join(OFFICIAL)}"
+            f"--checkpoint belongs to an official config, but the model is {name!r}; use one of {', '.join(OFFICIAL)}, "
+            "or give the checkpoint alone as the model"
         )
     if official:
         if checkpoint is None:
-            raise QSAM2Error(f"{name} is a config without weights; name its .pt file with --checkpoint")
+            raise QSAM2Error(f"{name} is a config without weights; name its checkpoint with --checkpoint")
         model = build_official(name, checkpoint, device=where)
-    elif name == EMBEDDED:
-        model = load_embedded(SAM2VideoPredictor).to(where)
-    elif Path(name).suffix in (".pt", ".pth"):
-        raise QSAM2Error(
-            f"{name} looks like a PyTorch checkpoint; give the official config that it belongs to as MODEL, "
-            f"and this file as --checkpoint (configs: {', '.join(OFFICIAL)})"
-        )
+    elif name in EMBEDDED_MODELS:
+        files = EMBEDDED_MODELS[name]
+        model = load_embedded(SAM2VideoPredictor, config=files.config, weights=files.weights).to(where)
+    elif holds_float_weights(name) or Path(name).suffix.lower() in PICKLED:
+        model = build_official(None, name, device=where)
     elif Path(name).is_dir():
         raise QSAM2Error(f"{name} is a folder; of exported files, only qsam2 segment and qsam2 track can make use")
     elif Path(name).exists():
         model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
     else:
-        raise QSAM2Error(
-            f"no model {name!r}: neither 'embedded', nor a file, nor one of {', '.join(OFFICIAL)}; check the spelling"
-        )
+        names = ", ".join((*EMBEDDED_MODELS, *OFFICIAL))
+        raise QSAM2Error(f"no model {name!r}: neither a file nor one of {names}; check the spelling")
     assert isinstance(model, SAM2VideoPredictor)
+    if target in ("int8", "int4") and not stage_of(model).layers:
+        raise QSAM2Error(f"--target {target} is for packed files, and {name} is a float model; quantize it first")
     return without_hole_filling(model)
 
 
@@ -109,7 +109,7 @@ def load_runnable(
     """
     from ..export import ExportedSAM2
 
-    if not Path(name).is_dir():
+    if not Path(name).is_dir() or holds_float_weights(name):
         return load_model(name, checkpoint, device, target)
     if checkpoint is not None or parse_device(device).type != "cpu":
         raise QSAM2Error(f"{name} is a folder of exported files: they run on the CPU and take no --checkpoint")

@@ -6,20 +6,21 @@ import importlib
 import importlib.metadata
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from ..calibration import CalibrationData
 from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.davis import read_davis
 from ..errors import CheckpointError, QSAM2Error
-from ..files import save_torch
+from ..files import check_output_file, save_torch
+from ..models.config import model_config
 from ..prepare import prepare_qsam2
 from ..recipe import QConfigLike, preset_qconfig
 from ..reporting.notes import note
@@ -101,8 +102,8 @@ class QuantizationJob:
             seed: As above.
 
         Example:
-            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset  # doctest: +SKIP
-            'w2-4-8a8'
+            >>> QuantizationJob.mixed(Assignment.load("bits.json")).preset
+            'w2-3-4-8a8'
         """
         name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
         return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)
@@ -129,7 +130,8 @@ def quantize_to_file(
 ) -> SAM2Base:
     """Quantize a float model that has a name into a packed file. Run again, it goes on where it stopped.
 
-    Finished steps are kept in ``OUTPUT.work`` beside the file until it is written.
+    Finished steps are kept in ``OUTPUT.work`` beside the file until it is written. A run with the same settings and
+    another name in the same folder goes on from there too.
 
     Args:
         model: "embedded", or an official name or config with its checkpoint.
@@ -145,6 +147,7 @@ def quantize_to_file(
 
     Raises:
         QSAM2Error: The model is quantized already, or a step failed; the message says which layer, file or setting.
+            What can be known before the first step (data, recipe, the place and the room for the file) is.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
 
     Example:
@@ -153,11 +156,25 @@ def quantize_to_file(
     if job.steps:
         importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
     output = Path(output)
+    check_output_file(output, ".safetensors")
     loaded = load_model(model, checkpoint, device)
     if stage_of(loaded).layers:
         raise QSAM2Error(f"{model} is quantized already; quantize its float model instead")
     if job.assignment is not None:
         job.assignment.check_model(loaded)
+    model_config(loaded)  # without it the result could not be saved
+    check_output_file(output, ".safetensors", _room(loaded, job))
+    training = None
+    if job.steps and train_data != EMBEDDED:
+        from ..training.clips import clip_batches, hold_out
+
+        trained, held = hold_out(read_davis(train_data))
+        size = loaded.image_size
+        training = TrainingData(
+            clip_batches(trained, size, job.steps, seed=job.seed, device=device),
+            # Drawn now: what is wrong with all of the data shows before the calibration.
+            list(clip_batches(held, size, HELD_OUT_BATCHES, seed=HELD_OUT_SEED, device=device)(0)),
+        )
     work = Workspace(
         output.parent / f"{output.name}.work",
         {
@@ -168,17 +185,8 @@ def quantize_to_file(
             "train_data": fingerprint(train_data) if job.steps else None,
             "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
         },
+        sorted(output.parent.glob("*.work")),
     )
-    training = None
-    if job.steps and train_data != EMBEDDED:
-        from ..training.clips import clip_batches, hold_out
-
-        trained, held = hold_out(read_davis(train_data))
-        size = loaded.image_size
-        training = TrainingData(
-            clip_batches(trained, size, job.steps, seed=job.seed, device=device),
-            list(clip_batches(held, size, HELD_OUT_BATCHES, seed=HELD_OUT_SEED, device=device)(0)),
-        )
     data = calibration_source(calibration, job.images, loaded.image_size)
     quantized = quantize_model(loaded, job, output, work, calibration_data=data, training=training)
     work.discard()
@@ -191,7 +199,7 @@ def quantize_model(
     output: Path,
     work: Workspace,
     *,
-    calibration_data: str | Iterable[Any],
+    calibration_data: CalibrationData,
     training: TrainingData | None = None,
 ) -> SAM2Base:
     """Calibrate, train, convert and save, going on from what ``work`` has.
@@ -252,18 +260,21 @@ def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
     return TrainingData(trained.stream(job.steps, device=device), list(held.stream(HELD_OUT_BATCHES, device=device)(0)))
 
 
-def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: str | Iterable[Any]) -> SAM2Base:
+def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
     """The prepared model, calibrated now or by the run that was interrupted."""
     if path.exists():
+        damage = "{} cannot be continued from ({}); delete it and run again"
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
-            prepared.load_state_dict(stored["state"])
-        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} cannot be continued from ({_first_line(error)}); delete it and run again"
-            ) from error
-        set_stage(prepared, replace(stage_of(prepared), info=stored["info"]))
+            state, info = stored["state"], dict(stored["info"])
+        except Exception as error:  # a damaged pickle fails in any way
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
+        try:
+            prepared.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        set_stage(prepared, replace(stage_of(prepared), info=info))
         return prepared
     prepared = prepare_qsam2(
         model,
@@ -282,6 +293,12 @@ def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data
     set_stage(prepared, replace(stage, info=info))
     save_torch({"state": prepared.state_dict(), "info": info}, path)
     return prepared
+
+
+def _room(model: SAM2Base, job: QuantizationJob) -> int:
+    """Bytes that the prepared model, the state of its training, and the packed file take together, at most."""
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return size * (1 + 4 * bool(job.steps)) + size // 4
 
 
 def _first_line(error: Exception) -> str:

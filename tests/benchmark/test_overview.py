@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
-from qsam2_ao.benchmark.inference.methods import BASELINE
+from qsam2_ao.benchmark.inference.methods import REFERENCE
 from qsam2_ao.benchmark.inference.parts import ENCODER
 from qsam2_ao.benchmark.overview import main, overview
 
@@ -16,7 +16,7 @@ SIZES = ((CHECKPOINT, 8), ("w8a8", 4), ("w2a8", 1))
 FILES = [{"model": MODEL, "file": name, "file_bytes": mib << 20} for name, mib in SIZES]
 TIMES = [
     {"model": MODEL, "part": ENCODER, "size": 1024, "threads": 2, "method": name, "ms": ms}
-    for name, ms in ((BASELINE, 90.0), ("qsam2 W8A8", 30.0))
+    for name, ms in ((REFERENCE, 90.0), ("qsam2 W8A8", 30.0))
 ]
 
 

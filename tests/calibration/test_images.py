@@ -148,6 +148,32 @@ def test_unreadable_file_is_named(folder):
         tensors([truncated])
 
 
+def test_a_labelled_data_set_gives_its_photographs(tmp_path):
+    for folder, ending in (("JPEGImages/480p/bear", "jpg"), ("Annotations/480p/bear", "png"), (".checkpoints", "png")):
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(3):
+            Image.new("RGB", (30, 20), (200, 200, 200)).save(tmp_path / folder / f"{k}.{ending}")
+    (tmp_path / "JPEGImages/480p/bear/._0.jpg").write_bytes(b"\0\5\x16\7")
+    assert tensors(tmp_path).shape[0] == 3
+    Image.new("L", (30, 20)).save(tmp_path / "JPEGImages/480p/bear/0.png")
+    with pytest.raises(CalibrationError, match=r"0\.jpg and 0\.png have one name"):
+        CalibrationImages(tmp_path)
+
+
+def test_depth_and_orientation_are_those_of_the_one_reader(tmp_path):
+    ramp = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(ramp).save(tmp_path / "deep.png", exif=exif)
+    grey = np.rint(ramp / 257).astype(np.uint8)
+    expected = tensors([np.repeat(grey[::-1, ::-1, None], 3, 2)])
+    torch.testing.assert_close(tensors(tmp_path), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(tensors([Image.fromarray(ramp)]), tensors([np.repeat(grey[..., None], 3, 2)]))
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(CalibrationError, match=r"float\.tif has values from 0 to 65535"):
+        tensors([tmp_path / "float.tif"])
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(CalibrationError, match="float"):
         CalibrationImages(1.5)

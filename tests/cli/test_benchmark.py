@@ -4,9 +4,21 @@ import json
 
 import pytest
 
-from qsam2_ao.benchmark.accuracy import experiment
+from qsam2_ao.benchmark.accuracy import experiment, publish
 from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.training.qat import Rates
+
+
+def once(draw):
+    """The pictures of one run serve the next: each takes a calibration and a training."""
+    drawn = []
+
+    def draw_or_remember(*arguments):
+        if not drawn:
+            drawn.append(draw(*arguments))
+        return drawn[0]
+
+    return draw_or_remember
 
 
 @pytest.mark.slow
@@ -14,6 +26,8 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
     monkeypatch.setattr(
         experiment, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
     )
+    for name in ("illustrate_weights", "illustrate_training"):
+        monkeypatch.setattr(publish, name, once(getattr(publish, name)))
     arguments = ["benchmark", "accuracy", "--quick", "--method", "float", "--method", "VRC+LSC", "-o", tmp_path]
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
@@ -27,29 +41,36 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
         assert f"{name}.png" in report
     before = (tmp_path / "accuracy_cells.jsonl").read_text()
     again = run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
-    assert "2 cells" in again.stdout
+    assert "2 experiments" in again.stdout
     assert (tmp_path / "accuracy_cells.jsonl").read_text() == before
 
 
 def test_an_unknown_method_is_refused(run, tmp_path):
     result = run("benchmark", "accuracy", "--quick", "--method", "magic", "-o", tmp_path)
     assert result.exit_code == 2
-    assert "no cell has these" in result.stderr
+    assert "unknown method 'magic'; the methods are" in result.stderr
 
 
 @pytest.mark.slow
 def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, monkeypatch):
-    from qsam2_ao.benchmark.training import publish, trainee
+    from qsam2_ao.benchmark.training import publish as training_publish
+    from qsam2_ao.benchmark.training import trainee
     from qsam2_ao.benchmark.training.trainee import TrainingWorkload
 
     monkeypatch.setattr(trainee, "EMBEDDED", TrainingWorkload("embedded", 96, 1, 2, 1))
     arguments = ["benchmark", "training", "--quick", "--rounds", "1", "-o", tmp_path]
     with monkeypatch.context() as broken:
-        broken.setattr(publish, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(training_publish, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*arguments).exit_code == 130
     kept = list((tmp_path / "training.work").glob("*/embedded-steps-eager.json"))
     assert len(kept) == 1
-    monkeypatch.setattr(publish, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(training_publish, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    memory_records = training_publish.memory_records
+
+    def of_one_method(workload, methods, **options):
+        return memory_records(workload, methods[:1], **options)  # each takes a process
+
+    monkeypatch.setattr(training_publish, "memory_records", of_one_method)
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

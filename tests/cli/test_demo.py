@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from qsam2_ao.checkpoint import read_header
+from qsam2_ao.workflow import demo
 
 SMALL = ("--steps", 1, "--videos", 1, "--images", 2)
 
 
 @pytest.mark.slow
-def test_the_whole_journey_and_again(run, tmp_path: Path):
+def test_the_whole_journey_and_again(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo, "FRAMES", 5)
     result = run("demo", *SMALL, "-o", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)

@@ -37,6 +37,17 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert "1 videos of embedded" in result.stdout
 
 
+def test_a_short_video_needs_all_frames(run, packed_file: Path, tmp_path: Path):
+    for sequence in generate_split("val", 1, num_frames=2):
+        write_sequence(sequence, tmp_path)
+    result = run("evaluate", packed_file, "--data", tmp_path, "--json")
+    assert result.exit_code == 2
+    assert "--all-frames" in result.stderr
+    result = run("evaluate", packed_file, "--data", tmp_path, "--all-frames", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["videos"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "message"), [("absent", "JPEGImages"), ("{empty}", "JPEGImages")])
 def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):
@@ -44,3 +55,24 @@ def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: 
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stdout == ""
+
+
+def test_a_short_sequence_is_named_before_any_is_tracked(run, packed_file: Path, tmp_path: Path):
+    for number, sequence in enumerate(generate_split("val", 2, num_frames=3)):
+        write_sequence(sequence, tmp_path)
+        if number:
+            (tmp_path / "Annotations" / sequence.name / "00002.png").unlink()
+    result = run("evaluate", packed_file, "--data", tmp_path, "--json")
+    assert result.exit_code == 2
+    assert f"too few annotated frames in {sequence.name} (2)" in result.stderr
+    assert "--all-frames" in result.stderr
+    assert "it/s" not in result.stderr, "nothing was tracked"
+    result = run("evaluate", packed_file, "--data", tmp_path, "--all-frames", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["videos"] == 2
+
+
+def test_frames_are_of_embedded_videos(run, packed_file: Path, tmp_path: Path):
+    result = run("evaluate", packed_file, "--data", tmp_path, "--frames", 3)
+    assert result.exit_code == 2
+    assert "--frames is for embedded videos" in result.stderr

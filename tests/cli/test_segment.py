@@ -45,7 +45,7 @@ def test_several_objects_keep_their_ids(run, packed_file: Path, picture: Path, t
         (["{picture}", "--point", "1000,1"], "outside of the picture, which is 96 x 96"),
         (["{text}", "--point", "1,1"], "cannot be read as a picture"),
         (["{picture}", "--point", "1,1", "-o", "{text}/below"], "cannot write"),
-        (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu cannot be used"),
+        (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu: there is no device"),
     ],
 )
 def test_bad_input_is_named_on_stderr(
@@ -68,3 +68,41 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(run, full_disk, packed_file:
     assert result.exit_code == 2
     assert "cannot write" in result.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mask_and_a_file_of_prompts(run, packed_file: Path, picture: Path, tmp_path: Path):
+    mask = np.zeros((96, 96), np.uint8)
+    mask[20:70, 30:80] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "prompts.json").write_text('[{"object": 3, "mask": "mask.png"}, {"object": 4, "box": [1, 2, 30, 40]}]')
+    result = run("segment", packed_file, picture, "--prompts", tmp_path / "prompts.json", "-o", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [found["id"] for found in json.loads(result.stdout)["objects"]] == [3, 4]
+    again = run("segment", packed_file, picture, "--mask", f"3:{tmp_path / 'mask.png'}", "-o", tmp_path, "--json")
+    assert json.loads(again.stdout)["objects"][0]["score"] == json.loads(result.stdout)["objects"][0]["score"]
+
+
+def test_annotations_instead_of_pictures(run, packed_file: Path, picture: Path, tmp_path: Path):
+    box = ["--box", "10,20,60,80", "-o", tmp_path / "out"]
+    result = run("segment", packed_file, picture, *box, "--save", "rle", "--save", "polygons", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["mask"], report["overlay"]) == (None, None)
+    for kind in ("rle", "polygons"):
+        [annotation] = json.loads(Path(report[kind]).read_text())["annotations"]
+        assert annotation["area"] == report["objects"][0]["pixels"]
+    assert len([*(tmp_path / "out").iterdir()]) == 2
+    result = run("segment", packed_file, picture, *box, "--save", "gif")
+    assert result.exit_code == 2
+    assert "polygons" in result.stderr
+
+
+def test_a_deep_picture_and_one_that_is_too_large(run, packed_file: Path, tmp_path: Path, monkeypatch):
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.tif")
+    result = run("segment", packed_file, tmp_path / "deep.tif", "--box", "10,20,60,60", "-o", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert np.asarray(Image.open(tmp_path / "deep_overlay.png")).max() > 200
+    monkeypatch.setenv("QSAM2_MAX_PIXELS", "1000")
+    result = run("segment", packed_file, tmp_path / "deep.tif", "--box", "10,20,60,60", "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "QSAM2_MAX_PIXELS=4096" in result.stderr.replace("\n", "")

@@ -46,12 +46,16 @@ def test_a_video_file_and_clicks_on_two_objects(run, packed_file: Path, tmp_path
     result = run(
         "track", packed_file, tmp_path / "clip.mp4", "--point", "20,20", "--point", "70,80,0",
         "--box", "4:30,30,90,90", "--max-frames", 2, "-o", tmp_path,
+        "--save", "masks", "--save", "overlay", "--save", "polygons",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "object 1: visible on" in result.stdout
     assert "object 4: visible on" in result.stdout
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["00000.png", "00001.png"]
     assert frame_rate(tmp_path / "overlay.mp4") == 12
+    images = json.loads((tmp_path / "polygons.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["00000.jpg", "00001.jpg"]
+    assert f"{tmp_path / 'polygons.json'}" in result.stdout.replace("\n", "")
 
 
 def test_a_mask_of_the_wrong_size_is_refused(run, packed_file: Path, davis: Path, sequence: Sequence, tmp_path: Path):
@@ -69,3 +73,43 @@ def test_empty_and_absent_clips_are_refused(run, packed_file: Path, tmp_path: Pa
         result = run("track", packed_file, tmp_path / name, "--point", "1,1")
         assert result.exit_code == 2
         assert name in result.stderr
+
+
+def test_prompts_on_later_frames_from_a_file(run, packed_file: Path, davis: Path, sequence: Sequence):
+    frames, mask = (davis / kind / sequence.name for kind in ("JPEGImages", "Annotations"))
+    prompts = [
+        {"frame": 1, "object": 5, "mask": str(mask / "00001.png")},
+        {"frame": 2, "object": 5, "points": [[20, 20]], "labels": [0]},
+    ]
+    (davis / "prompts.json").write_text(json.dumps(prompts))
+    arguments = ("track", packed_file, frames, "--prompts", davis / "prompts.json", "-o", davis / "out")
+    result = run(*arguments, "--point", "1@2:60,60", "--remove", "2@2", "--direction", "both", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [found["id"] for found in json.loads(result.stdout)["objects"]] == [2, 5]
+    # A mask passes through a quarter of the network's resolution.
+    assert ((read_ids(davis / "out" / "masks" / "00001.png") == 5) == (sequence.masks[1] > 0)).mean() > 0.95
+    assert read_ids(davis / "out" / "masks" / "00000.png").shape == (96, 96)
+    prompts[1]["labels"] = [1, 0]
+    (davis / "prompts.json").write_text(json.dumps(prompts))
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "prompts.json, item 2: labels has shape [2], wanted [1]" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--point", "3@1,1"], "frame 3 is beyond the clip, which has 3 frames, 0 to 2"),
+        (["--point", "2@1,1", "--max-frames", "2"], "frame 2 is beyond the clip, which has 2 frames"),
+        (["--point", "1,1", "--remove", "2@4"], "frame 2, object 4: it cannot be removed"),
+        (["--prompts", "{folder}/absent.json"], "absent.json cannot be read"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_clip(
+    run, packed_file: Path, davis: Path, sequence: Sequence, arguments: list[str], message: str
+):
+    frames = davis / "JPEGImages" / sequence.name
+    result = run("track", packed_file, frames, "-o", davis / "out", *[a.format(folder=davis) for a in arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (davis / "out").exists()

@@ -7,7 +7,7 @@ import pytest
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from threads import at_once
 
-from qsam2_ao.compat.quiet import propagate_quietly
+from qsam2_ao.compat.quiet import propagate_one, propagate_quietly
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.predictors import predictor_state
 
@@ -41,6 +41,22 @@ def test_arguments_and_no_gradients(prompted: Any) -> None:
     assert all(logits.is_inference() for *_, logits in found)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_one_frame_after_another_is_the_whole(reverse: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor: Any = build_embedded(SAM2VideoPredictor)
+    start, order = (2, (2, 1, 0)) if reverse else (0, (0, 1, 2))
+    states = [predictor_state(predictor, FRAMES) for _ in range(2)]
+    for state in states:
+        predictor.add_new_points_or_box(state, start, 1, points=[[32, 24]], labels=[1])
+    whole = list(propagate_quietly(predictor, states[0], start_frame_idx=start, reverse=reverse))
+    single = [propagate_one(predictor, states[1], frame, reverse) for frame in order]
+    assert [frame for frame, *_ in single] == [frame for frame, *_ in whole] == list(order)
+    for one, other in zip(single, whole, strict=True):
+        assert one[1] == other[1]
+        np.testing.assert_array_equal(one[2].numpy(), other[2].numpy())
+    assert capsys.readouterr().err == ""
+
+
 def test_a_users_own_loop_runs(prompted: Any) -> None:
     predictor, state = prompted
 
@@ -51,6 +67,7 @@ def test_a_users_own_loop_runs(prompted: Any) -> None:
 
     predictor.__class__ = Mine
     assert next(propagate_quietly(predictor, state)) == "mine"
+    assert propagate_one(predictor, state, 0) == "mine"
 
 
 @pytest.mark.slow

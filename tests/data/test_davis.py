@@ -103,3 +103,35 @@ def test_missing_parts_are_named(davis: Path, tmp_path: Path) -> None:
     (davis / "Annotations").mkdir()
     with pytest.raises(DataError, match="has no sequences"):
         read_davis(davis)
+
+
+def test_void_is_no_object(davis: Path) -> None:
+    for path in (davis / "Annotations/test-00000").iterdir():
+        mask = np.array(Image.open(path))
+        mask[:5] = 255
+        Image.fromarray(mask).save(path)
+    Image.fromarray(np.where(np.arange(48)[:, None] < 5, 255, np.zeros((48, 64))).astype(np.uint8)).save(
+        davis / "Annotations/test-00000/00003.png"  # all objects are away
+    )
+    sequence = read_davis(davis)[0]
+    assert 255 not in sequence.object_ids
+    assert sequence.object_ids[0] == 1
+    assert all((mask[:5] == 255).all() for mask in sequence.masks)
+
+
+def test_black_and_white_masks_are_one_object(davis: Path) -> None:
+    for path in (davis / "Annotations/test-00000").iterdir():
+        Image.fromarray(np.where(np.array(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+    sequence = read_davis(davis)[0]
+    assert sequence.object_ids == (1,)
+
+
+def test_frames_of_any_format_in_natural_order(davis: Path) -> None:
+    for kind, ending in (("JPEGImages", "tif"), ("Annotations", "png")):
+        for t, path in enumerate(sorted((davis / kind / "test-00000").iterdir())):
+            Image.open(path).save(path.with_name(f"frame_{8 + t}.{ending}"))
+            path.unlink()
+    (davis / "JPEGImages/test-00000/._frame_8.tif").write_bytes(b"\0\5\x16\7")
+    sequence = read_davis(davis)[0]
+    assert [path.name for path in sequence.frames.paths] == [f"frame_{t}.tif" for t in range(8, 12)]
+    assert sequence.masks.present == [0, 1, 2, 3]

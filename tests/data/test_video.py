@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,73 @@ def test_a_folder_of_frames(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "3.png")
     with pytest.raises(DataError, match="frame 3 is 4 x 4 pixels, the first is 64 x 48"):
         list(read_frames(tmp_path))
+
+
+QUARTERS = {  # what a phone writes for how it was held: the display matrix, without its last column
+    0: (1, 0, 0, 1),
+    90: (0, 1, -1, 0),
+    180: (-1, 0, 0, -1),
+    270: (0, -1, 1, 0),
+}
+
+
+@pytest.mark.parametrize("angle", QUARTERS)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_phones_clip_is_turned_and_mirrored_as_players_do(tmp_path: Path, angle: int, mirrored: bool) -> None:
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:24, :32] = 255  # the upper left quarter
+    write_video(tmp_path / "clip.mp4", [frame] * 2)
+    a, b, c, d = (65536 * value for value in QUARTERS[angle])
+    if mirrored:
+        a, c = -a, -c
+    data = bytearray((tmp_path / "clip.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    assert struct.unpack(">9i", data[matrix : matrix + 36])[:2] == (65536, 0)
+    data[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "clip.mp4").write_bytes(data)
+    shown = np.rot90(frame, -angle // 90)
+    shown = shown[:, ::-1] if mirrored else shown
+    for read in read_frames(tmp_path / "clip.mp4"):
+        assert read.shape == shown.shape
+        assert read.flags.c_contiguous
+        assert np.abs(read.astype(int) - shown).mean() < 8
+
+
+def test_frames_of_uneven_times_come_once_each_in_their_order(tmp_path: Path) -> None:
+    with av.open(tmp_path / "clip.mkv", "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for level, time in zip(range(8), (0, 33, 40, 500, 510, 1400, 1433, 3000), strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 30 * level, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    levels = [frame.mean() / 30 for frame in read_frames(tmp_path / "clip.mkv")]
+    assert np.abs(np.array(levels) - range(8)).max() < 0.3
+
+
+@pytest.mark.parametrize("name", ["stack.tif", "clip.gif", "clip.webp", "clip.png"])
+def test_pages_and_animations_are_clips(tmp_path: Path, name: str) -> None:
+    pages = [Image.fromarray(frame) for frame in moving(4)]
+    settings = {"lossless": True} if name.endswith("webp") else {}
+    timed = {} if name.endswith("tif") else {"duration": 100}
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **settings, **timed)
+    read = list(read_frames(tmp_path / name))
+    assert len(read) == 4
+    assert all(np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(read, moving(4), strict=True))
+    assert frame_rate(tmp_path / name, default=5) == (10 if timed else 5)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_frames_of_16_bits_are_scaled_alike(tmp_path: Path, folder: bool) -> None:
+    pages = [Image.fromarray(np.full((8, 8), value, np.uint16)) for value in (100, 30000)]
+    if folder:
+        for t, page in enumerate(pages):
+            page.save(tmp_path / f"{t}.png")
+    else:
+        pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    assert [frame.max() for frame in read_frames(tmp_path if folder else tmp_path / "stack.tif")] == [0, 117]
 
 
 def test_what_is_no_video_is_named(tmp_path: Path) -> None:

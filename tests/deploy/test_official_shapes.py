@@ -16,7 +16,7 @@ from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.graph import find_parts
 from qsam2_ao.models.official import OFFICIAL
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 
 QUANTIZER = ActivationQuantizer(0, 255, 0.02, 117.0)
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -60,7 +60,7 @@ def in_double(layer: nn.Module, packed: PackedIntxTensor, x: torch.Tensor) -> to
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @torch.no_grad()
 def test_every_shape(layers: list[tuple[str, nn.Module]], bits: int) -> None:
-    kernels, lowered = unavailable_reason() is None, set()
+    kernels, lowered = why_no_kernels() is None, set()
     for name, layer in layers:
         packed, x = packed_like(layer, bits), input_of(layer)
         expected = in_double(layer, packed, QUANTIZER(x))

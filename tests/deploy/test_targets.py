@@ -9,7 +9,7 @@ from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.deploy.record import LayerRecord
 from qsam2_ao.deploy.targets import TARGETS, get_target, lower_to
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.stage import ModelStage, set_stage, stage_of
 
 
@@ -40,7 +40,7 @@ def test_int8_runs_layers_with_quantized_inputs_and_int4_does_not() -> None:
     assert get_target("int4").why_not("cpu", layer, packed(48, 96), quantizer) == (
         "Its input is quantized, and this target runs weight-only layers."
     )
-    assert get_target("int8").why_not("cpu", layer, packed(48, 96), quantizer) == unavailable_reason()
+    assert get_target("int8").why_not("cpu", layer, packed(48, 96), quantizer) == why_no_kernels()
     assert "meta" in str(get_target("int8").why_not("meta"))
     assert "'meta'" in str(get_target("int4").why_not("meta"))
 

@@ -14,7 +14,7 @@ from threads import at_once
 from torch import Tensor
 
 from qsam2_ao import load_embedded, load_qsam2, lower_float, prepare_qsam2
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 
 MODELS: dict[str, Callable[[Path], Any]] = {
     "prepared": lambda file: prepare_qsam2(load_embedded(), "w4a8", vrc=None).eval(),
@@ -37,7 +37,7 @@ def run(model: Any, side: int) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_do_not_meet(name: str, packed_file: Path) -> None:
-    if name not in ("prepared", "packed") and (reason := unavailable_reason()) is not None:
+    if name not in ("prepared", "packed") and (reason := why_no_kernels()) is not None:
         pytest.skip(reason)
     model = MODELS[name](packed_file)
     if name == "prepared":

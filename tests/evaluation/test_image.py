@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_samples_are_frames_with_their_visible_objects() -> None:
     assert len(seeds) > 1
     assert len(image_samples(sequences[:1], per_sequence=99)) == 4
     assert image_samples(sequences, min_area=10**6) == []
+
+
+def test_pixels_of_void_do_not_count(predictor: Any) -> None:
+    [sequence] = generate_split("test", 1, num_frames=1)
+    masks = np.where(sequence.masks == 2, 255, sequence.masks)
+    marked = replace(sequence, masks=masks, object_ids=tuple(i for i in sequence.object_ids if i != 2))
+    [sample] = image_samples([marked])
+    assert sample.void is not None
+    assert np.array_equal(sample.void, sequence.masks[0] == 2)
+    predictor_of_images = SAM2ImagePredictor(predictor)
+    predictor_of_images.set_image(sample.image)
+    predicted = predict_objects(predictor_of_images, sample.masks, "box")
+    expected = mask_iou(predicted & ~sample.void, sample.masks)
+    assert evaluate_image(predictor, [sample]).miou == pytest.approx(100 * expected.mean())
+    assert (mask_iou(predicted, sample.masks) != expected).any(), "the model's masks reach into void"
+    with pytest.raises(DataError, match="void is bool"):
+        ImageSample(sample.image, sample.masks, void=sample.void[1:])
 
 
 @pytest.mark.parametrize("prompt", ["box", "click", "3-click"])

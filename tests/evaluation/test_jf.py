@@ -69,6 +69,52 @@ def test_first_and_last_frames_do_not_count_by_default() -> None:
     assert score_sequence("s", predicted, truth, skip_first_and_last=False)[0].j == 50
 
 
+def test_void_pixels_count_for_nothing_as_in_daviss_metrics() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.integers(0, 3, (5, 6, 6)), np.ones((1, 8, 8))).astype(np.uint8)
+    predicted = np.roll(truth, 3, 2)
+    unknown = np.kron(rng.random((5, 6, 6)) < 0.2, np.ones((1, 8, 8))).astype(bool)
+    # db_eval_iou and db_eval_boundary take void away from both masks before anything else.
+    expected = score_sequence("s", np.where(unknown, 0, predicted), np.where(unknown, 0, truth))
+    marked = np.where(unknown, 255, truth).astype(np.uint8)
+    assert score_sequence("s", predicted, marked) == expected
+    assert score_sequence("s", predicted, marked, object_ids=[1, 2]) == expected
+    assert [score.object_id for score in expected] == [1, 2]
+    everywhere = np.where(rng.random(truth.shape) < 0.5, 255, predicted).astype(np.uint8)
+    assert score_sequence("s", everywhere, truth) != score_sequence("s", predicted, truth), "void is no way out"
+
+
+def test_an_only_or_named_id_of_255_is_an_object() -> None:
+    truth = np.zeros((4, 8, 8), np.uint8)
+    truth[:, 2:5, 2:5] = 255
+    assert [(score.object_id, score.j) for score in score_sequence("s", truth, truth)] == [(255, 100)]
+    truth[:, 6:] = 1
+    assert [score.object_id for score in score_sequence("s", truth, truth)] == [1]
+    assert [score.object_id for score in score_sequence("s", truth, truth, object_ids=[1, 255])] == [1, 255]
+
+
+def test_black_and_white_folders_are_scored_whatever_their_numbers(tmp_path: Path) -> None:
+    mask = np.zeros((20, 20), np.uint8)
+    mask[4:12, 4:12] = 1
+    for kind, factor in (("truth", 255), ("predicted", 1)):
+        (tmp_path / kind / "s").mkdir(parents=True)
+        for t in range(4):
+            ending = "png" if kind == "truth" else "bmp"
+            Image.fromarray(mask * np.uint8(factor)).save(tmp_path / kind / "s" / f"{t}.{ending}")
+    assert score_folders(tmp_path / "predicted", tmp_path / "truth").jf == 100
+
+
+def test_short_sequences_are_refused_before_any_is_read(folders: tuple[Path, Path]) -> None:
+    predicted, truth = folders
+    for path in [*(truth / "test-00002").iterdir()][2:]:
+        path.unlink()
+    (truth / "test-00000" / "00001.png").write_text("damaged")
+    with pytest.raises(DataError, match=r"too few annotated frames in test-00002 \(2\): scoring needs 3.*--all-frames"):
+        score_folders(predicted, truth)
+    scores = score_folders(predicted, truth, sequences=["test-00002"], skip_first_and_last=False)
+    assert scores.jf > 20
+
+
 def test_other_objects_and_frames_without_annotation_do_not_count() -> None:
     truth = np.zeros((5, 8, 8), np.uint8)
     truth[:, :4], truth[:, 4:] = 1, 2
@@ -97,7 +143,7 @@ def test_bad_input_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
         score_sequence("dog", masks[:3], masks)
     with pytest.raises(DataError, match=r"dog, frame 1: the predicted mask is \[8, 7\]"):
         score_sequence("dog", masks[:, :, :7], masks)
-    with pytest.raises(DataError, match="dog: no annotated frame is left"):
+    with pytest.raises(DataError, match=r"too few annotated frames in dog \(2\).*--all-frames"):
         score_sequence("dog", masks[:2], masks[:2])
     predicted, truth = folders
     with pytest.raises(DataError, match="nowhere: no such folder"):

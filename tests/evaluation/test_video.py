@@ -55,6 +55,18 @@ def test_the_prompted_mask_comes_back(predictor: Any, sequence: Sequence) -> Non
     assert np.mean([score.j for score in scores]) > 80
 
 
+def test_short_sequences_are_refused_before_any_is_tracked(predictor: Any, sequence: Sequence, tmp_path: Path) -> None:
+    write_sequence(sequence, tmp_path)
+    write_sequence(replace(sequence, frames=sequence.frames[:1], masks=sequence.masks[:1], name="z"), tmp_path)
+    sequences = read_davis(tmp_path)
+    (tmp_path / "JPEGImages" / sequence.name / "00002.jpg").write_text("damaged")  # tracking would find it
+    with pytest.raises(DataError, match=r"too few annotated frames in z \(1\).*--all-frames"):
+        evaluate_video(predictor, sequences)
+    with pytest.raises(DataError, match=r"too few annotated frames in z \(1\)"):
+        evaluate_video(predictor, iter(sequences[1:]))
+    assert evaluate_video(predictor, sequences[1:], skip_first_and_last=False).num_frames == 1
+
+
 def test_only_prompted_masks_are_looked_at(predictor: Any, sequence: Sequence) -> None:
     only_first = replace(sequence, masks=np.concatenate([sequence.masks[:1], 0 * sequence.masks[1:]]))
     assert np.array_equal(track_sequence(predictor, only_first), track_sequence(predictor, sequence))

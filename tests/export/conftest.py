@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,19 @@ from qsam2_ao.data.procedural import generate_sequence
 
 
 @pytest.fixture(scope="session")
-def trained_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with its trained weights at w4a8, ranges of real inputs."""
-    path = tmp_path_factory.mktemp("export") / "embedded-w4a8.safetensors"
-    photos = list(generate_sequence("train", 0, num_frames=4).frames)
-    save_qsam2(convert_qsam2(load_embedded(), "w4a8", photos, progress=False), path)
-    return path
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A file of a preset: the embedded model with its trained weights, so that scores have no ties."""
+
+    @cache
+    def of(preset: str) -> Path:
+        path = tmp_path_factory.mktemp("export") / f"embedded-{preset}.safetensors"
+        photos = list(generate_sequence("train", 0, num_frames=4).frames)
+        save_qsam2(convert_qsam2(load_embedded(), preset, photos, vrc=None, progress=False), path)
+        return path
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def trained_file(trained: Callable[[str], Path]) -> Path:
+    return trained("w4a8")

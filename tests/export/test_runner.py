@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exported_parts import check_files, check_quantized_layers, in_onnx_runtime, in_openvino
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from qsam2_ao import load_qsam2
@@ -16,6 +17,8 @@ from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
+from qsam2_ao.export.parts import export_parts
+from qsam2_ao.export.qdq import for_export
 from qsam2_ao.predictors import predictor_state
 
 EXPORTS: dict[str, tuple[Callable[..., Any], str, tuple[str, ...]]] = {
@@ -30,13 +33,24 @@ def clip() -> Sequence:
     return generate_sequence("test", 3, num_frames=10)
 
 
+@pytest.fixture(scope="module")
+def onnx_files(trained_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return export_onnx(load_qsam2(trained_file), tmp_path_factory.mktemp("runner") / "onnx", progress=False)
+
+
 @pytest.fixture(scope="module", params=list(EXPORTS))
 def exported(request: pytest.FixtureRequest, trained_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     export, target, packages = EXPORTS[request.param]
     for package in packages:
         pytest.importorskip(package)
+    if request.param == "onnx":
+        return request.getfixturevalue("onnx_files")[0].parent
     folder = tmp_path_factory.mktemp("runner") / request.param
-    export(load_qsam2(trained_file, target=target), folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "openvino":  # starts from the same files
+            files = request.getfixturevalue("onnx_files")
+            patch.setattr("qsam2_ao.export.openvino.export_onnx", lambda model, folder, *, progress: files)
+        export(load_qsam2(trained_file, target=target), folder, progress=False)
     return folder
 
 
@@ -96,6 +110,16 @@ def test_images_and_videos_match_the_predictors(exported: Path, model: Any, clip
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("exported", ["onnx", "openvino"], indirect=True)  # what aoti compiles has other kernels
+def test_the_files_compute_what_the_parts_compute(exported: Path, model: Any) -> None:
+    suffix, run = {"onnx": (".onnx", in_onnx_runtime), "openvino": (".xml", in_openvino)}[exported.name]
+    parts = {part.name: part for part in export_parts(for_export(model))}
+    check_files([exported / f"{name}{suffix}" for name in parts], run, model, parts)
+    if exported.name == "onnx":
+        check_quantized_layers(exported / "image_encoder.onnx", model)
+
+
+@pytest.mark.slow
 def test_what_a_user_gets_wrong(exported: Path, clip: Sequence) -> None:
     sam = ExportedSAM2(exported)
     with pytest.raises(DataError, match="call set_image before"):
@@ -103,10 +127,10 @@ def test_what_a_user_gets_wrong(exported: Path, clip: Sequence) -> None:
     with pytest.raises(DataError, match=r"uint8 \[height, width, 3\], not float64"):
         sam.set_image(np.zeros((8, 8, 3)))
     sam.set_image(clip.frames[0])
-    with pytest.raises(DataError, match="not NaN or infinite"):
+    with pytest.raises(DataError, match="has NaN or infinite"):
         sam.predict(np.array([[1.0, np.nan]]), np.ones(1))
     for wrong in ({}, {"point_coords": np.zeros((1, 2))}, {"point_coords": np.zeros((2, 2)), "point_labels": [1]}):
-        with pytest.raises(DataError, match=r"a prompt is|clicks need"):
+        with pytest.raises(DataError, match=r"no prompt|has no labels|one label for each point"):
             sam.predict(**wrong)
     with pytest.raises(DataError, match="at least one object"):
         next(sam.track(clip.frames, {}))
@@ -174,7 +198,7 @@ def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatc
     from qsam2_ao.native import build
 
     ExportSettings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
-    monkeypatch.setattr(build, "cpu_unavailable_reason", lambda: "No such CPU.")
+    monkeypatch.setattr(build, "why_no_cpu_kernels", lambda: "No such CPU.")
     with pytest.raises(UnsupportedLayerError, match="No such CPU"):
         ExportedSAM2(tmp_path)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from sam2_runs import assert_identical, images, run_image, run_video
+from sam2_runs import assert_identical, images, run_both, run_video
 from torch import fx, nn
 
 from qsam2_ao.errors import GraphTraceError, QConfigError
@@ -64,11 +64,10 @@ def test_the_embedded_model_is_the_same_to_the_bit(training: bool) -> None:
         assert isinstance(traced.get_submodule(part.path), fx.GraphModule) != lone  # a lone layer has no graph inside
     assert list(traced.state_dict()) == list(model.state_dict())
     batch = images(2, 96)
-    for run in (run_image, run_video):
-        torch.manual_seed(0)  # dropout
-        expected = run(model, batch)
-        torch.manual_seed(0)
-        assert_identical(run(traced, batch), expected)
+    torch.manual_seed(0)  # dropout
+    expected = run_both(model, batch)
+    torch.manual_seed(0)
+    assert_identical(run_both(traced, batch), expected)
 
 
 def test_gradients_are_the_same_to_the_bit() -> None:
@@ -111,8 +110,7 @@ def test_every_official_size_is_the_same_to_the_bit(name: str) -> None:
     trace_regions(traced)
     batch = images(1, 128)
     for training in (False, True):
-        for run in (run_image, run_video):
-            torch.manual_seed(0)
-            expected = run(model.train(training), batch)
-            torch.manual_seed(0)
-            assert_identical(run(traced.train(training), batch), expected)
+        torch.manual_seed(0)  # dropout
+        expected = run_both(model.train(training), batch)
+        torch.manual_seed(0)
+        assert_identical(run_both(traced.train(training), batch), expected)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from threads import at_once
-from torch import Tensor, nn
+from torch import Tensor
 from training.model.sam2 import SAM2Train
 
 from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.config import model_config
 from qsam2_ao.models.embedded import EMBEDDED_CONFIG, build_embedded
-from qsam2_ao.models.official import OFFICIAL, build_official, load_official_state, read_checkpoint
+from qsam2_ao.models.official import OFFICIAL, build_official, load_official_state
 
 # An official-style config with an official-style checkpoint, at the size of the embedded model.
 SMALL = str(EMBEDDED_CONFIG)
@@ -60,6 +61,16 @@ def test_an_official_model_with_its_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
     with pytest.raises(CheckpointError, match=r"tiny\.pt is not a checkpoint of this model"):
         build_official("sam2.1-s", tmp_path / "tiny.pt")
+
+
+@pytest.mark.slow
+def test_versions_are_told_apart(tmp_path: Path) -> None:
+    torch.save({"model": build_official("sam2-t").state_dict()}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match=r"two\.pt .* it holds sam2-t, and sam2\.1-t was named; name sam2-t"):
+        build_official("sam2.1-t", tmp_path / "two.pt")
+    model = build_official(checkpoint=tmp_path / "two.pt")
+    assert model.no_obj_embed_spatial is None
+    assert not model.add_tpos_enc_to_obj_ptrs
 
 
 @pytest.mark.parametrize("model_class", [None, SAM2Base, SAM2Train, MyPredictor])
@@ -105,12 +116,6 @@ def test_equals_what_sam2_builds() -> None:
     assert model_config(ours) == model_config(theirs)
 
 
-def test_a_config_that_hydra_must_compose_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("defaults: [base]\nmodel: {}\n")
-    with pytest.raises(QSAM2Error, match=r"mine\.yaml has a list of defaults"):
-        build_official(str(tmp_path / "mine.yaml"))
-
-
 @pytest.mark.parametrize("name", ["sam3-t", "configs/none.yaml", "sam2.1", ""])
 def test_unknown_names(name: str) -> None:
     with pytest.raises(QSAM2Error, match=r"unknown model .*sam2\.1-t"):
@@ -125,34 +130,41 @@ def test_an_absent_file_is_named_before_anything_is_built() -> None:
         build_official("sam2.1-l", "gone.pt")
 
 
-@pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
-def test_truncated_files(checkpoint: Path, keep: float) -> None:
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: int(keep if keep >= 10 else keep * len(content))])
-    with pytest.raises(CheckpointError, match=r"model\.pt is not a complete PyTorch checkpoint"):
-        build_official(SMALL, checkpoint)
+def test_the_config_is_chosen_by_the_checkpoint(checkpoint: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
+    model = build_official(checkpoint=checkpoint)
+    assert model.image_size == 96
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(QSAM2Error, match="name a model or a checkpoint"):
+        build_official()
+    other = {name: value for name, value in state.items() if ".blocks.6." not in name}
+    torch.save(other, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="is of a SAM2 of 32 channels and 6 blocks, and no config is known"):
+        build_official(checkpoint=tmp_path / "other.pt")
 
 
-class Evil:
-    def __reduce__(self) -> Any:
-        return (print, ("code from the file ran",))
+@pytest.mark.parametrize("given", ["sam2.1-t", "configs/sam2/sam2_hiera_t.yaml"])
+def test_another_models_weights_are_refused_by_name_before_it_is_built(checkpoint: Path, given: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"it holds .*qsam2_embedded\.yaml, and {re.escape(given)} was named"):
+        build_official(given, checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"state_dict": {}}, r'no state dict under "model" \(found keys \[\'state_dict\'\]\)'),
-        ([1, 2], "found a list"),
-        ({"model": torch.zeros(2)}, 'no state dict under "model"'),
-        ({"model": Evil()}, "not a complete PyTorch checkpoint of plain tensors"),
-        (nn.Linear(2, 2), "not a complete PyTorch checkpoint of plain tensors"),
-    ],
-)
-def test_foreign_files(tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(content, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match=message):
-        read_checkpoint(tmp_path / "foreign.pt")
-    assert "code from the file ran" not in capsys.readouterr().out
+def test_weights_in_half_precision_and_in_inference_mode(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({name: value.bfloat16() for name, value in state.items()}, tmp_path / "half.pt")
+    with torch.inference_mode():
+        model = build_official(SMALL, tmp_path / "half.pt")
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert not value.is_inference()
+        assert torch.equal(value, state[name].bfloat16().float())
+
+
+def test_layers_of_ones_own_in_a_checkpoint(state: dict[str, Tensor]) -> None:
+    wrong = {**state, "head.weight": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match=r"1 unknown, first head\.weight; .* layers that you added"):
+        load_official_state(build_embedded(), wrong, "some.pt")
+    ints = {**state, "no_mem_embed": state["no_mem_embed"].int()}
+    with pytest.raises(CheckpointError, match="no_mem_embed holds int32 and no weights in float"):
+        load_official_state(build_embedded(), ints, "some.pt")
 
 
 def test_tensors_that_do_not_fit_are_named(state: dict[str, Tensor]) -> None:

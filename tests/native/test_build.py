@@ -18,19 +18,19 @@ from threads import at_once
 
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import build, fast_float, load_kernels, unavailable_reason
+from qsam2_ao.native import build, fast_float, load_kernels, why_no_kernels
 from qsam2_ao.stage import stage_of
 
-needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 
 
 def test_other_machines_get_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
-    assert "not Linux on arm64" in str(unavailable_reason())
+    assert "not Linux on arm64" in str(why_no_kernels())
     monkeypatch.undo()
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if build.platform.system() == "Linux" and build.platform.machine() == "x86_64":
-        assert "AVX512-VNNI" in str(unavailable_reason())
+        assert "AVX512-VNNI" in str(why_no_kernels())
 
 
 @needs_kernels
@@ -38,7 +38,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert "install g++ or set CXX" in str(unavailable_reason())
+    assert "install g++ or set CXX" in str(why_no_kernels())
     with pytest.raises(UnsupportedLayerError, match="there is no C"):
         load_kernels()
 
@@ -64,7 +64,7 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "avx512_bf16"}
     for lacking in ({"avx512_vnni"}, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, {"avx512dq"}):
         monkeypatch.setattr(build, "_cpu_flags", lambda lacking=lacking: everything - lacking | {"avx_vnni"})
-        reason = str(unavailable_reason())
+        reason = str(why_no_kernels())
         assert "need a CPU with AVX512-VNNI" in reason
         assert all(name.replace("_", "") in reason for name in lacking)
     monkeypatch.setattr(build, "_cpu_flags", lambda: everything - {"avx512_bf16"})
@@ -79,8 +79,8 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Kernels of one line, which compile in no time, and no cache."""
-    if unavailable_reason() is not None:
-        pytest.skip(str(unavailable_reason()))
+    if why_no_kernels() is not None:
+        pytest.skip(str(why_no_kernels()))
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
     monkeypatch.setattr(build, "_SOURCES", tmp_path / "csrc")
@@ -103,7 +103,7 @@ def test_threads_compile_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CXX", str(script(small / "counting", f'echo x >> {log}\nexec {compiler} "$@"')))
     at_once(*[build.implement] * 4)
     assert log.read_text().count("x") == 2  # compiled, linked
-    assert unavailable_reason() is None
+    assert why_no_kernels() is None
 
 
 def test_processes_may_compile_at_once(small: Path) -> None:

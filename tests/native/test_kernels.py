@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from qsam2_ao.native import code_offset, load_kernels, unavailable_reason
+from qsam2_ao.native import code_offset, load_kernels, why_no_kernels
 from qsam2_ao.quantizers.affine import quantize_affine
 
-needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Ops:
 def ops(request: pytest.FixtureRequest) -> Ops:
     if request.param == "cpu" or torch.cuda.is_available():
         device = torch.device(request.param)
-        if (reason := unavailable_reason(device)) is not None:
+        if (reason := why_no_kernels(device)) is not None:
             pytest.skip(reason)
         load_kernels(device)
         return Ops(request.param)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qsam2_ao import coverage_report, layer_times, load_qsam2
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.reporting.speed import LayerTime
 from qsam2_ao.stage import stage_of
 
@@ -13,7 +13,7 @@ from qsam2_ao.stage import stage_of
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["packed", "int8"])
 def test_every_layer_of_a_video_is_timed(packed_file: Path, target: str) -> None:
-    if target == "int8" and (reason := unavailable_reason()):
+    if target == "int8" and (reason := why_no_kernels()):
         pytest.skip(reason)
     model = load_qsam2(packed_file, target=target)
     modules = [(type(module), len(module._forward_pre_hooks)) for module in model.modules()]

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence
+from qsam2_ao.errors import DataError
 from qsam2_ao.segmentation import ObjectPrompt, segment_file, segment_image
 
 PROMPTS = {1: ObjectPrompt(box=(10, 20, 60, 80)), 4: ObjectPrompt([(30.0, 30.0, 1)])}
@@ -35,3 +39,54 @@ def test_files(predictor: Any, sequence: Sequence, tmp_path: Path) -> None:
     assert [found.id for found in done.objects] == [1, 4]
     assert [found.pixels for found in done.objects] == [(ids == 1).sum(), (ids == 4).sum()]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["picture_mask.png", "picture_overlay.png"]
+
+
+def test_every_form_holds_the_same_masks(predictor: Any, sequence: Sequence, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    Image.fromarray(sequence.frames[0]).save(tmp_path / "picture.png")
+    done = segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path, save=["masks", "rle", "polygons"])
+    assert done.overlay is None
+    assert done.mask is not None
+    ids = read_ids(done.mask)
+    for path in (done.rle, done.polygons):
+        read = coco.COCO(path)
+        assert read.imgs[1]["file_name"] == "picture.png"
+        found = {annotation["object_id"]: annotation for annotation in read.anns.values()}
+        assert found.keys() == {found.id for found in done.objects if found.pixels}
+        for number, annotation in found.items():
+            assert np.array_equal(read.annToMask(annotation), ids == number)
+            assert annotation["score"] == done.objects[[1, 4].index(number)].score
+    segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path / "alone", save=["rle"])
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["picture_rle.json"]
+    for wrong in ([], ["png"]):
+        with pytest.raises(DataError, match="save must name some of masks, overlay, rle, polygons"):
+            segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path, save=wrong)  # type: ignore[arg-type]
+
+
+def test_a_mask_is_sam2s_low_resolution_input(predictor: Any, sequence: Sequence) -> None:
+    picture, mask = Image.fromarray(sequence.frames[0]), np.zeros((96, 96), bool)
+    mask[16:64, 32:80] = True  # whole blocks of 4 x 4 pixels, but for the smoothing at edges
+    logits, scores = segment_image(predictor, picture, {1: ObjectPrompt(mask=mask)})
+    sam = SAM2ImagePredictor(predictor)
+    sam.set_image(picture)
+    small = F.interpolate(
+        torch.where(torch.from_numpy(mask), 10.0, -10.0)[None, None], (24, 24), mode="bilinear", antialias=True
+    )
+    expected, quality, _ = sam.predict(mask_input=small[0].numpy(), multimask_output=False, return_logits=True)
+    np.testing.assert_array_equal(logits[1], expected[0])
+    assert scores[1] == float(quality[0])
+    without, _, _ = sam.predict(multimask_output=False, return_logits=True)
+    assert (without != expected).any()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (ObjectPrompt(), "object 2: there is no prompt"),
+        (ObjectPrompt([(200.0, 3.0, 1)]), r"object 2: points has \(200, 3\), outside of the picture"),
+        (ObjectPrompt(mask=np.ones((3, 3), bool)), r"object 2: mask has shape \[3, 3\]"),
+    ],
+)
+def test_prompts_that_break_the_rules(predictor: Any, sequence: Sequence, prompt: ObjectPrompt, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        segment_image(predictor, Image.fromarray(sequence.frames[0]), {2: prompt})

@@ -52,6 +52,17 @@ def test_frames_without_masks_are_left_out(davis: Path):
     assert all(batch.img_batch.shape[:2] == (1, 1) for batch in batches)
 
 
+def test_void_is_no_object_and_background(davis: Path):
+    for path in (davis / "Annotations").rglob("*.png"):
+        mask = np.array(Image.open(path)) * 0
+        mask[:40], mask[40:50, 30:] = 255, 3
+        Image.fromarray(mask).save(path)
+    for batch in clip_batches(read_davis(davis), 60, 6, objects=5)(0):
+        assert {*batch.metadata.unique_objects_identifier[..., 1].unique().tolist()} == {3}
+        assert batch.masks[:, :, :40].sum() == 0
+        assert batch.masks[:, :, 42:48, 30:].all()
+
+
 def test_empty_masks_are_an_error(davis: Path):
     for path in (davis / "Annotations").rglob("*.png"):
         Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qsam2_ao.errors import CheckpointError, NonFiniteError
-from qsam2_ao.training.interrupts import INTERRUPTS
+from qsam2_ao.interrupts import INTERRUPTS
 from qsam2_ao.training.loop import read_checkpoint, train
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from qsam2_ao import load_qsam2
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training import qat
+from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.workflow import quantize as quantizing
 from qsam2_ao.workflow.data import procedural_images
-from qsam2_ao.workflow.quantize import QuantizationJob, quantize_model
+from qsam2_ao.workflow.quantize import QuantizationJob, TrainingData, quantize_model
 from qsam2_ao.workspace import Workspace
 
+STAGES = (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),)
 JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
 
 
@@ -27,7 +30,16 @@ def model():
 
 def quantize(model: object, folder: Path) -> Path:
     output = folder / "out.safetensors"
-    quantize_model(model, JOB, output, Workspace(folder, {}), calibration_data=procedural_images(2, 96))
+    quantize_model(
+        model,
+        JOB,
+        output,
+        Workspace(folder, {}),
+        calibration_data=procedural_images(2, 96),
+        training=TrainingData(
+            ProceduralBatches(STAGES, seed=11).stream(JOB.steps), list(ProceduralBatches(STAGES, seed=12).stream(1)(0))
+        ),
+    )
     return output
 
 
@@ -78,8 +90,9 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
         assert torch.equal(value, other), name
 
 
-def test_a_damaged_step_is_named(model, tmp_path: Path):
+@pytest.mark.parametrize("content", [b"", b"damaged", b"\x80\x02]q\x00.", pickle.dumps({"state": 3, "info": {}}, 2)])
+def test_a_damaged_step_is_named(model, tmp_path: Path, content: bytes):
     work = Workspace(tmp_path, {})
-    (work.folder / "w2a8-prepared.pt").write_bytes(b"damaged")
+    (work.folder / "w2a8-prepared.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"w2a8-prepared\.pt cannot be continued from"):
         quantize(model, tmp_path)

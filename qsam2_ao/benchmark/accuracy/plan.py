@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ...errors import QConfigError
+from ...spelling import unknown_name
 from .methods import FLOAT, METHODS, MIXED
 from .models import MODELS
 
@@ -86,8 +88,17 @@ def select(
     methods: Iterable[str] | None = None,
     settings: Iterable[str] | None = None,
 ) -> list[Unit]:
-    """The units of some models, methods or settings only; None keeps all."""
+    """The units of some models, methods or settings only; None keeps all.
+
+    Raises:
+        QConfigError: A name that no unit has.
+    """
+    units = list(units)
     wanted = [None if names is None else set(names) for names in (models, methods, settings)]
+    for kind, names in zip(("model", "method", "setting"), wanted, strict=True):
+        known = list(dict.fromkeys(getattr(unit, kind) for unit in units))
+        if unknown := sorted((names or set()) - set(known)):
+            raise QConfigError(unknown_name(kind, unknown[0], known))
     return [
         unit
         for unit in units

@@ -15,7 +15,7 @@ METRICS = ("J&F", "mIoU_box", "mIoU_1click", "mIoU_3click")
 
 
 @dataclass(frozen=True)
-class Target:
+class Goal:
     """What is to be reached.
 
     Attributes:
@@ -36,19 +36,15 @@ class Target:
 
 
 OURS = "QSAM2"
-TARGETS = (
-    Target("9.7 over the best rival", "heavy-tailed", "W2A4", "J&F", "rival", 9.7),
-    Target("7.3 over the best rival", "heavy-tailed", "W2A4", "mIoU_box", "rival", 7.3),
-    Target("5 over the best rival", "heavy-tailed", "W2A8", "J&F", "rival", 5.0),
-    Target("at most 3 under float", "heavy-tailed", "W2A8", "J&F", FLOAT, -3.0),
-    Target("at most 1 under float", "heavy-tailed", "W3A8", "J&F", FLOAT, -1.0),
-    Target("at most 0.5 under float", "heavy-tailed", "W4A8", "J&F", FLOAT, -0.5),
-    *(
-        Target("not worse than the best rival", m, s, "J&F", "rival", 0.0)
-        for m in MAIN_MODELS
-        for s in ("W4A8", "W8A8")
-    ),
-    *(Target("not worse than the best rival", "plain", s, "J&F", "rival", 0.0) for s in ("W2A4", "W2A8", "W3A8")),
+GOALS = (
+    Goal("9.7 over the best rival", "heavy-tailed", "W2A4", "J&F", "rival", 9.7),
+    Goal("7.3 over the best rival", "heavy-tailed", "W2A4", "mIoU_box", "rival", 7.3),
+    Goal("5 over the best rival", "heavy-tailed", "W2A8", "J&F", "rival", 5.0),
+    Goal("at most 3 under float", "heavy-tailed", "W2A8", "J&F", FLOAT, -3.0),
+    Goal("at most 1 under float", "heavy-tailed", "W3A8", "J&F", FLOAT, -1.0),
+    Goal("at most 0.5 under float", "heavy-tailed", "W4A8", "J&F", FLOAT, -0.5),
+    *(Goal("not worse than the best rival", m, s, "J&F", "rival", 0.0) for m in MAIN_MODELS for s in ("W4A8", "W8A8")),
+    *(Goal("not worse than the best rival", "plain", s, "J&F", "rival", 0.0) for s in ("W2A4", "W2A8", "W3A8")),
 )
 
 
@@ -83,9 +79,10 @@ def markdown(
         f"(mIoU, SAM2's image predictor). {budget.images} calibration images; {budget.steps} steps of training, the "
         f"same batches for every method, up to {seeds} seeds (mean ± standard deviation). All layers are quantized as "
         "in the presets: per output channel and per tensor, first and last layers with 8 bits. "
-        f"{len(results.all_experiments)} cells are finished; an empty one is not in the plan or has not been run. "
-        "Differences are in percentage points, with 95 % bootstrap intervals over videos. A cell is the same to the "
-        "bit when it is run again on the same machine; on another CPU, metrics have been seen to move by up to 0.1.\n",
+        f"{len(results.all_experiments)} experiments are finished; an empty cell is not in the plan or has not been "
+        "run. Differences are in percentage points, with 95 % bootstrap intervals over videos. An experiment is the "
+        "same to the bit when it is run again on the same machine; on another CPU, metrics have been seen to move by "
+        "up to 0.1.\n",
         *_weight_settings(),
         *_targets(results),
         *_main_tables(results),
@@ -121,20 +118,20 @@ def _weight_settings() -> list[str]:
 
 def _targets(results: Results) -> list[str]:
     rows = []
-    for target in TARGETS:
-        against = target.against
+    for goal in GOALS:
+        against = goal.against
         if against == "rival":
-            against = results.best(target.model, target.setting, target.metric, "rival") or ""
-        difference = results.difference(target.model, OURS, against, target.setting, target.metric)
+            against = results.best(goal.model, goal.setting, goal.metric, "rival") or ""
+        difference = results.difference(goal.model, OURS, against, goal.setting, goal.metric)
         if difference is None:
             continue
-        met = difference.value >= target.margin or (target.margin == 0 and difference.high >= 0)
+        met = difference.value >= goal.margin or (goal.margin == 0 and difference.high >= 0)
         rows.append(
             [
-                target.model,
-                target.setting,
-                target.metric,
-                target.text,
+                goal.model,
+                goal.setting,
+                goal.metric,
+                goal.text,
                 f"{difference} ({against})",
                 "yes" if met else "no",
             ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -47,9 +48,10 @@ def run_plan(
     _check_budget(store, budget)
     rates = _rates(store)
     searched = [name for name in dict.fromkeys(unit.searched for unit in units) if name and name not in rates]
-    with tqdm(total=len(searched) + sum(len(u.seeds) for u in units), unit="experiment", disable=not progress) as bar:
+    total = len(searched) + sum(len(u.seeds) for u in units)
+    with _processes(workers) as pool, tqdm(total=total, unit="experiment", disable=not progress) as bar:
         bar.set_description("learning rates")
-        _in_parallel(_search, [(name, budget, store.path) for name in searched], workers, bar)
+        _in_parallel(pool, _search, [(name, budget, store.path) for name in searched], bar)
         done = {experiment_key(experiment) for experiment in store.read() if experiment["kind"] == "cell"}
         rates = _rates(store)
         jobs = []
@@ -60,26 +62,30 @@ def run_plan(
                 chosen = None if unit.searched is None else rates[unit.searched]
                 jobs.append((Unit(unit.model, unit.method, unit.setting, missing), chosen, budget, store.path))
         bar.set_description("experiments")
-        _in_parallel(_run_unit, jobs, workers, bar)
+        _in_parallel(pool, _run_unit, jobs, bar)
     return store.read()
 
 
-def _in_parallel(function: Callable[..., int], jobs: list[tuple[Any, ...]], workers: int, bar: Any) -> None:
-    if not jobs:
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
-    )
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that start with their first job, and are killed where one fails or the user interrupts."""
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        futures: list[Future[int]] = [pool.submit(function, *job) for job in jobs]
-        for future in as_completed(futures):
-            bar.update(future.result())
+        yield pool
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _in_parallel(
+    pool: ProcessPoolExecutor, function: Callable[..., int], jobs: Iterable[tuple[Any, ...]], bar: Any
+) -> None:
+    futures: list[Future[int]] = [pool.submit(function, *job) for job in jobs]
+    for future in as_completed(futures):
+        bar.update(future.result())
 
 
 def _one_thread() -> None:

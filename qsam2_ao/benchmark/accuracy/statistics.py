@@ -78,7 +78,9 @@ def paired_bootstrap(
         DataError: The experiments are not of the same videos, or there are none.
 
     Example:
-        >>> paired_bootstrap(qsam2_cells, lsq_cells, "J&F").low > 0  # doctest: +SKIP
+        >>> better = [{"sums": {"J&F": [80.0, 90.0]}, "counts": {"J&F": [1, 1]}}]
+        >>> worse = [{"sums": {"J&F": [75.0, 80.0]}, "counts": {"J&F": [1, 1]}}]
+        >>> paired_bootstrap(better, worse, "J&F").low > 0
         True
     """
     (own, own_counts), (other, other_counts) = _per_video(ours, metric), _per_video(theirs, metric)

@@ -27,7 +27,7 @@ class ExperimentStore:
         path: The ``.jsonl`` file; it and its folder are created by the first result.
 
     Example:
-        >>> store = ExperimentStore(Path("benchmarks/results/accuracy_cells.jsonl"))  # doctest: +SKIP
+        >>> store = ExperimentStore(Path("accuracy_cells.jsonl"))
         >>> store.append({"kind": "cell", "model": "plain", "method": "LSQ", "setting": "W2A4", "seed": 0})
     """
 

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from ...checkpoint import load_qsam2
 from ...deploy.compiled import compile_qsam2
 from ..processes import alone
-from .methods import BASELINE, compile_float
+from .methods import REFERENCE, compile_float
 from .parts import predict_image
 from .workload import InferenceWorkload
 
 PACKED = "qsam2 W4A8 packed, compiled"
 _MODELS: dict[str, Callable[[InferenceWorkload], SAM2Base]] = {
-    BASELINE: lambda workload: compile_float(workload.build()),
+    REFERENCE: lambda workload: compile_float(workload.build()),
     PACKED: lambda workload: compile_qsam2(load_qsam2(workload.packed("w4a8"), target="packed")),
 }
 

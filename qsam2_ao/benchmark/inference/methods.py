@@ -22,7 +22,7 @@ from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
 from .runtimes import onnx_file, onnx_runtime, openvino, openvino_file
 from .workload import InferenceWorkload
 
-BASELINE = "torch bf16 compiled"
+REFERENCE = "torch bf16 compiled"
 """The method that every ratio compares with."""
 _COMPILED = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder")
 
@@ -177,7 +177,7 @@ METHODS: tuple[InferenceMethod, ...] = (
     InferenceMethod("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
     InferenceMethod("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
     InferenceMethod("torch fp32 compiled, oneDNN", partial(_float, compiled=True, context=_one_dnn), (ENCODER,)),
-    InferenceMethod(BASELINE, partial(_float, compiled=True, context=_bf16)),
+    InferenceMethod(REFERENCE, partial(_float, compiled=True, context=_bf16)),
     InferenceMethod("torch bf16, our attention", _our_attention),
     InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
     InferenceMethod(

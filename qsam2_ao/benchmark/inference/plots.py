@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ...optional import needed
 from ...reporting.figures import new_figure
 from .footprint import CHECKPOINT
-from .methods import BASELINE
+from .methods import REFERENCE
 from .parts import ENCODER
-from .report import cases_of, find
+from .report import find, workloads_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,10 +19,10 @@ _WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
 
 
 def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> Figure:
-    """Time of the image encoder against the bytes of the model: one row per model, one panel per case in it."""
-    cases = [case for case in cases_of(records) if find(files, model=case["model"], file=CHECKPOINT)]
-    models = list(dict.fromkeys(case["model"] for case in cases))
-    settings = list(dict.fromkeys((case["size"], case["threads"]) for case in cases))
+    """Time of the image encoder against the bytes of the model: a row for each model."""
+    workloads = [each for each in workloads_of(records) if find(files, model=each["model"], file=CHECKPOINT)]
+    models = list(dict.fromkeys(each["model"] for each in workloads))
+    settings = list(dict.fromkeys((each["size"], each["threads"]) for each in workloads))
     rows, columns = max(1, len(models)), max(1, len(settings))
     figure = new_figure(figsize=(max(3.2 * columns, 6), 2.5 * rows + 1.2), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="row")
@@ -30,21 +30,21 @@ def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[M
     points: dict[str, Any] = {}
     for axis in grid.flatten():
         axis.set_visible(False)
-    for case in cases:
-        row, column = models.index(case["model"]), settings.index((case["size"], case["threads"]))
+    for workload in workloads:
+        row, column = models.index(workload["model"]), settings.index((workload["size"], workload["threads"]))
         axis = grid[row, column]
         axis.set_visible(True)
         for r in records:
-            if r["part"] != ENCODER or any(r[key] != value for key, value in case.items()):
+            if r["part"] != ENCODER or any(r[key] != value for key, value in workload.items()):
                 continue
-            size = _megabytes(r["method"], case["model"], files)
+            size = _megabytes(r["method"], workload["model"], files)
             if size is not None:
                 ours = r["method"].startswith("qsam2")
                 points[r["method"]] = axis.scatter(
                     size, r["ms"], s=110 if ours else 35, **styles[r["method"]] | ({"marker": "*"} if ours else {})
                 )
         axis.set(xscale="log", yscale="log")
-        axis.set_title("{model}, {size} px, threads: {threads}".format(**case), fontsize=9)
+        axis.set_title("{model}, {size} px, threads: {threads}".format(**workload), fontsize=9)
         if row == rows - 1:
             axis.set_xlabel("model, MB")
         if column == 0:
@@ -76,7 +76,7 @@ def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> f
     return checkpoint["file_bytes"] / 1e6 * bits / 16 if checkpoint and bits else None
 
 
-def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASELINE, "qsam2 W4A8")) -> Figure:
+def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (REFERENCE, "qsam2 W4A8")) -> Figure:
     """Time of the image encoder against pixels, and of memory attention against memory frames."""
     figure = new_figure(figsize=(12, 5.5), layout="constrained")
     pixels, frames = figure.subplots(1, 2)
@@ -95,7 +95,7 @@ def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (BASEL
             style = {
                 "color": f"C{models.index(model)}",
                 "linestyle": "-" if threads == 1 else "--",
-                "marker": "o" if method == BASELINE else "*",
+                "marker": "o" if method == REFERENCE else "*",
             }
             for axis, points in ((pixels, against_pixels), (frames, against_frames)):
                 if len(points) > 1:  # one shows no growth

@@ -15,6 +15,7 @@ from ...models.official import OFFICIAL
 from ...reporting.environment import environment
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
+from ...spelling import did_you_mean
 from ...workspace import Workspace
 from ..processes import alone
 from .busy import EMBEDDED, busy_machine
@@ -57,7 +58,7 @@ def publish(
         models: Only these; None for all.
         sizes: Sides of the input in pixels; None for 1024 and 512.
         threads: Numbers of threads; None for one and all cores.
-        methods: Only these and the baseline; None for all.
+        methods: Only these and the reference; None for all.
         parts: Only these, as the tables call them; None for all.
 
     Returns:
@@ -71,11 +72,13 @@ def publish(
     Example:
         >>> publish(Path("outputs/quick"), quick=True)  # doctest: +SKIP
     """
-    names = list(_QUICK) if quick else methods
+    names = methods if methods is not None or not quick else list(_QUICK)
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
     for given, known in ((models, OFFICIAL), (names, [m.name for m in METHODS]), (parts, (*PARTS, BUSY))):
         if unknown := sorted(set(given or ()) - set(known)):
-            raise QConfigError(f"unknown name {unknown[0]!r}; choose from {', '.join(known)}")
+            raise QConfigError(
+                f"unknown name {unknown[0]!r}; choose from {', '.join(known)}{did_you_mean(unknown[0], list(known))}"
+            )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = environment()
     kept = Workspace(folder / "inference.work", {"methods": [m.name for m in chosen], "environment": machine})

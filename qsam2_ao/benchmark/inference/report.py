@@ -9,7 +9,7 @@ from ...models.official import OFFICIAL
 from .busy import EMBEDDED
 from .busy_report import busy_section, busy_targets
 from .footprint import CHECKPOINT
-from .methods import BASELINE
+from .methods import REFERENCE
 from .parts import DECODER, ENCODER, FRAMES, PARTS, VIDEO
 
 Record = Mapping[str, Any]
@@ -31,13 +31,13 @@ def find(records: Sequence[Record], **wanted: Any) -> Record | None:
     return next((r for r in records if all(r[key] == value for key, value in wanted.items())), None)
 
 
-def _ratio(records: Sequence[Record], over: str, method: str, case: Mapping[str, Any], part: str) -> float | None:
-    slow, fast = (find(records, part=part, method=name, **case) for name in (over, method))
+def _ratio(records: Sequence[Record], over: str, method: str, workload: Mapping[str, Any], part: str) -> float | None:
+    slow, fast = (find(records, part=part, method=name, **workload) for name in (over, method))
     return slow["ms"] / fast["ms"] if slow and fast else None
 
 
-def cases_of(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The cases measured, in order."""
+def workloads_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The workloads measured, in order."""
     keys = dict.fromkeys((r["model"], r["size"], r["threads"]) for r in records)
     return [{"model": model, "size": size, "threads": threads} for model, size, threads in keys]
 
@@ -50,16 +50,19 @@ def targets(records: Sequence[Record], files: Sequence[Record]) -> list[tuple[st
         if value is not None:
             rows.append((where, what, value, limit, least))
 
-    for case in cases_of(records):
-        where = f"{case['model']}, {case['size']} px, threads: {case['threads']}"
+    for workload in workloads_of(records):
+        where = f"{workload['model']}, {workload['size']} px, threads: {workload['threads']}"
         for part, limit in ((ENCODER, 2.8), (VIDEO, 1.7), (DECODER, 1.0)):
-            ours = find(records, part=part, method=_MAIN, **case)
-            add(where, f"{part}: W4A8 against {BASELINE}", ours["vs_float"] if ours else None, limit)
+            ours = find(records, part=part, method=_MAIN, **workload)
+            add(where, f"{part}: W4A8 against {REFERENCE}", ours["vs_float"] if ours else None, limit)
         add(
-            where, f"{ENCODER}: W4A8 against OpenVINO INT8", _ratio(records, "OpenVINO INT8", _MAIN, case, ENCODER), 1.1
+            where,
+            f"{ENCODER}: W4A8 against OpenVINO INT8",
+            _ratio(records, "OpenVINO INT8", _MAIN, workload, ENCODER),
+            1.1,
         )
         for bits in (2, 3):
-            value = _ratio(records, "qsam2 W8A8", f"qsam2 W{bits}A8", case, ENCODER)
+            value = _ratio(records, "qsam2 W8A8", f"qsam2 W{bits}A8", workload, ENCODER)
             add(where, f"{ENCODER}: W{bits}A8 against W8A8", value, 0.95)
     for model in dict.fromkeys(r["model"] for r in files):
         reference = find(files, model=model, file=CHECKPOINT)
@@ -116,7 +119,7 @@ def markdown(
         "",
         "Weights are random: speed does not depend on them. Batch 1. Methods take turns, round after round; a time is",
         "the median, ± half the distance between the quartiles; a ratio is the median over rounds of the time of",
-        f"{BASELINE} over that of the method in the same round. {BASELINE} is torch.compile of the parts that SAM2's",
+        f"{REFERENCE} over that of the method in the same round. {REFERENCE} is torch.compile of the parts that SAM2's",
         "own `SAM2VideoPredictorVOS` compiles, under bfloat16 autocast.",
         "",
         "## Targets",
@@ -128,9 +131,9 @@ def markdown(
         met = value >= limit if least else value <= limit
         sign = "at least" if least else "at most"
         lines.append(f"| {where} | {what} | {value:.2f} | {sign} {limit} | {'yes' if met else 'no'} |")
-    for case in cases_of(records):
-        lines += ["", "## {model}, {size} px, threads: {threads}".format(**case), ""]
-        lines += _table(records, case)
+    for workload in workloads_of(records):
+        lines += ["", "## {model}, {size} px, threads: {threads}".format(**workload), ""]
+        lines += _table(records, workload)
     lines += ["", "## Files", "", _FILES, ""]
     lines += ["| model | file | MiB | smaller | read + build, s | load, s | load for int8, s | to first mask, s |"]
     lines[-1] += " load, MiB | load for int8, MiB | until the mask, MiB |"
@@ -187,15 +190,15 @@ _ROOFLINE = (
 )
 
 
-def _table(records: Sequence[Record], case: Mapping[str, Any]) -> list[str]:
-    parts = [part for part in PARTS if find(records, part=part, **case)]
-    methods = dict.fromkeys(r["method"] for r in records if all(r[k] == v for k, v in case.items()))
+def _table(records: Sequence[Record], workload: Mapping[str, Any]) -> list[str]:
+    parts = [part for part in PARTS if find(records, part=part, **workload)]
+    methods = dict.fromkeys(r["method"] for r in records if all(r[k] == v for k, v in workload.items()))
     heads = [f"{part}, ms a frame" if part == VIDEO else f"{part}, ms" for part in parts]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(parts) + 1) + "|"]
     for method in methods:
         cells = []
         for part in parts:
-            r = find(records, part=part, method=method, **case)
+            r = find(records, part=part, method=method, **workload)
             count = FRAMES if part == VIDEO else 1
             ratio = f" ({r['vs_float']:.2f}x)" if r and r["vs_float"] is not None else ""
             cells.append(f"{r['ms'] / count:.1f} ± {r['spread'] / count:.1f}{ratio}" if r else "-")
@@ -209,8 +212,8 @@ def _roofline(
     lines = []
     for w in work:
         for threads, found in ceilings.items():
-            case = {"model": w["model"], "size": w["size"], "threads": int(threads), "part": w["part"]}
-            ours = find(records, method=_MAIN, **case)
+            workload = {"model": w["model"], "size": w["size"], "threads": int(threads), "part": w["part"]}
+            ours = find(records, method=_MAIN, **workload)
             if ours is None or "int8" not in found:
                 continue
             least = w["layer_gflop"] / found["int8"] + w["attention_gflop"] / found["bf16"]

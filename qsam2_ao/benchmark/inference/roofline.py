@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...native import load_kernels, unavailable_reason
+from ...native import load_kernels, why_no_kernels
 from .parts import DECODER, ENCODER, PARTS
 from .workload import InferenceWorkload
 
@@ -78,7 +78,7 @@ def ceilings(threads: int) -> dict[str, float]:
         "fp32": operations / _fastest(lambda: a @ b),
         "bf16": operations / _fastest(lambda: half_a @ half_b),
     }
-    if unavailable_reason() is None:
+    if why_no_kernels() is None:
         load_kernels()
         codes = torch.randint(0, 256, (2048, 2048), generator=generator, dtype=torch.uint8)
         packed, _ = torch.ops.qsam2.pack_weight(codes, 8)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..processes import alone
-from .methods import BASELINE, InferenceMethod
+from .methods import REFERENCE, InferenceMethod
 from .parts import ENCODER, VIDEO, Run
 from .workload import InferenceWorkload
 
@@ -30,12 +30,12 @@ def measure(
     Args:
         workload: Model, size and threads.
         part: A key of ``PARTS``.
-        methods: What to compare; ratios need the baseline among them.
+        methods: What to compare; ratios need the reference among them.
         progress: Whether to show a bar.
 
     Returns:
         Records {model, part, size, threads, method, ms, spread, vs_float, rounds}: the median, half the distance
-        between the quartiles, and the median over rounds of the baseline's time over this method's (None without one).
+        between the quartiles, and the median over rounds of the reference's time over this method's (None without one).
     """
     chosen = [method for method in methods if part in method.parts]
     alone(make_files, workload, chosen)  # quantizing takes more memory than running: not beside all the models
@@ -49,7 +49,7 @@ def measure(
                 runs[method.name]()
     seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0)
     where = {"model": workload.model, "part": part, "size": workload.size, "threads": workload.threads}
-    reference = seconds.get(BASELINE)
+    reference = seconds.get(REFERENCE)
     return [{**where, "method": name, **_summary(values, reference)} for name, values in seconds.items()]
 
 

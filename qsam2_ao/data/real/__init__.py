@@ -4,7 +4,11 @@
 still or clip of it. Every draw is a function of the random generator that it is given.
 """
 
-from .library import Library
-from .scenes import SCENE_KINDS, SceneKind, draw_scene
+from ...optional import needed
+
+needed("cv2")  # or else says what brings it, before a module of this folder imports it
+
+from .library import Library  # noqa: E402
+from .scenes import SCENE_KINDS, SceneKind, draw_scene  # noqa: E402
 
 __all__ = ["SCENE_KINDS", "Library", "SceneKind", "draw_scene"]

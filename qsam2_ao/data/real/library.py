@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .pictures import Photographs, Pixels, list_files, open_photographs, read_alpha, read_colour, whole_objects
+from ..pictures import read_rgb
+from .pictures import Photographs, Pixels, list_files, open_photographs, read_alpha, whole_objects
 
 #: How often a photograph comes from which set, where the folder has it.
 SHARES = {"people": 0.4, "facade": 0.3, "nuclei": 0.18, "cells": 0.12}
@@ -28,7 +29,7 @@ class Library:
         keep: How many decoded photographs stay in memory, about 0.8 MiB each.
 
     Example:
-        >>> library = Library.open("realdata/train")  # doctest: +SKIP
+        >>> library = Library.open("realdata/train")
     """
 
     sets: tuple[Photographs, ...]
@@ -82,7 +83,7 @@ class Library:
 
     def background(self, rng: np.random.Generator) -> Pixels:
         """A picture to put things in front of."""
-        return read_colour(self.backgrounds[int(rng.integers(len(self.backgrounds)))])
+        return read_rgb(self.backgrounds[int(rng.integers(len(self.backgrounds)))])
 
     def sprite(self, rng: np.random.Generator) -> Pixels:
         """An object with alpha: a cut-out, a person, or another object of a photograph."""

@@ -5,60 +5,27 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from ...errors import DataError
-from ..pictures import PICTURE_SUFFIXES
+from ..decoding import open_picture
+from ..listing import list_pictures
+from ..masks import decode_mask
+from ..pictures import read_rgb
 
 Pixels = NDArray[np.uint8]
 
 
-def _decoded(path: Path, flags: int) -> Any:
-    """What OpenCV decodes from a file; a file that it cannot decode is named."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    picture = cv2.imdecode(data, flags) if data.size else None
-    if picture is None:
-        raise DataError(f"{path} cannot be read as a picture; get or convert it again")
-    return picture
-
-
-def read_colour(path: Path) -> Pixels:
-    """A picture as uint8 ``[height, width, 3]``, RGB."""
-    picture: Pixels = cv2.cvtColor(_decoded(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # type: ignore[assignment]
-    return picture
-
-
 def read_alpha(path: Path) -> Pixels:
     """A cut-out as uint8 ``[height, width, 4]``, RGB and alpha."""
-    picture = _decoded(path, cv2.IMREAD_UNCHANGED)
-    if picture.ndim != 3 or picture.shape[2] != 4 or picture.dtype != np.uint8:
-        raise DataError(f"{path} has no alpha channel of 8 bits; a cut-out needs one")
-    cutout: Pixels = cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)  # type: ignore[assignment]
-    return cutout
-
-
-def read_mask(path: Path) -> NDArray[np.int32]:
-    """A mask of ids, 8 or 16 bits: int32 ``[height, width]``.
-
-    Pillow reads it, because OpenCV turns the indices of a palette picture into colours.
-    """
-    try:
-        with Image.open(path) as picture:
-            ids = np.array(picture)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as a mask ({error}); get or convert it again") from error
-    if ids.ndim != 2:
-        raise DataError(f"{path} has {ids.ndim} dimensions, but a mask's pixels are object ids")
-    return ids.astype(np.int32)
+    picture = open_picture(path)
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        raise DataError(f"{path} has no alpha channel; a cut-out needs one")
+    return np.array(picture.convert("RGBA"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +50,7 @@ class Photographs:
 
     def read(self, index: int) -> tuple[Pixels, NDArray[np.int32]]:
         """A photograph and its ids."""
-        image, ids = read_colour(self.images[index]), read_mask(self.masks[index])
+        image, ids = read_rgb(self.images[index]), decode_mask(self.masks[index]).ids
         if ids.shape != image.shape[:2]:
             raise DataError(f"{self.masks[index]} is not of the size of {self.images[index]}")
         return image, ids
@@ -109,11 +76,8 @@ def open_photographs(folder: str | os.PathLike[str], *, union_is_object: bool = 
 
 
 def list_files(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder by name, at least one."""
-    try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    except OSError as error:
-        raise DataError(f"{folder} is not a folder that can be read ({error.strerror})") from error
+    """The pictures of a folder in natural order, at least one."""
+    found = list_pictures(folder)
     if not found:
         raise DataError(f"{folder} holds no pictures")
     return tuple(found)

@@ -42,7 +42,7 @@ def draw_scene(
         DataError: The kind is unknown, or a file cannot be read.
 
     Example:
-        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))  # doctest: +SKIP
+        >>> scene = draw_scene("clip", Library.open("realdata/train"), np.random.default_rng(0))
     """
     if kind not in SCENE_KINDS:
         raise DataError(f"kind must be one of {list(SCENE_KINDS)}, got {kind!r}")
@@ -62,7 +62,7 @@ def _compose(
     own_masks = kind in ("photograph", "pair") or rng.random() < 0.4
     pan = [smooth_path(rng, frames, *_pace(rng, 0.03)) for _ in range(2)]
     images, masks = _backdrop(kind, library, rng, size, frames, pan, own_masks)
-    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 6))}.get(
+    count = {"photograph": 0, "pair": int(rng.random() < 0.3), "still": int(rng.integers(1, 8))}.get(
         kind, int(rng.integers(1, 5))
     )
     sprites = [_thing(library, rng) for _ in range(count)]
@@ -178,9 +178,9 @@ def _thing(library: Library, rng: np.random.Generator) -> Pixels:
     What has one colour could be found by it. Things of several parts, and none alike, are wholes only by their box.
     """
     draw = rng.random()
-    if draw < 0.72:
+    if draw < 0.54:
         return library.sprite(rng)
-    if draw < 0.84:
+    if draw < 0.80:
         return _scrap(library, rng)
     behind, front = (library.sprite(rng) if rng.random() < 0.7 else _scrap(library, rng) for _ in range(2))
     return trimmed(_joined(behind, front, rng))
@@ -213,16 +213,27 @@ def _resized(sprite: Pixels, scale: float) -> Pixels:
 
 
 def _scrap(library: Library, rng: np.random.Generator) -> Pixels:
-    """A piece of a photograph in a random shape: blobs, bars and rings that no set of objects has."""
+    """A piece of a photograph in a random shape, such as no set of objects has: whole by its outline alone."""
     image = library.background(rng)
     box = _any_box(rng, image.shape)
     part = cv2.getRectSubPix(image, (int(box[2]), int(box[3])), (box[0], box[1]))
     part = cv2.resize(part, (160, 160), interpolation=cv2.INTER_AREA)
-    field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
-    y, x = np.mgrid[-1:1:160j, -1:1:160j]
-    hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
-    alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
-    return recolour(rng, np.dstack([part, alpha]), 1.5)
+    alpha = np.zeros((160, 160), np.uint8)
+    width = rng.uniform(0.25, 1.0) if rng.random() < 0.5 else 1.0
+    shape = rng.random()
+    if shape < 0.2:
+        cv2.rectangle(alpha, (round(80 - 78 * width), 2), (round(80 + 78 * width), 157), 255, -1)
+    elif shape < 0.4:
+        cv2.ellipse(alpha, (80, 80), (round(78 * width), 78), 0, 0, 360, 255, -1)
+    elif shape < 0.6:
+        corners = 80 + 78 * rng.uniform(-1, 1, (int(rng.integers(3, 9)), 2)) * [width, 1]
+        cv2.fillConvexPoly(alpha, cv2.convexHull(corners.astype(np.int32)), 255)  # type: ignore[call-overload]
+    else:
+        field = cv2.resize(rng.normal(0, 1, (6, 6)).astype(np.float32), (160, 160), interpolation=cv2.INTER_CUBIC)
+        y, x = np.mgrid[-1:1:160j, -1:1:160j]
+        hill = 1.1 - 1.6 * np.hypot(x * rng.choice([1, 1, 4]), y)
+        alpha = (255 * np.clip(8 * (0.5 * field + hill), 0, 1)).astype(np.uint8)
+    return trimmed(recolour(rng, np.dstack([part, alpha]), 1.5))
 
 
 def _premultiplied(sprite: Pixels) -> Pixels:

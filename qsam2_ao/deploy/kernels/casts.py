@@ -18,6 +18,16 @@ def caller_dtype(x: Any) -> torch.dtype:
     return tensor.dtype
 
 
+def readable(x: Tensor) -> Tensor:
+    """``x`` in a dtype that the kernels read: float16, as of a float16 autocast, becomes float32."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def writable(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the kernels write for a result in ``dtype``."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def to_bfloat16(x: Any) -> Any:
     """Floating tensors, alone or in lists, in bfloat16; anything else as it is."""
     return to_dtype(x, torch.bfloat16)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inputs import ActivationQuantizer
+from .casts import readable
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class QuantizeCodes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The codes of ``x``."""
-        return torch.ops.qsam2.quantize(x, *self.grid.arguments)
+        return torch.ops.qsam2.quantize(readable(x), *self.grid.arguments)
 
     def extra_repr(self) -> str:
         """The grid."""

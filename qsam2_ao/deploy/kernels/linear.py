@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedLayerError
-from ...native import code_offset, load_kernels, unavailable_reason
+from ...native import code_offset, load_kernels, why_no_kernels
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
 from ..portable import why_not_packed
@@ -128,7 +128,7 @@ def why_not_int8(
         None if they can, else the reason as a sentence for the coverage report.
     """
     target = torch.device(device) if device is not None else packed.device
-    if (reason := unavailable_reason(target) or why_not_packed(module, packed)) is not None:
+    if (reason := why_no_kernels(target) or why_not_packed(module, packed)) is not None:
         return reason
     if quantizer is None:
         return "Its input is not quantized, and the int8 kernels multiply codes."
@@ -173,8 +173,10 @@ def lower_int8(
         UnsupportedLayerError: The kernels cannot run it; the message is the reason of :func:`why_not_int8`.
 
     Example:
+        >>> quantizer = ActivationQuantizer(0, 255, scale=0.02, zero_point=128.0)
         >>> layer = lower_int8(linear, packed, quantizer)
-        >>> y = layer(QuantizeCodes(CodeGrid.of(quantizer))(x))
+        >>> layer(QuantizeCodes(CodeGrid.of(quantizer))(inputs)).shape
+        torch.Size([16, 4])
     """
     reason = why_not_int8(module, packed, None, quantizer)
     if reason is not None:

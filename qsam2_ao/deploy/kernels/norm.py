@@ -6,6 +6,7 @@ import torch
 from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 
+from .casts import readable
 from .codes import NO_GRID, CodeGrid
 from .machine import OfThisMachine
 
@@ -26,7 +27,7 @@ class Norm(OfThisMachine):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x``."""
         dtype, grid = (torch.uint8, self.grid.arguments) if self.grid else (torch.bfloat16, NO_GRID)
-        return torch.ops.qsam2.layer_norm(x, self.weight, self.bias, self.eps, dtype, *grid)
+        return torch.ops.qsam2.layer_norm(readable(x), self.weight, self.bias, self.eps, dtype, *grid)
 
     def extra_repr(self) -> str:
         """What comes out."""

@@ -47,7 +47,7 @@ def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule
         its first input.
 
     Example:
-        >>> lowered, reasons = lower_part(model.image_encoder)
+        >>> lowered, reasons = lower_part(quantized.image_encoder)
     """
     lowered = _Lowering(part)
     reasons = lowered.layers()

@@ -16,7 +16,7 @@ from sam2.modeling.sam2_utils import LayerNorm2d
 from torch import Tensor, nn
 
 from ...native import fast_float
-from .casts import caller_dtype
+from .casts import caller_dtype, readable, writable
 from .machine import OfThisMachine
 from .norm import Norm
 
@@ -41,7 +41,8 @@ class Upscale(OfThisMachine):
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.permute(0, 2, 3, 1).to(self.weight.dtype)
             products = F.linear(tokens.flatten(0, 2), self.weight).view(*tokens.shape[:3], -1)
-        return torch.ops.qsam2.pixels(products, self.bias, self.stride, dtype).permute(0, 3, 1, 2)
+        pixels = torch.ops.qsam2.pixels(products, self.bias, self.stride, writable(dtype))
+        return pixels.to(dtype).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """Size and stride."""
@@ -61,7 +62,8 @@ class GeluPlanes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate ``x``, and return the dtype of autocast or else of ``x``."""
-        return torch.ops.qsam2.gelu_planes(x, caller_dtype(x))
+        dtype = caller_dtype(x)
+        return torch.ops.qsam2.gelu_planes(readable(x), writable(dtype)).to(dtype)
 
 
 def lower_upscaling(model: SAM2Base) -> None:

@@ -327,6 +327,19 @@ def _clone(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: 
     return return_and_correct_aliasing(func, args, kwargs, args[0]._apply_fn_to_data(torch.clone))
 
 
+@_implements_torch_function(torch.Tensor.share_memory_)
+def _share(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    # The wrapper has no storage of its own: torch would crash.
+    for tensor in args[0].inner_tensors().values():
+        tensor.share_memory_()
+    return args[0]
+
+
+@_implements_torch_function(torch.Tensor.is_shared)
+def _is_shared(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+    return all(tensor.is_shared() for tensor in args[0].inner_tensors().values())
+
+
 @_implements(_aten._to_copy.default)
 def _to_copy(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedIntxTensor:
     self = args[0]

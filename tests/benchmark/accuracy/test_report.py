@@ -86,7 +86,7 @@ def test_the_shown_video_is_a_typical_one():
 
 def test_nothing_measured_is_a_report_too():
     text = markdown(Results([]), Budget(), environment(), "command", {}, {})
-    assert "0 cells are finished" in text
+    assert "0 experiments are finished" in text
 
 
 def test_plots_are_written(experiments, tmp_path):

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
-from qsam2_ao.benchmark.inference.methods import BASELINE
+from qsam2_ao.benchmark.inference.methods import REFERENCE
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
 from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
 from qsam2_ao.benchmark.inference.report import in_order, markdown, targets
 from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
-TIMES = {BASELINE: 100.0, "OpenVINO INT8": 40.0, "qsam2 W8A8": 31.0, "qsam2 W4A8": 32.0, "qsam2 W2A8": 33.0}
+TIMES = {REFERENCE: 100.0, "OpenVINO INT8": 40.0, "qsam2 W8A8": 31.0, "qsam2 W4A8": 32.0, "qsam2 W2A8": 33.0}
 
 
 def records() -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def files() -> list[dict[str, Any]]:
 def test_targets_are_met_or_missed() -> None:
     rows = {(where, what): (value, limit, least) for where, what, value, limit, least in targets(records(), files())}
     where = "sam2.1-t, 512 px, threads: 1"
-    assert rows[where, f"{ENCODER}: W4A8 against {BASELINE}"] == (3.125, 2.8, True)
+    assert rows[where, f"{ENCODER}: W4A8 against {REFERENCE}"] == (3.125, 2.8, True)
     assert rows[where, f"{ENCODER}: W4A8 against OpenVINO INT8"] == (1.25, 1.1, True)
     assert rows[where, f"{ENCODER}: W2A8 against W8A8"][0] == 31 / 33
     assert rows["sam2.1-t", "file: bf16 checkpoint / w2a8"] == (8, 7.0, True)
@@ -70,7 +70,7 @@ def test_the_report_shows_every_measurement() -> None:
         {"model": "sam2.1-t", "size": 512, "part": p, "layer_gflop": 8.0, "attention_gflop": 4.0, "tensor_mb": 20.0}
         for p in (ENCODER, part)
     ]
-    compiled = [{"model": "sam2.1-t", "size": 512, "method": BASELINE, "cold_seconds": 61.04, "warm_seconds": 9.96}]
+    compiled = [{"model": "sam2.1-t", "size": 512, "method": REFERENCE, "cold_seconds": 61.04, "warm_seconds": 9.96}]
     ceilings = {"1": {"int8": 1000.0, "bf16": 500.0}}
     memory = [{"model": "sam2.1-t", "size": 256, "frames": n, "kept_mb": n / 10, "rest_mb": 0.0} for n in (50, 500)]
     found = environment("onnxruntime", "no-such-package")
@@ -78,7 +78,7 @@ def test_the_report_shows_every_measurement() -> None:
     assert "| qsam2 W4A8 | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 0.0 (3.12x) |" in text
     # 8 / 1000 + 4 / 500 seconds are 16 ms, half of 32.
     assert "| sam2.1-t | 512 | 1 | image encoder | 8.0 | 4.0 | 20.0 | 32.0 | 50 % |" in text
-    assert f"| sam2.1-t | 512 | {BASELINE} | 61.0 | 10.0 |" in text
+    assert f"| sam2.1-t | 512 | {REFERENCE} | 61.0 | 10.0 |" in text
     assert "- torchao: " in text
     assert "no-such-package" not in text
     assert "(50.0 MB after 500); all else is 0.0 MB" in text

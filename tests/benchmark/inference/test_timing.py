@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qsam2_ao.benchmark.inference import footprint, video_memory
-from qsam2_ao.benchmark.inference.methods import BASELINE, METHODS
-from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, IMAGE, PARTS
+from qsam2_ao.benchmark.inference.methods import METHODS, REFERENCE
+from qsam2_ao.benchmark.inference.parts import ENCODER, IMAGE, PARTS
 from qsam2_ao.benchmark.inference.roofline import ceilings, work
 from qsam2_ao.benchmark.inference.timing import _summary, measure
 from qsam2_ao.benchmark.inference.workload import InferenceWorkload
@@ -30,17 +30,17 @@ def test_ratios_are_of_the_same_round() -> None:
 def test_methods_name_parts_that_there_are() -> None:
     assert len({method.name for method in METHODS}) == len(METHODS)
     assert all(set(method.parts) <= set(PARTS) for method in METHODS)
-    assert next(m for m in METHODS if m.name == BASELINE).parts == tuple(PARTS)
+    assert next(m for m in METHODS if m.name == REFERENCE).parts == tuple(PARTS)
 
 
 @pytest.mark.slow
 def test_methods_take_turns(workload: InferenceWorkload, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr("qsam2_ao.benchmark.inference.timing.ROUNDS", (2, 2))
-    chosen = [m for m in METHODS if m.name in (BASELINE, "qsam2 W4A8", "torch fp32 eager")]
-    records = measure(workload, DECODER, chosen, progress=False)
+    chosen = [m for m in METHODS if m.name in (REFERENCE, "qsam2 W4A8", "torch fp32 eager")]
+    records = measure(workload, "memory attention, 1 frame", chosen, progress=False)  # the least to compile
     assert [path.name for path in workload.files.iterdir()] == ["sam2.1-t-128px-w4a8.safetensors"]
-    assert [r["method"] for r in records] == [BASELINE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
+    assert [r["method"] for r in records] == [REFERENCE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
     assert all(r["ms"] > 0 and r["rounds"] == 2 for r in records)
     assert records[0]["vs_float"] == 1
     assert (records[0]["model"], records[0]["size"], records[0]["threads"]) == ("sam2.1-t", 128, 1)

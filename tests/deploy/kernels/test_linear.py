@@ -12,9 +12,9 @@ from qsam2_ao.deploy.kernels.linear import lower_int8, why_not_int8
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+pytestmark = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 
 QUANTIZERS = {
     "8 bits": ActivationQuantizer(0, 255, 0.02, 117.0),

@@ -13,10 +13,10 @@ from sam2_runs import images
 from torch import Tensor
 
 from qsam2_ao import compile_qsam2, load_embedded, load_qsam2, lower_float
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.predictors import predictor_state
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+pytestmark = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "image_encoder": [(2, 3, 96, 96)],
     "memory_attention": [(36, 2, 64), (80, 2, 32), (36, 2, 64), (80, 2, 32)],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam2_runs import images, run_image, run_video
+from sam2_runs import images, run_both, run_video
 from torch import Tensor, nn
 
 from qsam2_ao import coverage_report, load_qsam2, save_qsam2
@@ -20,17 +20,17 @@ from qsam2_ao.deploy.kernels.linear import Int8Linear
 from qsam2_ao.deploy.kernels.norm import Norm
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
-from qsam2_ao.native import unavailable_reason
+from qsam2_ao.native import why_no_kernels
 from qsam2_ao.stage import stage_of
 
-needs_kernels = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device whose kernels run here."""
     chosen = torch.device(request.param)
-    if (reason := unavailable_reason(chosen)) is not None:
+    if (reason := why_no_kernels(chosen)) is not None:
         pytest.skip(reason)
     return chosen
 
@@ -49,18 +49,17 @@ def test_images_and_videos(packed_file: Path, autocast: bool, batch: int, device
     packed = load_qsam2(packed_file, device=device)
     lowered = load_qsam2(packed_file, device=device, target="int8")
     x = images(batch, 96).to(device)
-    for run in (run_image, run_video):
-        exact = run(packed, x)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            theirs, ours = run(packed, x), run(lowered, x)
-        assert len(ours) == len(exact)
-        for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
-            assert mine.shape == expected.shape
-            assert mine.is_floating_point()
-            if not autocast:
-                assert mine.dtype == expected.dtype, f"output {i} in the caller's dtype"
-            # As good as the packed model in bfloat16, up to codes that fall on the other side of a step.
-            assert error(mine, expected) < max(0.05, 1.5 * error(other, expected)), f"output {i} of {run.__name__}"
+    exact = run_both(packed, x)
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        theirs, ours = run_both(packed, x), run_both(lowered, x)
+    assert len(ours) == len(exact)
+    for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
+        assert mine.shape == expected.shape
+        assert mine.is_floating_point()
+        if not autocast:
+            assert mine.dtype == expected.dtype, f"output {i} in the caller's dtype"
+        # As good as the packed model in bfloat16, up to codes that fall on the other side of a step.
+        assert error(mine, expected) < max(0.05, 1.5 * error(other, expected)), f"output {i}"
 
 
 @needs_kernels
@@ -104,7 +103,7 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 
 
 def test_without_kernels_auto_is_packed_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "unavailable_reason", lambda device: "The kernels are elsewhere.")
+    monkeypatch.setattr(targets, "why_no_kernels", lambda device: "The kernels are elsewhere.")
     model = load_qsam2(packed_file, target="auto")
     assert {target for target, _ in stage_of(model).targets.values()} == {"packed"}
     with pytest.raises(UnsupportedLayerError, match=r"kernels are elsewhere\. target=\"auto\""):

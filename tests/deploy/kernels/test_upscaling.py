@@ -16,9 +16,9 @@ from torch import nn
 from qsam2_ao import load_qsam2, lower_float
 from qsam2_ao.deploy.kernels.upscaling import GeluPlanes, ImageNorm, Upscale, lower_upscaling
 from qsam2_ao.models.official import build_official
-from qsam2_ao.native import load_kernels, unavailable_reason
+from qsam2_ao.native import load_kernels, why_no_kernels
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+pytestmark = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32])
 PAIRS = st.tuples(DTYPES, DTYPES)

@@ -80,7 +80,7 @@ def rival_qconfig(name: str, weight_bits: int, activation_bits: int | None) -> Q
         QConfigError: An unknown rival, or bits out of range.
 
     Example:
-        >>> prepared = prepare_qsam2(model, rival_qconfig("lsq", 4, 8), calibration_data=images, vrc=None)
+        >>> prepared = prepare_qsam2(model, rival_qconfig("lsq", 4, 8))
     """
     if name not in RIVALS:
         raise QConfigError(f"unknown rival {name!r}; the rivals are {', '.join(RIVALS)}")

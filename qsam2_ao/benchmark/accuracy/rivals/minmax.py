@@ -74,14 +74,7 @@ class MinMaxFakeQuantize(FakeQuantize):
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
-        """Let an activation's observer see data in any mode, passing it through.
-
-        A quantizer that saw no data in the block is left as it was.
-
-        Raises:
-            CalibrationError: It is a weight's.
-            NonFiniteError: The data held NaN or infinity.
-        """
+        """As :meth:`~qsam2_ao.quantizers.base.QuantizerBase.calibrating`, with torch.ao's observer."""
         if self.is_weight:
             raise from_weight_alone(self.who)
         collecting = self._collecting = copy.deepcopy(self.activation_post_process)

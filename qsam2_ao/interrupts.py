@@ -1,4 +1,4 @@
-"""Ctrl-C, and what a cluster sends before it takes a machine back, between two steps of a training."""
+"""Ctrl-C, and what schedulers send before the end, between two steps of a training or two frames of a video."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""Decoding a video from its middle, to the frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from ..optional import needed
+
+
+def presentation_times(container: Any, stream: Any) -> tuple[list[int], list[int]] | None:
+    """When the frames of a stream are shown, without decoding it.
+
+    Args:
+        container: An open PyAV container.
+        stream: Its video stream.
+
+    Returns:
+        The time of each frame, and those of key frames, in the stream's time base, ascending; None if the file does
+        not say, or says the same of two frames.
+    """
+    times, keys = [], []
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the one that flushes the decoder
+            continue
+        if packet.pts is None:
+            return None
+        if packet.is_discard:  # cut away by the file's edit list: decoded, but not shown
+            continue
+        times.append(packet.pts)
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+    return (sorted(times), sorted(keys)) if times and len(set(times)) == len(times) else None
+
+
+def decode_from(container: Any, stream: Any, start: int) -> Iterator[Any]:
+    """The frames of a stream from number ``start`` on.
+
+    Args:
+        container: A newly opened PyAV container.
+        stream: Its video stream.
+        start: How many frames to leave out. Those between it and the key frame before it are decoded and dropped.
+
+    Yields:
+        PyAV frames.
+    """
+    if start == 0:
+        yield from container.decode(stream)
+        return
+    found = presentation_times(container, stream)
+    if found is not None:
+        times, keys = found
+        if start >= len(times):
+            return
+        key = max((time for time in keys if time <= times[start]), default=times[0])
+        container.seek(key, stream=stream)
+        packets = container.demux(stream)
+        first = next(packets)
+        if first.is_keyframe and first.pts == key:  # some containers (MPEG-TS) land elsewhere
+            for packet in chain((first,), packets):
+                yield from (frame for frame in packet.decode() if frame.pts is None or frame.pts >= times[start])
+            return
+    with needed("av").open(container.name) as again:
+        from_start = again.streams.video[0]
+        from_start.thread_type = "AUTO"
+        yield from islice(again.decode(from_start), start, None)
+
+
+def count_packets(container: Any, stream: Any) -> int:
+    """How many frames a stream has, by its packets, without decoding them."""
+    return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)

@@ -1,0 +1,84 @@
+"""In which forms masks are written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.coco import CocoFile
+from ..errors import DataError
+
+#: Palette PNGs of object ids; pictures or a video with the masks over them; COCO's annotations in one JSON file, with
+#: run lengths or with polygons.
+SavedAs = Literal["masks", "overlay", "rle", "polygons"]
+MASKS_AND_OVERLAY: tuple[SavedAs, ...] = ("masks", "overlay")
+
+
+def check_saved(save: Collection[SavedAs]) -> None:
+    """Check the names of forms.
+
+    Args:
+        save: What a caller wants written.
+
+    Raises:
+        DataError: A name is unknown, or there is none.
+    """
+    known = get_args(SavedAs)
+    if not save or not {*save} <= {*known}:
+        raise DataError(f"save must name some of {', '.join(known)}, got {', '.join(map(str, save)) or 'none'}")
+
+
+class CocoFiles:
+    """The JSON files that are wanted, each written picture by picture.
+
+    Attributes:
+        rle: That of run lengths, or None.
+        polygons: That of polygons, or None.
+    """
+
+    def __init__(self, files: dict[SavedAs, CocoFile]) -> None:
+        self._files = files
+        self.rle, self.polygons = (files[form].path if form in files else None for form in ("rle", "polygons"))
+
+    @property
+    def paths(self) -> list[Path]:
+        """Those of the files."""
+        return [file.path for file in self._files.values()]
+
+    def add(self, file_name: str, ids: NDArray[np.uint8], scores: Mapping[int, float] | None = None) -> None:
+        """Add a picture's masks to each; see :meth:`qsam2_ao.data.coco.CocoFile.add`."""
+        for file in self._files.values():
+            file.add(file_name, ids, scores)
+
+
+@contextmanager
+def coco_files(save: Collection[SavedAs], output: Path, prefix: str = "") -> Iterator[CocoFiles]:
+    """Open ``PREFIXrle.json`` and ``PREFIXpolygons.json`` where they are wanted.
+
+    Args:
+        save: What is wanted.
+        output: The folder.
+        prefix: What their names begin with.
+
+    Yields:
+        The files, which are whole when the block ends, and absent if it fails.
+
+    Raises:
+        QSAM2Error: A file cannot be written.
+
+    Example:
+        >>> with coco_files(["rle"], Path("outputs")) as files:  # doctest: +SKIP
+        ...     files.add("00000.jpg", ids)
+    """
+    with ExitStack() as stack:
+        opened: dict[SavedAs, CocoFile] = {}
+        if "rle" in save:
+            opened["rle"] = stack.enter_context(CocoFile(output / f"{prefix}rle.json", "rle"))
+        if "polygons" in save:
+            opened["polygons"] = stack.enter_context(CocoFile(output / f"{prefix}polygons.json", "polygons"))
+        yield CocoFiles(opened)

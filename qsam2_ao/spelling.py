@@ -1,0 +1,36 @@
+"""What is said of a name that nothing has: which there are, and which of them may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+
+def unknown_name(kind: str, name: object, known: Collection[str]) -> str:
+    """A message about a name that is not there.
+
+    Args:
+        kind: What it should name, in the singular.
+        name: What was given.
+        known: All that there are.
+
+    Example:
+        >>> unknown_name("region", "mask_decodr", ["image_encoder", "mask_decoder"])
+        "unknown region 'mask_decodr'; the regions are image_encoder, mask_decoder; did you mean 'mask_decoder'?"
+    """
+    return f"unknown {kind} {name!r}; the {kind}s are {', '.join(known)}{did_you_mean(name, known)}"
+
+
+def did_you_mean(name: object, known: Collection[str]) -> str:
+    """The names that one resembles, as the end of a message; empty where it resembles none.
+
+    Names that begin or end otherwise, as without the prefix of a region or with one of a wrapper, come first.
+
+    Example:
+        >>> did_you_mean("trunk.blocks.0.mlp", ["image_encoder.trunk.blocks.0.mlp", "memory_encoder"])
+        "; did you mean 'image_encoder.trunk.blocks.0.mlp'?"
+    """
+    text = str(name)
+    close = [other for other in known if f".{other}".endswith(f".{text}") or f".{text}".endswith(f".{other}")]
+    close = (close or difflib.get_close_matches(text, known, n=3))[:3]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,142 @@
+"""Reading a safetensors file into memory of the process's own, so that nothing depends on the file afterwards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: What safetensors calls torch's dtypes.
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class TensorFile:
+    """An open safetensors file whose tensors are read, not mapped.
+
+    safetensors maps a file: its tensors change with it, and the process dies where it is cut off. Here each tensor has
+    memory of its own, which costs a copy of the file's bytes. A file that changes while it is read is refused.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        metadata: The texts of the header.
+
+    Raises:
+        CheckpointError: There is no such file, it is no whole safetensors file, or (when the block ends) it changed.
+
+    Example:
+        >>> with TensorFile("weights.safetensors") as file:  # doctest: +SKIP
+        ...     weight = file.tensor("weight")
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such file")
+        try:
+            self._stamp = _stamp(os.stat(path))
+            self.metadata = _checked_metadata(path)
+            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+            length = int.from_bytes(self._file.read(8), "little")
+            entries = json.loads(self._file.read(length))
+        except (ValueError, OSError) as error:
+            raise _not_whole(path, error) from error
+        entries.pop("__metadata__", None)
+        self._entries: dict[str, dict[str, Any]] = entries
+        self._start = 8 + length
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return tuple(self._entries[name]["shape"])
+
+    def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """Read a tensor.
+
+        Args:
+            name: Out of ``names``.
+            device: Where to put it.
+
+        Raises:
+            CheckpointError: The file became shorter, or the dtype is one that torch does not have.
+        """
+        import torch
+
+        entry = self._entries[name]
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{self._path}: tensor {name!r} has the unknown dtype {entry['dtype']!r}")
+        dtype: torch.dtype = getattr(torch, _DTYPES[entry["dtype"]])
+        tensor = torch.empty(entry["shape"], dtype=dtype)
+        begin, end = entry["data_offsets"]
+        if math.prod(entry["shape"]):
+            self._file.seek(self._start + begin)
+            content = tensor.view(-1).view(torch.uint8).numpy().data
+            if self._file.readinto(content) != end - begin:  # type: ignore[attr-defined]
+                raise self._changed()
+        return tensor.to(device)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = _stamp(os.fstat(self._file.fileno()))
+        self._file.close()
+        if now != self._stamp:
+            raise self._changed() from error
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} was changed while it was read; read it again, and replace such files by renaming a complete "
+            "one over them (as mv does, and save_qsam2)"
+        )
+
+
+def _checked_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Let safetensors check the whole header: that it is JSON, and that the tensors fill the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no complete safetensors file ({error}); it may be truncated, or a .pt checkpoint (quantize that "
+        "first: qsam2 quantize)"
+    )
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,183 @@
+"""What lies around the exported networks, on the networks themselves: the predictors' masks, for any valid prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor, nn
+
+from qsam2_ao import load_embedded
+from qsam2_ao.compat.quiet import propagate_quietly
+from qsam2_ao.data.procedural import Sequence, generate_sequence
+from qsam2_ao.errors import DataError
+from qsam2_ao.export import ExportedSAM2
+from qsam2_ao.export.parts import export_parts
+from qsam2_ao.export.settings import ExportSettings
+from qsam2_ao.export.tracker import Networks
+from qsam2_ao.predictors import predictor_state
+from qsam2_ao.segmentation import ObjectPrompt, StreamingPredictor, track_frames
+
+BOX, CLICKS = {"box": [20.0, 55.0, 60.0, 90.0]}, {"points": [[45.0, 72.0], [5.0, 5.0]], "labels": [1, 0]}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_embedded(SAM2VideoPredictor)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Sequence:
+    return generate_sequence("test", 2, num_frames=20)
+
+
+@pytest.fixture(scope="module")
+def exported(model: Any) -> ExportedSAM2:
+    """The parts that are exported, before they are."""
+
+    def opened(module: nn.Module) -> Any:
+        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                found = module(*inputs)
+            return found if isinstance(found, tuple) else (found,)
+
+        return call
+
+    sam = ExportedSAM2.__new__(ExportedSAM2)
+    sam.settings = ExportSettings.of(model, "onnx")
+    sam.networks = Networks(*(opened(part.module) for part in sorted(export_parts(model), key=place)))
+    sam._image, sam._image_size = None, (0, 0)
+    return sam
+
+
+def place(part: Any) -> int:
+    return Networks._fields.index(part.name)
+
+
+PROMPTS: dict[str, dict[str, Any]] = {
+    "click": {"point_coords": [[45, 72]], "point_labels": [1]},
+    "clicks of one object, batched": {"point_coords": [[[45, 72], [5, 5]]], "point_labels": [[1, 0]]},
+    "two objects": {"point_coords": [[[45, 72]], [[90, 20]]], "point_labels": [[1], [1]]},
+    "padded": {"point_coords": [[[45, 72], [5, 5]], [[90, 20], [0, 0]]], "point_labels": [[1, 0], [1, -1]]},
+    "box": {"box": [20, 55, 60, 79]},
+    "one box, batched": {"box": [[20, 55, 60, 79]]},
+    "two boxes": {"box": [[20, 55, 60, 79], [80, 0, 96, 50]]},
+    "boxes and clicks": {
+        "box": [[20, 55, 60, 79], [80, 0, 96, 50]],
+        "point_coords": [[[45, 72]], [[90, 20]]],
+        "point_labels": [[1], [1]],
+    },
+}
+
+
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("name", list(PROMPTS))
+def test_images(exported: ExportedSAM2, model: Any, clip: Sequence, name: str, several: bool) -> None:
+    picture = np.ascontiguousarray(clip.frames[0][:80])  # not square
+    given = {key: np.array(value) for key, value in PROMPTS[name].items()}
+    theirs = SAM2ImagePredictor(model)
+    theirs.set_image(picture)
+    exported.set_image(picture)
+    for ours, expected in zip(
+        exported.predict(**given, multimask_output=several, return_logits=True),
+        theirs.predict(**given, multimask_output=several, return_logits=True),
+        strict=True,
+    ):
+        assert ours.shape == expected.shape
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
+    masks, _, _ = exported.predict(**given, multimask_output=several)
+    assert masks.dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"point_coords": [[1, 2, 3, 4], [5, 6, 7, 8]], "point_labels": [1] * 4}, r"\[2, 4\], wanted .*transposed"),
+        ({"point_coords": [[np.nan, 3]], "point_labels": [1]}, "point_coords .* NaN"),
+        ({"box": [[1, 1, 50, 50]] * 2, "point_coords": [[3, 3]], "point_labels": [1]}, "different numbers of objects"),
+        ({"box": [50, 1, 1, 50]}, "has no area"),
+        ({}, "there is no prompt"),
+        (
+            {"box": [1, 1, 50, 50], "mask_input": np.zeros((1, 24, 24))},
+            "mask_input cannot be used here: this model takes",
+        ),
+    ],
+)
+def test_prompts_that_break_the_rules(exported: ExportedSAM2, clip: Sequence, given: Any, message: str) -> None:
+    exported.set_image(clip.frames[0])
+    with pytest.raises(DataError, match=message):
+        exported.predict(**given)
+
+
+def agree(ours: dict[int, Any], theirs: dict[int, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    same = [((ours[t][i] > 0) == (m > 0)).mean() for t, found in theirs.items() for i, m in found.items()]
+    assert min(same) > 0.99
+    assert any((m > 0).any() for found in theirs.values() for m in found.values())
+
+
+def by_sam2(model: Any, frames: Any, frame: int, said: dict[int, dict[str, Any]], **arguments: Any) -> dict[int, Any]:
+    state = predictor_state(model, frames)
+    for object_id, prompt in said.items():
+        model.add_new_points_or_box(state, frame, object_id, **prompt)
+    found = propagate_quietly(model, state, start_frame_idx=frame, **arguments)
+    return {t: dict(zip(list(ids), logits[:, 0].numpy().copy(), strict=True)) for t, ids, logits in found}
+
+
+def test_videos(exported: ExportedSAM2, model: Any, clip: Sequence) -> None:
+    said = {2: BOX, 9: CLICKS}
+    expected = by_sam2(model, clip.frames, 0, said)
+    agree(dict(exported.track(clip.frames, said)), expected)
+    streaming = StreamingPredictor(exported, num_frames=20)
+    streaming.start(clip.frames[0])
+    streaming.prompt(2, **BOX)
+    ours = {0: streaming.prompt(9, **CLICKS).logits}
+    agree(ours | {t: streaming.step(clip.frames[t]).logits for t in range(1, 20)}, expected)
+
+
+def test_backward(exported: ExportedSAM2, model: Any, clip: Sequence) -> None:
+    streaming = StreamingPredictor(exported, num_frames=20, backward=True)
+    streaming.start(clip.frames[18], 18)
+    ours = {18: streaming.prompt(2, **BOX).logits}
+    ours |= {t: streaming.step(clip.frames[t]).logits for t in range(17, -1, -1)}
+    agree(ours, by_sam2(model, clip.frames, 18, {2: BOX}, reverse=True))
+
+
+def test_objects_come_and_go(exported: ExportedSAM2, model: Any, clip: Sequence) -> None:
+    first, second = ObjectPrompt(box=(20, 55, 60, 90)), ObjectPrompt([(90.0, 20.0, 1)])
+    prompts: Any = {0: {1: first}, 2: {2: second}, 5: {1: None}}
+    tracked = dict(track_frames(exported, clip.frames[:8], prompts))
+    expected = dict(track_frames(model, clip.frames[:8], prompts))
+    assert min((tracked[t] == expected[t]).mean() for t in range(8)) > 0.98
+    assert set(np.unique(tracked[7])) <= {0, 2}
+
+
+def test_what_needs_a_decoder_that_reads_masks(exported: ExportedSAM2, clip: Sequence) -> None:
+    with pytest.raises(DataError, match="exported files track from clicks and boxes only"):
+        next(track_frames(exported, clip.frames, {1: ObjectPrompt(mask=np.ones((96, 96), bool))}))
+    box = ObjectPrompt(box=(20, 55, 60, 90))
+    with pytest.raises(DataError, match="frame 3, object 1: the object is tracked already"):
+        next(track_frames(exported, clip.frames, {0: {1: box}, 3: {1: box}}))
+    streaming = StreamingPredictor(exported)
+    streaming.start(clip.frames[0])
+    streaming.prompt(1, **BOX)
+    streaming.step(clip.frames[1])
+    with pytest.raises(DataError, match="object 1 is tracked on frame 1 already, and exported files cannot correct"):
+        streaming.prompt(1, **CLICKS)
+
+
+def test_memory_does_not_grow(exported: ExportedSAM2, clip: Sequence) -> None:
+    streaming = StreamingPredictor(exported)
+    streaming.start(clip.frames[0])
+    streaming.prompt(1, **BOX)
+    kept = []
+    for _ in range(3):
+        for frame in clip.frames:
+            streaming.step(frame)
+            memory = streaming._tracker._objects[1]
+            kept.append((len(memory.frames), len(memory.pointers)))
+    assert kept[30:] == [kept[-1]] * 30
