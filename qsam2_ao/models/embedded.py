@@ -57,12 +57,10 @@ EMBEDDED_MODELS = {
 
 #: What ``sam2.build_sam`` overrides for inference when ``apply_postprocessing`` is set. Its
 #: ``fill_hole_area=8`` is left out: it needs the CUDA extension that ``sam2`` builds optionally.
-_POSTPROCESSING: dict[str, Any] = {
-    "sam_mask_decoder_extra_args": {
-        "dynamic_multimask_via_stability": True,
-        "dynamic_multimask_stability_delta": 0.05,
-        "dynamic_multimask_stability_thresh": 0.98,
-    }
+DECODER_POSTPROCESSING: dict[str, Any] = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
 }
 _PREDICTOR = "sam2.sam2_video_predictor.SAM2VideoPredictor"
 
@@ -97,7 +95,7 @@ def build_embedded(
     target = node["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {
         "_target_": target,
-        **(_POSTPROCESSING if apply_postprocessing else {}),
+        **({"sam_mask_decoder_extra_args": DECODER_POSTPROCESSING} if apply_postprocessing else {}),
         **overrides,
     }
     if apply_postprocessing and target == _PREDICTOR:

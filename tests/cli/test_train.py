@@ -25,7 +25,10 @@ def test_train_and_convert(run, tmp_path):
     assert info["vrc"]
     assert info["recipe"]["preset"] == "w4a8"
     assert info["training"] == {"epochs": 1, "steps": 1}
-    assert type(load_qsam2(output)).__name__ == "SAM2VideoPredictor"
+    packed = load_qsam2(output)
+    assert type(packed).__name__ == "SAM2VideoPredictor"
+    assert packed.sam_mask_decoder.dynamic_multimask_via_stability
+    assert packed.binarize_mask_from_pts_for_mem_enc
     result = run("convert", EMBEDDED, "--checkpoint", checkpoint, "-o", output, "trainer.model.qsam2.preset=w2a8")
     assert result.exit_code == 2
     assert "was trained with" in result.stderr

@@ -16,6 +16,7 @@ from ...checkpoint import save_qsam2
 from ...convert import convert_qsam2
 from ...errors import CheckpointError
 from ...models.config import as_class
+from ...models.embedded import DECODER_POSTPROCESSING
 from ...stage import set_stage, stage_of
 from .compose import own_cause
 from .options import Options
@@ -34,7 +35,7 @@ def pack_checkpoint(config: DictConfig, checkpoint: str | os.PathLike[str], outp
         output: The packed ``.safetensors`` file to write.
 
     Returns:
-        The packed model, a ``SAM2VideoPredictor``.
+        The packed model, a ``SAM2VideoPredictor`` that chooses masks as ``sam2.build_sam`` has predictors do.
 
     Raises:
         CheckpointError: The checkpoint is damaged, has no record of its quantization, or is not of this config.
@@ -57,7 +58,10 @@ def pack_checkpoint(config: DictConfig, checkpoint: str | os.PathLike[str], outp
         raise CheckpointError(f"{checkpoint} does not fit the config: {' '.join(str(error).split())[:400]}") from error
     training = {"epochs": content.get("epoch"), "steps": (content.get("steps") or {}).get("train")}
     set_stage(model, replace(stage_of(model), info={**info, "training": training}))
-    packed = convert_qsam2(as_class(model, SAM2VideoPredictor))
+    # As sam2.build_sam has the float models predict.
+    for name, value in DECODER_POSTPROCESSING.items():
+        setattr(model.sam_mask_decoder, name, value)
+    packed = convert_qsam2(as_class(model, SAM2VideoPredictor, binarize_mask_from_pts_for_mem_enc=True))
     save_qsam2(packed, output)
     return packed
 
