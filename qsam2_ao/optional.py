@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pillow_heif": ("heif", "reading HEIC pictures"),
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
+    "skimage": ("plots", "showing photographs"),
     "onnx": ("export", "exporting"),
     "onnxscript": ("export", "exporting"),
     "openvino": ("export", "running in OpenVINO"),
@@ -28,7 +29,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "nncf": ("benchmark", "the comparison with NNCF"),
 }
 #: Package -> its name for pip, where that is another.
-CALLED = {"cv2": "opencv-python", "vos_benchmark": "vos-benchmark"}
+CALLED = {"cv2": "opencv-python", "skimage": "scikit-image", "vos_benchmark": "vos-benchmark"}
 
 
 def needed(name: str) -> ModuleType:

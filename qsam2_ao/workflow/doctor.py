@@ -23,7 +23,7 @@ from ..deploy.targets import TARGETS, get_target
 from ..errors import QSAM2Error
 from ..models.embedded import load_embedded
 from ..native import build
-from ..optional import EXTRAS
+from ..optional import CALLED, EXTRAS
 from ..predictors import image_predictor
 from ..reporting.environment import environment
 
@@ -119,7 +119,7 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
     library = _library()
     missing = get_target("int8").why_not("cpu")
     return Diagnosis(
-        environment=environment(*(package.replace("_", "-") for package in EXTRAS)),
+        environment=environment(*(CALLED.get(package, package) for package in EXTRAS)),
         cpu_features=cpu_features(),
         memory_gib=_memory(),
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
@@ -206,7 +206,7 @@ def _findings(states: list[TargetState]) -> list[Finding]:
     absent: dict[str, list[str]] = {}
     for package, (extra, task) in EXTRAS.items():
         if importlib.util.find_spec(package) is None:
-            absent.setdefault(extra, []).append(f"{package.replace('_', '-')} ({task})")
+            absent.setdefault(extra, []).append(f"{CALLED.get(package, package)} ({task})")
     found += [
         Finding(f"not installed: {', '.join(packages)}", f'pip install "qsam2_ao[{extra}]"')
         for extra, packages in absent.items()
