@@ -29,7 +29,12 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "nncf": ("benchmark", "the comparison with NNCF"),
 }
 #: Package -> its name for pip, where that is another.
-CALLED = {"cv2": "opencv-python", "skimage": "scikit-image", "vos_benchmark": "vos-benchmark"}
+CALLED = {
+    "cv2": "opencv-python",
+    "pillow_heif": "pillow-heif",
+    "skimage": "scikit-image",
+    "vos_benchmark": "vos-benchmark",
+}
 
 
 def needed(name: str) -> ModuleType:

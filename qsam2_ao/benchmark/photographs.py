@@ -1,7 +1,7 @@
 """Masks on real photographs by the float model and with 4-bit and 2-bit weights, side by side.
 
 ``python -m qsam2_ao.benchmark.photographs`` draws ``benchmarks/results/photographs.png``. The photographs are those
-that come with scikit-image, which no model was trained on; quantizing is calibrated on others of them, without training.
+that come with scikit-image, which no model was trained on. Others of them are calibrated on; nothing is trained.
 """
 
 from __future__ import annotations
