@@ -52,4 +52,5 @@ def test_variants_have_the_learning_rate_of_what_they_vary():
 def test_selection_narrows():
     assert {u.method for u in select(full_plan(), methods=["LSQ"])} == {"LSQ"}
     assert select(quick_plan()) == quick_plan()
-    assert not select(quick_plan(), models=["plain"])
+    with pytest.raises(QConfigError, match="unknown model 'plain'"):
+        select(quick_plan(), models=["plain"])
