@@ -60,7 +60,7 @@ def _write_pictures(folder: Path) -> list[Path]:
     picture.convert("RGBA").save(folder / "rgba.png")
     picture.convert("P").save(folder / "palette.png")
     Image.fromarray((_pixels()[..., 0].astype(np.int32) * 257).astype(np.uint16)).save(folder / "deep.png")
-    Image.fromarray(_pixels()[..., 0].astype(np.float32)).save(folder / "float.tiff")
+    Image.fromarray(_pixels()[..., 0].astype(np.float32) / 255).save(folder / "float.tiff")
     picture.save(folder / "interlaced.png", optimize=True)
     picture.save(folder / "progressive.jpg", progressive=True)
     return sorted(folder.iterdir())
