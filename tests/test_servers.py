@@ -77,8 +77,8 @@ def test_memory_is_flat_after_pictures_of_many_sizes(packed_file: Path, target: 
     seen = []
     for _ in range(3):
         for number in range(40):
-            height, width = (int(side) for side in rng.integers(64, 800, 2))
+            height, width = (int(side) for side in rng.integers(400, 1200, 2))
             logits(model, number, (height, width))
         seen.append(resident())
-    # A picture of that size is 2 MB, its logits 2.5 MB: 40 that were kept would show.
-    assert seen[-1] - seen[0] < 40
+    # Kept, the last 80 pictures and their logits would take 350 MiB; the allocator's own holes are a tenth of that.
+    assert seen[-1] - seen[0] < 150, seen
