@@ -14,6 +14,7 @@ from ...compat.rebind import rebound
 from ...errors import QConfigError
 from ...files import save_torch
 from ...stage import stage_of
+from ...threads import deterministic_on_cpu, one_thread_if_small
 from .random_state import random_state, set_random_state
 from .record import ENTRY, read_plain
 
@@ -55,7 +56,8 @@ class QATTrainer(Trainer):
         """Train and validate as the config says, going on exactly where a checkpoint was made."""
         if self._random is not None:
             set_random_state(self._random[self.distributed_rank], unwrap_ddp_if_wrapped(self.model).rng, self.device)
-        super().run()
+        with deterministic_on_cpu(self.model), one_thread_if_small(self.model):
+            super().run()
 
     def train_epoch(self, train_loader: Iterable[Any]) -> dict[str, Any]:
         """One epoch, as ``Trainer``'s."""
