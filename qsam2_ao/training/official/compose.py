@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from training.utils.train_utils import register_omegaconf_resolvers
 
+from ...compat.rebind import rebound
 from ...errors import QConfigError, QSAM2Error
 
 #: Where names of configs are looked up, behind the folder of a config given by its path.
@@ -86,10 +88,19 @@ def _check(config: DictConfig, name: str) -> None:
         )
 
 
+class _Replacing(OmegaConf):
+    """Registers also what is registered already."""
+
+    @staticmethod
+    def register_new_resolver(name: str, resolver: Any, **options: Any) -> None:
+        OmegaConf.register_new_resolver(name, resolver, **{**options, "replace": True})
+
+
 def register_resolvers() -> None:
     """Let configs compute as SAM2's do (``${times:2,3}``); calling it again changes nothing."""
+    # A program may have registered some of them, such as "divide": SAM2's function would fail, and do no more.
     if not OmegaConf.has_resolver("times"):
-        register_omegaconf_resolvers()
+        rebound(register_omegaconf_resolvers, OmegaConf=_Replacing)()
 
 
 def own_cause(error: BaseException) -> QSAM2Error | None:
