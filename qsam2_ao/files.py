@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import QSAM2Error
+from .errors import CheckpointError, QSAM2Error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,3 +162,32 @@ def save_torch(content: object, path: str | os.PathLike[str]) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def load_torch(path: str | os.PathLike[str], problem: str, remedy: str = "", *, mmap: bool = False) -> Any:
+    """``torch.load`` of plain values and tensors, onto the CPU, which runs no code from the file.
+
+    Args:
+        path: The file.
+        problem: What is said of a damaged file, behind its path.
+        remedy: What is said then, behind the reason.
+        mmap: Leave tensors on disk until they are used.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        CheckpointError: The file is absent, damaged, or would have to run code.
+
+    Example:
+        >>> load_torch("training.pt", "is damaged", "; delete it to start again")  # doctest: +SKIP
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # torch.load reports damage by many exception types
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} {problem} ({type(error).__name__}: {reason}){remedy}") from error

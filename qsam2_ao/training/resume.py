@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import save_torch
+from ..files import load_torch, save_torch
 
 if TYPE_CHECKING:
     from .selection import Selected
@@ -50,15 +50,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is absent, damaged, of an older format or not a checkpoint of a training.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # torch.load reports damage by many exception types
-        raise CheckpointError(
-            f"{path} is damaged or not a training checkpoint ({type(error).__name__}: {error}); "
-            "delete it to start again"
-        ) from error
+    content = load_torch(path, "is damaged or not a training checkpoint", "; delete it to start again")
     if isinstance(content, dict) and content.get("format") == _FORMAT_1:
         raise CheckpointError(
             f"{path} is of an older version of this package, whose prepared models had their parameters, and so the "

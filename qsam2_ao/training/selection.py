@@ -7,14 +7,13 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError
-from ..files import save_torch
+from ..files import load_torch, save_torch
 from .resume import State, TrainResult
 from .step import copy_state, randomness_of_step
 
@@ -133,11 +132,11 @@ class Selection(Generic[Batch, Output]):
 
 
 def _read(path: Path, start: State) -> Selected:
+    content = load_torch(path, "cannot be continued from", "; delete it and run again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: content["state"][name].to(value.device) for name, value in start.items()}
         if content["format"] != _FORMAT or any(state[name].shape != value.shape for name, value in start.items()):
             raise KeyError("it is of another model")
         return Selected(content["step"], content["losses"], state)
-    except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be continued from ({error}); delete it and run again") from error

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..calibration import CalibrationData
@@ -19,7 +18,7 @@ from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
 from ..data.davis import read_davis
 from ..errors import CheckpointError, QSAM2Error
-from ..files import check_output_file, save_torch
+from ..files import check_output_file, load_torch, save_torch
 from ..models.config import model_config
 from ..prepare import prepare_qsam2
 from ..recipe import QConfigLike, preset_qconfig
@@ -263,17 +262,14 @@ def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
 def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
     """The prepared model, calibrated now or by the run that was interrupted."""
     if path.exists():
-        damage = "{} cannot be continued from ({}); delete it and run again"
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            state, info = stored["state"], dict(stored["info"])
-        except Exception as error:  # a damaged pickle fails in any way
-            raise CheckpointError(damage.format(path, _first_line(error))) from error
+        problem, remedy = "cannot be continued from", "; delete it and run again"
+        stored = load_torch(path, problem, remedy)
         prepared = prepare_qsam2(model, job.qconfig, vrc=None, seed=job.seed, progress=False)
         try:
-            prepared.load_state_dict(state)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise CheckpointError(damage.format(path, _first_line(error))) from error
+            info = dict(stored["info"])
+            prepared.load_state_dict(stored["state"])
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} {problem} ({_first_line(error)}){remedy}") from error
         set_stage(prepared, replace(stage_of(prepared), info=info))
         return prepared
     prepared = prepare_qsam2(

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...files import save_torch
+from ...files import load_torch, save_torch
 
 #: The trainer's own name for the checkpoint that it resumes from.
 TRAINER_CHECKPOINT = "checkpoint.pt"
@@ -102,13 +101,7 @@ def read_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: It is absent, damaged, or holds something else than a dict of plain values and tensors.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # torch.load reports damage by many exception types
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is damaged or no checkpoint of a training ({reason})") from error
+    content = load_torch(path, "is damaged or no checkpoint of a training", mmap=True)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; it is no checkpoint of a training")
     return content
