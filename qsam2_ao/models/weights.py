@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..tensor_file import TensorFile
 from . import hub, sizes
 
 logger = logging.getLogger(__name__)
@@ -200,13 +201,14 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") == "qsam2":
-                raise CheckpointError(f"{path} is a packed file, which takes no config: give it as the model itself")
-            # Copies, so that the file may change afterwards.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - a file is no dict
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({_reason(error)}){_start(path)}") from error
+        opened = TensorFile(path)
+    except CheckpointError as error:
+        reason = _reason(error.__cause__ or error)
+        raise CheckpointError(f"{path} is not a complete safetensors file ({reason}){_start(path)}") from error
+    with opened as file:
+        if file.metadata.get("format") == "qsam2":
+            raise CheckpointError(f"{path} is a packed file, which takes no config: give it as the model itself")
+        return {name: file.tensor(name) for name in file.names}
 
 
 def _read_pickled(path: Path) -> object:
@@ -230,7 +232,7 @@ def _read_pickled(path: Path) -> object:
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
