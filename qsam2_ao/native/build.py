@@ -43,7 +43,7 @@ def why_no_cpu_kernels() -> str | None:
         detail = f"; this one lacks {', '.join(absent)}" if absent else ""
         return f"The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer){detail}."
     try:
-        library = _library()
+        library = kernel_library()
     except RuntimeError as error:
         return f"The kernels are compiled once and kept, and there is no folder for them ({error}); set XDG_CACHE_HOME."
     if library in _loaded:
@@ -66,7 +66,7 @@ def implement() -> None:
     Raises:
         UnsupportedLayerError: That failed. It is not tried again in this process with the same compilers and folder.
     """
-    library = _library()
+    library = kernel_library()
     with _LOCK:
         if library in _loaded:
             return
@@ -90,16 +90,19 @@ def digest() -> str:
 
 
 @functools.cache
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    # "flags" on x86-64, "Features" on Arm.
+    found = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(found, ()))
 
 
 def _cpu_has(name: str) -> bool:
-    return name in _cpu_flags()
+    return name in cpu_flags()
 
 
 def _compilers() -> tuple[str, ...]:
@@ -115,7 +118,8 @@ def _no_compiler() -> str:
     return f"The kernels are compiled at first use, and {found}; install g++ or set CXX."
 
 
-def _library() -> Path:
+def kernel_library() -> Path:
+    """Where the compiled kernels are kept, or will be."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "qsam2_ao" / f"kernels-{digest()[:16]}.so"
 

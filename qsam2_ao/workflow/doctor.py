@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import load_qsam2, save_qsam2
+from ..checkpoint import load_qsam2
 from ..compat.torchvision_ops import operators_missing
-from ..convert import convert_qsam2
 from ..deploy.targets import TARGETS, get_target
 from ..errors import QSAM2Error
 from ..models.embedded import load_embedded
@@ -26,6 +25,7 @@ from ..native import build
 from ..optional import CALLED, EXTRAS
 from ..predictors import image_predictor
 from ..reporting.environment import environment
+from .models import save_embedded_w4a8
 
 #: What the kernels and torch's own products make use of, as Linux names it.
 CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
@@ -133,19 +133,15 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
 
 def cpu_features() -> tuple[str, ...]:
     """Of :data:`CPU_FEATURES`, those that the processor has; on other systems than Linux what torch says of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    flags = build.cpu_flags()
+    if not flags:
         return (torch.backends.cpu.get_cpu_capability().lower(),)
-    flags = next(
-        (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), []
-    )
     return tuple(name for name in CPU_FEATURES if name in flags)
 
 
 def _library() -> Path | None:
     try:
-        return build._library()
+        return build.kernel_library()
     except (RuntimeError, OSError):
         return None
 
@@ -166,8 +162,7 @@ def _timed(states: list[TargetState]) -> tuple[TargetState, ...]:
     """The states with times, and the float model's in front of each device's."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "embedded-w4a8.safetensors"
-        image = np.zeros((96, 96, 3), np.uint8)
-        save_qsam2(convert_qsam2(load_embedded(), "w4a8", [image], vrc=None, progress=False), path)  # type: ignore[arg-type]
+        save_embedded_w4a8(path)
         found: list[TargetState] = []
         for device in dict.fromkeys(state.device for state in states):
             found.append(TargetState("float", device, None, _milliseconds(load_embedded().to(device))))

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 
-from ..checkpoint import load_qsam2
+from ..checkpoint import load_qsam2, save_qsam2
 from ..deploy.targets import get_target
 from ..devices import usable_device
 from ..errors import QSAM2Error
@@ -114,3 +116,19 @@ def load_runnable(
     if checkpoint is not None or parse_device(device).type != "cpu":
         raise QSAM2Error(f"{name} is a folder of exported files: they run on the CPU and take no --checkpoint")
     return ExportedSAM2(name)
+
+
+def save_embedded_w4a8(path: str | os.PathLike[str]) -> None:
+    """Write the embedded model in W4A8, calibrated on nothing that matters: a file to load and to time.
+
+    Args:
+        path: The packed file.
+
+    Raises:
+        QSAM2Error: The file cannot be written.
+    """
+    from ..convert import convert_qsam2  # which loading a model has no use for
+
+    model = load_embedded()
+    assert isinstance(model, SAM2Base)
+    save_qsam2(convert_qsam2(model, "w4a8", [np.zeros((96, 96, 3), np.uint8)], vrc=None, progress=False), path)

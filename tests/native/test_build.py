@@ -63,15 +63,15 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     everything = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "avx512_bf16"}
     for lacking in ({"avx512_vnni"}, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, {"avx512dq"}):
-        monkeypatch.setattr(build, "_cpu_flags", lambda lacking=lacking: everything - lacking | {"avx_vnni"})
+        monkeypatch.setattr(build, "cpu_flags", lambda lacking=lacking: everything - lacking | {"avx_vnni"})
         reason = str(why_no_kernels())
         assert "need a CPU with AVX512-VNNI" in reason
         assert all(name.replace("_", "") in reason for name in lacking)
-    monkeypatch.setattr(build, "_cpu_flags", lambda: everything - {"avx512_bf16"})
+    monkeypatch.setattr(build, "cpu_flags", lambda: everything - {"avx512_bf16"})
     assert not build.bf16_supported()
     assert "-mavx512bf16" not in build._flags()
     assert fast_float() == torch.float32
-    monkeypatch.setattr(build, "_cpu_flags", lambda: everything)
+    monkeypatch.setattr(build, "cpu_flags", lambda: everything)
     assert "-mavx512bf16" in build._flags()
     assert fast_float() == torch.bfloat16
 
@@ -107,7 +107,7 @@ def test_threads_compile_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_processes_may_compile_at_once(small: Path) -> None:
-    library = build._library()
+    library = build.kernel_library()
     at_once(*[partial(build._build, library)] * 3)  # without the lock, which is of one process
     assert build._is_whole(library)
     assert list(library.parent.iterdir()) == [library]
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_no_compiler_and_no_file(small: Path, monkeypatch
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]])
 def test_a_damaged_library_is_compiled_again(small: Path, damage: Callable[[bytes], bytes]) -> None:
     build.implement()
-    library = build._library()
+    library = build.kernel_library()
     whole = library.read_bytes()
     library.write_bytes(damage(whole))
     build._loaded.clear()
@@ -150,7 +150,7 @@ def test_the_next_compiler_is_tried(small: Path, monkeypatch: pytest.MonkeyPatch
     script(small / "bin" / "g++", f'exec {compiler} "$@"')
     monkeypatch.setenv("PATH", f"{small / 'bin'}:{os.environ['PATH']}")
     build.implement()
-    assert build._library().exists()
+    assert build.kernel_library().exists()
 
 
 _FAILING = {
@@ -224,7 +224,7 @@ def test_each_instruction_set_has_its_own_library(monkeypatch: pytest.MonkeyPatc
     libraries = set()
     for supported in (True, False):
         monkeypatch.setattr(build, "bf16_supported", lambda supported=supported: supported)
-        libraries.add(build._library())
+        libraries.add(build.kernel_library())
     assert len(libraries) == 2
 
 
@@ -249,7 +249,7 @@ def test_kernels_without_bf16_instructions() -> None:
 
 @needs_kernels
 def test_the_library_is_kept_by_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kept = build._library()
+    kept = build.kernel_library()
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOTHER"))
-    assert build._library() != kept
-    assert build._library().parent == kept.parent
+    assert build.kernel_library() != kept
+    assert build.kernel_library().parent == kept.parent

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...checkpoint import load_qsam2, save_qsam2
-from ...convert import convert_qsam2
-from ...models.embedded import load_embedded
+from ...checkpoint import load_qsam2
 from ...models.official import build_official
+from ...workflow.models import save_embedded_w4a8
 from ..processes import alone, peak_bytes
 from .parts import predict_image
 from .workload import InferenceWorkload
@@ -56,8 +54,7 @@ def embedded_file(workload: InferenceWorkload) -> Path:
     """The embedded model in W4A8; loading it imports all that loading ever imports."""
     path = workload.files / "embedded-w4a8.safetensors"
     if not path.exists():
-        image = np.zeros((96, 96, 3), np.uint8)
-        save_qsam2(convert_qsam2(load_embedded(), "w4a8", [image], vrc=None, progress=False), path)  # type: ignore[arg-type]
+        save_embedded_w4a8(path)
     return path
 
 
