@@ -27,26 +27,25 @@ def logits(model: Any, number: int = 0, size: tuple[int, int] = (96, 96)) -> NDA
     return np.asarray(predictor.predict(click, np.array([1]), multimask_output=False, return_logits=True)[0])
 
 
-def work(model: Any, numbers: Any, results: Any) -> None:
-    """What a process does with a model that it was given."""
-    results.put([logits(model, number) for number in numbers])
+def work(models: Any, results: Any) -> None:
+    """What a process does with models that it was given."""
+    results.put([logits(model) for model in models])
     results.close()
-    results.join_thread()  # while the model, whose memory is shared, is still there
+    results.join_thread()  # while the models, whose memory is shared, are still there
 
 
-class Worker:
-    """The model of a process in a pool."""
-
-    model: Any = None
+_models: dict[str, Any] = {}
+"""Of a process in a pool, by target."""
 
 
-def load(path: str, target: str) -> None:
+def load(path: str, targets: list[str]) -> None:
     """What a process in a pool does first."""
     from qsam2_ao import load_qsam2
 
-    Worker.model = load_qsam2(path, target=target)
+    for target in targets:
+        _models[target] = load_qsam2(path, target=target)
 
 
-def serve(number: int) -> NDArray[np.float32]:
+def serve(target: str, number: int) -> NDArray[np.float32]:
     """What a process in a pool does with each picture."""
-    return logits(Worker.model, number)
+    return logits(_models[target], number)

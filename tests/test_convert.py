@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,11 +39,23 @@ def model() -> SAM2Base:
     return build_embedded(SAM2VideoPredictor)
 
 
+@pytest.fixture(scope="module")
+def trained(model: SAM2Base) -> Callable[[str], SAM2Base]:
+    """A preset's prepared model, trained a little; nothing but its mode may be changed."""
+
+    @cache
+    def of(preset: str) -> SAM2Base:
+        prepared = prepare_qsam2(model, preset, calibration_data=photos(), vrc=None, progress=False)
+        train_a_little(prepared)
+        return prepared
+
+    return of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w3a16", "w2a4"])
-def test_a_trained_model_converts_to_the_bit(model: SAM2Base, preset: str) -> None:
-    prepared = prepare_qsam2(model, preset, calibration_data=photos(), vrc=None, progress=False)
-    train_a_little(prepared)
+def test_a_trained_model_converts_to_the_bit(trained: Callable[[str], SAM2Base], preset: str) -> None:
+    prepared = trained(preset)
     converted = convert_qsam2(prepared)
     batch = images(2, 96, seed=9)
     prepared.eval()
@@ -51,9 +65,9 @@ def test_a_trained_model_converts_to_the_bit(model: SAM2Base, preset: str) -> No
 
 
 @pytest.mark.slow
-def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> None:
-    prepared = prepare_qsam2(model, "w2a8", calibration_data=photos(), vrc=None, progress=False)
-    train_a_little(prepared)
+@pytest.mark.parametrize("preset", ["w4a8", "w2a4"])
+def test_codes_and_ranges_are_those_that_training_learned(trained: Callable[[str], SAM2Base], preset: str) -> None:
+    prepared = trained(preset)
     converted = convert_qsam2(prepared)
     prepared.eval()
     for name, layer in quantized_layers(prepared):
@@ -70,8 +84,8 @@ def test_codes_and_ranges_are_those_that_training_learned(model: SAM2Base) -> No
 
 
 @pytest.mark.slow
-def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
-    prepared = prepare_qsam2(model, "w2a4", calibration_data=photos(), vrc=None, progress=False)
+def test_the_plan_lists_every_quantized_layer(trained: Callable[[str], SAM2Base]) -> None:
+    prepared = trained("w2a4")
     converted = convert_qsam2(prepared)
     records = {record.name: record for record in stage_of(converted).layers}
     assert records.keys() == {name for name, _ in quantized_layers(prepared)}
@@ -82,8 +96,8 @@ def test_the_plan_lists_every_quantized_layer(model: SAM2Base) -> None:
 
 
 @pytest.mark.slow
-def test_the_prepared_model_is_left_as_it_was(model: SAM2Base) -> None:
-    prepared = prepare_qsam2(model, "w4a8", calibration_data=photos(), vrc=None, progress=False).train()
+def test_the_prepared_model_is_left_as_it_was(trained: Callable[[str], SAM2Base]) -> None:
+    prepared = trained("w4a8").train()
     before = copy.deepcopy(prepared.state_dict())
     convert_qsam2(prepared)
     assert prepared.training
@@ -95,8 +109,9 @@ def test_the_prepared_model_is_left_as_it_was(model: SAM2Base) -> None:
 @torch.no_grad()
 def test_one_step_is_prepare_and_convert(model: SAM2Base) -> None:
     options = {"vrc": 0.01, "seed": 3, "progress": False}
-    one = convert_qsam2(model, "w3a8", photos(), **options)
-    two = convert_qsam2(prepare_qsam2(model, "w3a8", calibration_data=photos(), **options))
+    recipe = {"image_encoder": "w3a8", "memory_encoder": "w3a8"}
+    one = convert_qsam2(model, recipe, photos(), **options)
+    two = convert_qsam2(prepare_qsam2(model, recipe, calibration_data=photos(), **options))
     batch = images(1, 96)
     assert_identical(run_video(one, batch), run_video(two, batch))
 

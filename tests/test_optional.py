@@ -40,7 +40,8 @@ assert SAM2ImagePredictor(model) is not None
 prompts = {1: ObjectPrompt([(40.0, 50.0, 1)])}
 assert segment_file(model, picture, prompts, folder).mask.exists()
 assert len(list(track_frames(model, [np.zeros((96, 96, 3), np.uint8)] * 2, prompts))) == 2
-prepared = qsam2_ao.prepare_qsam2(qsam2_ao.load_embedded(), "w4a8", calibration_data=[np.zeros((96, 96, 3), np.uint8)])
+data = [np.zeros((96, 96, 3), np.uint8)]
+prepared = qsam2_ao.prepare_qsam2(qsam2_ao.load_embedded(), {"image_encoder": "w4a8"}, calibration_data=data)
 qsam2_ao.save_qsam2(qsam2_ao.convert_qsam2(prepared), folder + "/again.safetensors")
 assert not BLOCKED & set(sys.modules)
 """

@@ -351,7 +351,8 @@ def test_gptq_puts_weights_on_their_grid_and_brings_the_output_nearer():
     wanted = model.image_encoder(unseen)["backbone_fpn"][-1]
     errors = {}
     for rounding in ("nearest", "gptq"):
-        prepared = prepare_qsam2(model, "w2a16", calibration_data=frames[:8], rounding=rounding, progress=False).eval()
+        options = {"calibration_data": frames[:8], "rounding": rounding, "progress": False}
+        prepared = prepare_qsam2(model, {"image_encoder": "w2a16"}, **options).eval()
         with torch.no_grad():
             errors[rounding] = float((prepared.image_encoder(unseen)["backbone_fpn"][-1] - wanted).norm())
     assert errors["gptq"] < 0.9 * errors["nearest"]

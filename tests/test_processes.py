@@ -104,27 +104,27 @@ def test_int4_is_refused_at_once(int4_file: Path, tmp_path: Path) -> None:
             COPIES[name](model, tmp_path)
 
 
-def result_of(method: str, model: Any) -> np.ndarray:
-    context: Any = multiprocessing.get_context(method)
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_spawned_process_takes_models(packed_file: Path, shared: bool) -> None:
+    models = {"float": load_embedded(), "packed": load_qsam2(packed_file)}
+    if why_no_kernels() is None:
+        models["int8"] = load_qsam2(packed_file, target="int8")
+    expected = {target: logits(model) for target, model in models.items()}
+    if shared:
+        for model in models.values():
+            model.share_memory()
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=work, args=(model, [0], results))
+    process = context.Process(target=work, args=(list(models.values()), results))
     process.start()
     try:
-        return results.get(timeout=120)[0]
+        found = results.get(timeout=120)
     finally:
         process.kill()
         process.join()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["float", *TARGETS])
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_spawned_process_takes_a_model(packed_file: Path, target: str, shared: bool) -> None:
-    model = load_embedded() if target == "float" else load_qsam2(packed_file, target=target)
-    expected = logits(model)
-    if shared:
-        model.share_memory()
-    np.testing.assert_array_equal(result_of("spawn", model), expected)
+    for (target, masks), same in zip(expected.items(), found, strict=True):
+        np.testing.assert_array_equal(same, masks, err_msg=target)
 
 
 FORKING = """
@@ -138,7 +138,7 @@ model = load_qsam2(sys.argv[1])
 logits(model)  # so that OpenMP has threads, which a fork does not have
 context = multiprocessing.get_context("fork")
 results = context.Queue()
-process = context.Process(target=work, args=(model, [0], results))
+process = context.Process(target=work, args=([model], results))
 process.start()
 found = results.get(timeout=60)[0]
 torch.set_num_threads(1)
@@ -168,10 +168,11 @@ warnings.simplefilter("ignore")
 from qsam2_ao import load_qsam2
 from qsam2_ao.stage import stage_of
 warnings.simplefilter("always", UserWarning)
-model = load_qsam2(sys.argv[1], target=sys.argv[2])
 from processes import logits
-logits(model)
-print({taken.target for taken in stage_of(model).targets.values()})
+for target in ("packed", "auto"):
+    model = load_qsam2(sys.argv[1], target=target)
+    logits(model)
+    print(target, "is", {taken.target for taken in stage_of(model).targets.values()})
 """
 UNWRITABLE = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
 """No file can grow from the first import on: to a program, a read-only file system."""
@@ -183,34 +184,32 @@ _STRANGER = (
 )
 
 
+def check_both_are_packed(out: str, why: str) -> None:
+    for target in ("packed", "auto"):
+        assert f"{target} is {{'packed'}}" in out
+    assert why in out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["packed", "auto"])
 @pytest.mark.parametrize("home", [{"HOME": "/proc/absent"}, {}, {"XDG_CACHE_HOME": "/proc"}])
-def test_without_a_home_and_a_compiler(packed_file: Path, target: str, home: dict[str, str]) -> None:
-    out = run_python(LOADING, str(packed_file), target, PATH="/nonexistent", **home)
+def test_without_a_home_and_a_compiler(packed_file: Path, home: dict[str, str]) -> None:
+    out = run_python(LOADING, str(packed_file), PATH="/nonexistent", **home)
     if not home and os.getuid() == 0:
         return  # the system knows where its home is
-    assert "{'packed'}" in out
-    assert target == "packed" or "the model computes in float, which is slower: The kernels" in out
+    check_both_are_packed(out, "the model computes in float, which is slower: The kernels")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["packed", "auto"])
 @pytest.mark.skipif(_SETPRIV is None or os.getuid() != 0, reason="it takes root to become somebody else")
-def test_a_user_without_a_name_and_a_home(packed_file: Path, target: str) -> None:
-    out = run_python(LOADING, str(packed_file), target, prefix=_STRANGER, PATH="/nonexistent")
-    assert "{'packed'}" in out
-    assert target == "packed" or "there is no folder for them" in out
+def test_a_user_without_a_name_and_a_home(packed_file: Path) -> None:
+    out = run_python(LOADING, str(packed_file), prefix=_STRANGER, PATH="/nonexistent")
+    check_both_are_packed(out, "there is no folder for them")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["packed", "auto"])
-def test_nothing_can_be_written(packed_file: Path, target: str) -> None:
-    out = run_python(
-        UNWRITABLE + LOADING, str(packed_file), target, PATH=os.environ["PATH"], XDG_CACHE_HOME="/proc/absent"
-    )
-    assert "{'packed'}" in out
-    assert target == "packed" or "the model computes in float, which is slower: The kernels are compiled once" in out
+def test_nothing_can_be_written(packed_file: Path) -> None:
+    out = run_python(UNWRITABLE + LOADING, str(packed_file), PATH=os.environ["PATH"], XDG_CACHE_HOME="/proc/absent")
+    check_both_are_packed(out, "the model computes in float, which is slower: The kernels are compiled once")
 
 
 @pytest.mark.parametrize("target", ["float", *TARGETS])

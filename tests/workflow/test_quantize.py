@@ -12,6 +12,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from qsam2_ao import load_qsam2
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.sensitivity import Assignment
 from qsam2_ao.training import qat
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.workflow import quantize as quantizing
@@ -20,7 +21,18 @@ from qsam2_ao.workflow.quantize import QuantizationJob, TrainingData, quantize_m
 from qsam2_ao.workspace import Workspace
 
 STAGES = (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),)
-JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
+#: In every region; with the first and last layers they are enough to see whether a run went on where it stopped.
+LAYERS = (
+    "image_encoder.trunk.blocks.1.attn.qkv",
+    "image_encoder.trunk.blocks.3.mlp.layers.0",
+    "memory_attention.layers.0.linear1",
+    "memory_encoder.fuser.layers.0.pwconv1",
+    "sam_mask_decoder.transformer.layers.0.self_attn.q_proj",
+)
+JOB = QuantizationJob.mixed(
+    Assignment(dict.fromkeys(LAYERS, 2), loss=0.0, bytes=1, budget=1, metric="sqnr"),
+    8, images=2, steps=3, lr=1e-4, seed=5,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
