@@ -159,7 +159,10 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
     if fps <= 0:
         raise DataError(f"fps must be positive, got {fps}")
     av = needed("av")
-    codec, settings = ("libx264", {"crf": "20"}) if "libx264" in av.codecs_available else ("mpeg4", {})
+    # The encoder's default preset takes longer than a small model, for files a tenth smaller.
+    codec, settings = (
+        ("libx264", {"crf": "20", "preset": "veryfast"}) if "libx264" in av.codecs_available else ("mpeg4", {})
+    )
     rate = Fraction(fps).limit_denominator(65535)
     with atomic_write(path) as temporary:
         try:
