@@ -87,7 +87,9 @@ def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
 
 def _upright(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
     """Turn and mirror a frame as its display matrix says: phones store what the sensor saw, and how it was held."""
-    data = next((bytes(item) for item in frame.side_data if item.type.name == "DISPLAYMATRIX"), None)
+    # A frame's side_data and the frame keep each other, and Python collects such garbage after hundreds of frames.
+    items = needed("av.sidedata.sidedata").SideDataContainer(frame)
+    data = next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)
     if data is None:
         return pixels
     # A pixel at (x, y) is shown at (a x + c y, b x + d y); other angles than quarters of a turn are rounded.
