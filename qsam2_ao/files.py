@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,12 @@ from .errors import CheckpointError, QSAM2Error
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: What names of files end with that commands write or people may want: no folder is made of such a name.
+_FILE_SUFFIXES = {
+    *(".avi", ".gif", ".jpeg", ".jpg", ".mkv", ".mov", ".mp4", ".png", ".tif", ".tiff", ".webm", ".webp"),
+    *(".bin", ".json", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".xml", ".yaml", ".yml"),
+}
 
 
 def check_output_file(path: str | os.PathLike[str], suffix: str, size: int = 0) -> None:
@@ -39,20 +45,30 @@ def check_output_file(path: str | os.PathLike[str], suffix: str, size: int = 0) 
     _check_place(target, target.parent, size)
 
 
-def check_output_folder(path: str | os.PathLike[str], size: int = 0) -> None:
+def check_output_folder(path: str | os.PathLike[str], size: int = 0, files: Iterable[str] = ()) -> None:
     """Say before the work for it starts that a folder cannot be written; nothing is left there.
 
     Args:
         path: The folder, which need not exist.
         size: Bytes that its files will take, about.
+        files: Names of files that will be written there, as far as they are known.
 
     Raises:
-        QSAM2Error: It is a file, cannot be written, or has too little room.
+        QSAM2Error: It is a file or has the name of one, cannot be written, has too little room, or has a folder in the
+            place of a file.
 
     Example:
-        >>> check_output_folder("outputs/demo")
+        >>> check_output_folder("outputs/demo", files=["demo.json"])
     """
-    _check_place(Path(path), Path(path), size)
+    folder = Path(path)
+    if folder.suffix.lower() in _FILE_SUFFIXES and not folder.exists():
+        raise QSAM2Error(f"{folder}: a folder is written, not a {folder.suffix} file; name it {folder.with_suffix('')}")
+    _check_place(folder, folder, size)
+    for name in files:
+        if (folder / name).is_dir():
+            raise QSAM2Error(
+                f"cannot write {folder / name}: a folder has this name; choose another place, or remove it"
+            )
 
 
 def _check_place(target: Path, folder: Path, size: int) -> None:

@@ -161,3 +161,11 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     check_output_folder(tmp_path / "new")
     with pytest.raises(QSAM2Error, match="is a file, not a folder"):
         check_output_folder(tmp_path / "file")
+    with pytest.raises(QSAM2Error, match=r"a folder is written, not a \.ONNX file; name it .*/tiny$"):
+        check_output_folder(tmp_path / "tiny.ONNX")
+    check_output_folder(tmp_path / "tiny-2.1")
+    (tmp_path / "tiny.onnx").mkdir()
+    check_output_folder(tmp_path / "tiny.onnx", files=["mask.onnx"])
+    (tmp_path / "tiny.onnx" / "mask.onnx").mkdir()
+    with pytest.raises(QSAM2Error, match=r"cannot write .*mask\.onnx: a folder has this name"):
+        check_output_folder(tmp_path / "tiny.onnx", files=["mask.onnx"])

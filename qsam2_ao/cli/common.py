@@ -86,6 +86,27 @@ Masks: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _limit_pixels(context: typer.Context, pixels: int | None) -> int | None:
+    """Let the limit hold until the command ends."""
+    if pixels is not None:
+        from ..data.decoding import pixel_limit
+
+        context.with_resource(pixel_limit(pixels))
+    return pixels
+
+
+MaxPixels: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        callback=_limit_pixels,
+        help="Read pictures of up to so many pixels, not 268,435,456 (16,384 x 16,384).",
+        show_default=False,
+    ),
+]
 PromptFile: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, MaxPixels, ModelName, Target, console, print_json
 
 
 def evaluate(
@@ -25,6 +25,7 @@ def evaluate(
         bool,
         typer.Option("--all-frames", help="Score the first and the last annotated frame too, which DAVIS leaves out."),
     ] = False,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",

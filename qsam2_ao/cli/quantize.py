@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, ModelName, data_source, print_json
+from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, MaxPixels, ModelName, data_source, print_json
 
 
 def quantize(
@@ -51,6 +51,7 @@ def quantize(
         float | None, typer.Option(min=0, help="Peak learning rate of --steps; 1e-4 by default.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     as_json: Json = False,

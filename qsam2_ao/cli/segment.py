@@ -14,6 +14,7 @@ from .common import (
     Device,
     Json,
     Masks,
+    MaxPixels,
     Points,
     PromptFile,
     RunnableName,
@@ -36,6 +37,7 @@ def segment(
         "outputs/segment"
     ),
     save: Save = [SaveAs.masks, SaveAs.overlay],  # noqa: B006 - it is not changed, and typer shows it
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -49,13 +51,16 @@ def segment(
     Example: [bold]qsam2 segment tiny-w4a8.safetensors truck.jpg --point 500,375 --point 2:1425,600[/bold]
     """
     from ..data.pictures import read_rgb
-    from ..segmentation import parse_prompts, segment_file
+    from ..segmentation import SavedAs, parse_prompts, segment_file
+    from ..segmentation.saving import check_outputs
     from ..workflow.models import load_runnable
 
+    forms: list[SavedAs] = [kind.value for kind in save]
+    check_outputs(forms, output, image.stem)
     height, width = read_rgb(image).shape[:2]
     given = parse_prompts((width, height), point, box, mask, prompts)
     runnable = load_runnable(model, checkpoint, device, target)
-    done = segment_file(runnable, image, given, output, save=[kind.value for kind in save])
+    done = segment_file(runnable, image, given, output, save=forms)
     files = saved_files(done, "mask", "overlay", "rle", "polygons")
     if as_json:
         objects = [asdict(found) for found in done.objects]

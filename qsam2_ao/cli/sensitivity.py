@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, console, data_source, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, MaxPixels, ModelName, console, data_source, print_json
 
 ROUNDING_NAMES = "nearest, gptq"
 
@@ -41,6 +41,7 @@ def sensitivity(
         bool, typer.Option("--first-and-last", help="Choose the first and last layers' bits too, instead of 8.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     as_json: Json = False,

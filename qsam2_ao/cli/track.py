@@ -14,6 +14,7 @@ from .common import (
     Device,
     Json,
     Masks,
+    MaxPixels,
     Points,
     PromptFile,
     RunnableName,
@@ -60,6 +61,7 @@ def track(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
     ] = None,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -74,10 +76,13 @@ def track(
     Example: [bold]qsam2 track tiny-w4a8.safetensors clip.mp4 --box 290,230,460,560 --point 30@1:300,250,0[/bold]
     """
     from ..data.frames import ClipFrames
-    from ..segmentation import parse_schedule, track_file
+    from ..segmentation import SavedAs, parse_schedule, track_file
+    from ..segmentation.saving import check_outputs
     from ..segmentation.schedule import check_schedule
     from ..workflow.models import load_runnable
 
+    forms: list[SavedAs] = [kind.value for kind in save]
+    check_outputs(forms, output)
     frames = ClipFrames(video, max_frames)
     height, width = frames.first.shape[:2]
     schedule = parse_schedule((width, height), point, box, mask, remove, prompts, frames=len(frames))
@@ -90,7 +95,7 @@ def track(
         output,
         frames=frames,
         direction=direction.value,
-        save=[kind.value for kind in save],
+        save=forms,
     )
     files = saved_files(done, "masks", "overlay", "rle", "polygons")
     if as_json:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import DataError, MissingPackageError
 from ..optional import needed
 
-#: The largest picture that is read, in pixels, unless the environment variable QSAM2_MAX_PIXELS says otherwise:
-#: 16,384 x 16,384, which take 0.8 GB as RGB.
+#: The largest picture that is read, in pixels, unless :func:`pixel_limit` or the environment variable
+#: QSAM2_MAX_PIXELS says otherwise: 16,384 x 16,384, which take 0.8 GB as RGB.
 MAX_PIXELS = 1 << 28
 
 #: Whether the file has 16 bits a channel, in the ``info`` of a picture: for colours, Pillow keeps the upper 8.
@@ -22,6 +24,7 @@ SIXTEEN_BITS = "qsam2_sixteen_bits"
 WHITE_IS_ZERO = "qsam2_white_is_zero"
 
 _OPENING = threading.Lock()
+_limit: ContextVar[int | None] = ContextVar("qsam2_pixel_limit", default=None)
 #: What follows the length and "ftyp" at the beginning of a file of that kind.
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -31,7 +34,7 @@ _PHOTOMETRIC = 262
 
 
 def max_pixels() -> int:
-    """The size limit that is in force, in pixels.
+    """The size limit that is in force, in pixels: that of :func:`pixel_limit`, of QSAM2_MAX_PIXELS, or MAX_PIXELS.
 
     Raises:
         DataError: QSAM2_MAX_PIXELS is not a positive integer.
@@ -40,12 +43,41 @@ def max_pixels() -> int:
         >>> max_pixels()
         268435456
     """
+    if (limit := _limit.get()) is not None:
+        return limit
     text = os.environ.get("QSAM2_MAX_PIXELS", "")
     if not text:
         return MAX_PIXELS
     if not text.strip().isdecimal() or int(text) == 0:
         raise DataError(f"QSAM2_MAX_PIXELS={text}: it must be a positive number of pixels, for example 500000000")
     return int(text)
+
+
+@contextmanager
+def pixel_limit(pixels: int) -> Iterator[None]:
+    """Read pictures of up to so many pixels in this block, whatever in the package reads them.
+
+    It holds in this thread or asynchronous task. For other threads and processes, set the environment variable
+    QSAM2_MAX_PIXELS.
+
+    Args:
+        pixels: Width times height.
+
+    Raises:
+        DataError: It is no positive integer.
+
+    Example:
+        >>> with pixel_limit(10**9):
+        ...     max_pixels()
+        1000000000
+    """
+    if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
+        raise DataError(f"the limit must be a positive number of pixels, for example 500000000, not {pixels!r}")
+    token = _limit.set(pixels)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
@@ -160,8 +192,9 @@ def _pages(path: Path, *, single: bool = False) -> Generator[Image.Image, None, 
             if width * height > limit:
                 raise DataError(
                     f"{path} is {width} x {height}, {width * height / 1e6:.0f} megapixels, and the limit is "
-                    f"{limit / 1e6:.0f}: set the environment variable QSAM2_MAX_PIXELS={width * height} if the file is "
-                    "to be trusted and there is the memory, or reduce the picture"
+                    f"{limit / 1e6:.0f}: give --max-pixels {width * height} (in Python, pixel_limit; anywhere, the "
+                    f"environment variable QSAM2_MAX_PIXELS={width * height}) if the file is to be trusted and there "
+                    "is the memory, or reduce the picture"
                 )
             wide = any(";16" in str(tile[3]) for tile in picture.tile) if hasattr(picture, "tile") else False
             picture.load()

@@ -10,8 +10,9 @@ Whatever the file holds becomes 8 bits a channel by these rules:
 - Fractions are scaled from 0..1. Other values, negative ones and NaN are refused.
 - Colours of 16 bits a channel keep their upper 8 bits; a picture that is nearly black afterwards is warned of.
 
-Pictures of more than :data:`~qsam2_ao.data.decoding.MAX_PIXELS` are refused; the environment variable
-``QSAM2_MAX_PIXELS`` sets another limit.
+Pictures of more than :data:`~qsam2_ao.data.decoding.MAX_PIXELS` are refused;
+:func:`~qsam2_ao.data.decoding.pixel_limit`, the commands' ``--max-pixels`` and the environment variable
+``QSAM2_MAX_PIXELS`` set another limit.
 """
 
 from __future__ import annotations

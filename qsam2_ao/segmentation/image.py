@@ -22,7 +22,7 @@ from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
 from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt
-from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -90,8 +90,8 @@ def segment_file(
     Example:
         >>> found = segment_file(model, "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
     """
-    check_saved(save)
     image, output = Path(image), Path(output)
+    check_outputs(save, output, image.stem)
     picture = Image.fromarray(read_rgb(image))
     with one_thread_if_small(model):
         logits, scores = segment_image(model, picture, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..data.coco import CocoFile
 from ..errors import DataError
+from ..files import check_output_folder
 
 #: Palette PNGs of object ids; pictures or a video with the masks over them; COCO's annotations in one JSON file, with
 #: run lengths or with polygons.
@@ -31,6 +33,33 @@ def check_saved(save: Collection[SavedAs]) -> None:
     known = get_args(SavedAs)
     if not save or not {*save} <= {*known}:
         raise DataError(f"save must name some of {', '.join(known)}, got {', '.join(map(str, save)) or 'none'}")
+
+
+def check_outputs(save: Collection[SavedAs], output: str | os.PathLike[str], stem: str | None = None) -> None:
+    """Say before models are loaded and anything is computed that results cannot be written.
+
+    Args:
+        save: What is wanted.
+        output: The folder.
+        stem: Of the picture's name; None for a clip.
+
+    Raises:
+        DataError: A name in ``save`` is unknown, or there is none.
+        QSAM2Error: A file cannot be written.
+
+    Example:
+        >>> check_outputs(["masks"], "outputs", "truck")
+    """
+    check_saved(save)
+    coco = [f"{form}.json" for form in ("rle", "polygons") if form in save]
+    if stem is not None:
+        pictures = {"masks": "mask.png", "overlay": "overlay.png"}
+        names = [f"{stem}_{name}" for name in (*(pictures[form] for form in save if form in pictures), *coco)]
+        check_output_folder(output, files=names)
+        return
+    check_output_folder(output, files=[*(["overlay.mp4"] if "overlay" in save else []), *coco])
+    if "masks" in save:
+        check_output_folder(Path(output) / "masks")
 
 
 class CocoFiles:

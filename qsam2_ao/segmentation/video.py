@@ -26,7 +26,7 @@ from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
 from ..reporting.overlay import draw_masks
 from .masks import label_map, save_label_map
-from .saving import MASKS_AND_OVERLAY, SavedAs, check_saved, coco_files
+from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
 from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
 from .streaming import FrameMasks, StreamingPredictor
 
@@ -98,7 +98,7 @@ def track_file(
     Example:
         >>> tracked = track_file(model, "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
     """
-    check_saved(save)
+    check_outputs(save, output)
     video, output = Path(video), Path(output)
     frames = ClipFrames(video) if frames is None else frames
     schedule = as_schedule(prompts)

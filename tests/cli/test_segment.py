@@ -11,6 +11,7 @@ from PIL import Image
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from qsam2_ao import load_qsam2
+from qsam2_ao.data.decoding import max_pixels
 from qsam2_ao.data.pictures import read_ids
 
 
@@ -106,3 +107,26 @@ def test_a_deep_picture_and_one_that_is_too_large(run, packed_file: Path, tmp_pa
     result = run("segment", packed_file, tmp_path / "deep.tif", "--box", "10,20,60,60", "-o", tmp_path)
     assert result.exit_code == 2
     assert "QSAM2_MAX_PIXELS=4096" in result.stderr.replace("\n", "")
+    result = run(
+        "segment", packed_file, tmp_path / "deep.tif", "--box", "10,20,60,60", "-o", tmp_path, "--max-pixels", 4096
+    )
+    assert result.exit_code == 0, result.stderr
+    assert max_pixels() == 1000
+
+
+def test_places_that_cannot_be_written_are_named_before_the_model_is_loaded(run, picture: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "out" / "picture_mask.png").mkdir(parents=True)
+    for output, message in (
+        (tmp_path / "file", "is a file, not a folder"),
+        (tmp_path / "file" / "below", "is a file, not a folder"),
+        (tmp_path / "mask.png", "a folder is written, not a .png file"),
+        (tmp_path / "out", "a folder has this name"),
+        ("/proc/out", "no file can be made in /proc"),
+    ):
+        result = run("segment", tmp_path / "absent.safetensors", picture, "--point", "9,9", "-o", output)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+    saved = ("--save", "overlay", "-o", tmp_path / "out")  # what is not written cannot be in the way
+    result = run("segment", tmp_path / "absent.safetensors", picture, "--point", "9,9", *saved)
+    assert "absent.safetensors" in result.stderr

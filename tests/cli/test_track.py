@@ -113,3 +113,18 @@ def test_prompts_that_do_not_fit_the_clip(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (davis / "out").exists()
+
+
+def test_places_that_cannot_be_written_are_named_before_the_clip_is_read(run, tmp_path: Path):
+    (tmp_path / "out" / "overlay.mp4").mkdir(parents=True)
+    (tmp_path / "out" / "masks").touch()
+    for output, save, message in (
+        (tmp_path / "out", "overlay", "a folder has this name"),
+        (tmp_path / "out", "masks", "masks is a file, not a folder"),
+        (tmp_path / "masks.mp4", "overlay", "a folder is written, not a .mp4 file"),
+        ("/proc/out", "rle", "no file can be made in /proc"),
+    ):
+        arguments = ("absent.safetensors", "absent.mp4", "--point", "9,9", "-o", output, "--save", save)
+        result = run("track", *arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsam2_ao.data.decoding import MAX_PIXELS, max_pixels, open_pages, open_picture, page_rate
+from qsam2_ao.data.decoding import MAX_PIXELS, max_pixels, open_pages, open_picture, page_rate, pixel_limit
 from qsam2_ao.data.pictures import read_rgb
 from qsam2_ao.errors import DataError
 
@@ -75,6 +75,22 @@ def test_large_pictures_are_read_up_to_a_stated_limit(tmp_path: Path, monkeypatc
     monkeypatch.setenv("QSAM2_MAX_PIXELS", "150000000")
     with pytest.raises(DataError, match=r"200 megapixels, and the limit is 150: .*QSAM2_MAX_PIXELS=200000000"):
         open_picture(tmp_path / "ortho.png")
+
+
+def test_a_limit_holds_in_its_block_and_before_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (40, 25)).save(tmp_path / "x.png")
+    monkeypatch.setenv("QSAM2_MAX_PIXELS", "10")
+    with pixel_limit(1000):
+        assert open_picture(tmp_path / "x.png").size == (40, 25)
+        with pixel_limit(999), pytest.raises(DataError, match=r"--max-pixels 1000 .*pixel_limit"):
+            open_picture(tmp_path / "x.png")
+        assert read_rgb(tmp_path / "x.png").shape == (25, 40, 3)
+    assert max_pixels() == 10
+    for wrong in (0, -1, 1e9, True, "1000"):
+        with pytest.raises(DataError, match="positive number of pixels"), pixel_limit(wrong):  # type: ignore[arg-type]
+            pytest.fail("that is no limit")
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-5", "1e9"])

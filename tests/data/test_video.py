@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -45,6 +46,17 @@ def test_stops_early_without_decoding_the_rest(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", moving())
     assert len(list(read_frames(tmp_path / "clip.mp4", max_frames=2))) == 2
     assert len(list(read_frames(tmp_path / "clip.mp4", max_frames=99))) == 6
+
+
+def test_frames_that_have_passed_do_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", moving(30))
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in read_frames(tmp_path / "clip.mp4")) == 30
+        assert not [item for item in gc.get_objects(generation=0) if isinstance(item, av.VideoFrame)]
+    finally:
+        gc.enable()
 
 
 def test_a_folder_of_frames(tmp_path: Path) -> None:

@@ -22,3 +22,9 @@ def test_the_file_holds_the_ids_and_shows_colours(tmp_path: Path):
         assert stored.mode == "P"
         np.testing.assert_array_equal(np.asarray(stored), ids)
         assert stored.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
+
+
+def test_of_equal_objects_the_first_owns_the_pixel_and_values_that_are_none_count_as_outside():
+    first = np.array([[3.0, np.nan, 0.0]], np.float32)
+    second = np.array([[3.0, 1.0, np.nan]], np.float32)
+    np.testing.assert_array_equal(label_map({4: first, 5: second}), [[4, 5, 0]])
