@@ -75,9 +75,7 @@ class _Masks:
                 raise DataError(f"{where}: its id is {object_id}, which is negative or another's too; correct it")
             found = field(entry, "segmentation", dict, where)
             if found.get("size") != list(size):
-                raise DataError(
-                    f"{where}: its mask is {found.get('size')}, not {list(size)} as the picture; correct it"
-                )
+                raise DataError(f"{where}: its mask is {found.get('size')}, and the picture {list(size)}; correct it")
             entries[object_id] = found
 
         def decode(object_id: int) -> NDArray[np.bool_]:
