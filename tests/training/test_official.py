@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from training.optimizer import construct_optimizer
 
 from qsam2_ao.errors import CheckpointError, QConfigError, QSAM2Error
+from qsam2_ao.ranks import Place, place_from
 from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.stage import stage_of
 from qsam2_ao.training.official import quantized_sam2
 from qsam2_ao.training.official.compose import compose_training
 from qsam2_ao.training.official.launch import train
 from qsam2_ao.training.official.options import Options
-from qsam2_ao.training.official.places import Place, place_from
 from qsam2_ao.training.official.record import load_calibrated, record_of, save_calibrated
 
 NO_FILES = [f"trainer.model.qsam2.{key}=null" for key in ("checkpoint", "calibration", "folder")]
