@@ -9,7 +9,6 @@ from pathlib import Path
 from ..errors import QSAM2Error
 from ..files import check_output_file, save_torch
 from ..ranks import from_first_rank, joined, place_from
-from ..reporting.notes import note
 from ..stage import stage_of
 from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
@@ -94,7 +93,6 @@ def finetune_to_file(
                 log_dir=log_dir,
                 description="fine-tuning",
             )
-            note(f"{result.selected}")
             state = {name: value.cpu() for name, value in loaded.state_dict().items()}
             from_first_rank(lambda: save_torch({"model": state}, output), f"write {output}")
     return result

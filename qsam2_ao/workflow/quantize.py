@@ -20,7 +20,7 @@ from ..errors import CheckpointError, QSAM2Error
 from ..files import check_output_file, load_torch, save_torch
 from ..models.config import model_config
 from ..prepare import prepare_qsam2
-from ..ranks import from_first_rank, joined, place_from
+from ..ranks import from_first_rank, joined, place_from, rank
 from ..recipe import QConfigLike, preset_qconfig
 from ..reporting.notes import note
 from ..sensitivity import Assignment
@@ -207,7 +207,12 @@ def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Work
 
         work = from_first_rank(open_locked, "open the work folder")
         yield work
-        from_first_rank(work.discard, "remove the work folder")
+
+        def remove() -> None:
+            stack.close()  # no folder goes while a file in it is open, on some systems
+            work.discard()
+
+        from_first_rank(remove, "remove the work folder")
 
 
 def quantize_model(
@@ -241,7 +246,7 @@ def quantize_model(
         QSAM2Error: A step failed; the message says which layer, file or setting.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
     """
-    note(f"{job.preset}: calibrating (VRC, GPTQ)")
+    _say(f"{job.preset}: calibrating (VRC, GPTQ)")
     path = work.folder / f"{job.preset}-prepared.pt"
     made: list[SAM2Base] = []
     from_first_rank(lambda: made.append(_prepare(model, job, path, calibration_data)), "calibrate the model")
@@ -251,7 +256,7 @@ def quantize_model(
         from ..training.distillation import RECOMMENDED
         from .training import train_as, training_data
 
-        note(f"{job.preset}: training (LSC, distilled from the float model), {job.training.steps} steps")
+        _say(f"{job.preset}: training (LSC, distilled from the float model), {job.training.steps} steps")
         result = train_as(
             job.training,
             prepared,
@@ -263,8 +268,8 @@ def quantize_model(
             log_dir=log_dir,
             description=f"{job.preset} QAT",
         )
-        note(f"{job.preset}: {result.selected}")
-    note(f"{job.preset}: packing into {output}")
+        _say(f"{job.preset}: {result.selected}")
+    _say(f"{job.preset}: packing into {output}")
     quantized = convert_qsam2(prepared.eval())
     from_first_rank(lambda: save_qsam2(quantized, output), f"write {output}")
     return quantized
@@ -302,6 +307,12 @@ def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data
     save_torch({"state": prepared.state_dict(), "info": info}, path)
     keep.unlink(missing_ok=True)
     return prepared
+
+
+def _say(text: str) -> None:
+    """A note, once for all ranks."""
+    if rank() == 0:
+        note(text)
 
 
 def _room(model: SAM2Base, job: QuantizationJob) -> int:

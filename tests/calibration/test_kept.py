@@ -25,7 +25,15 @@ def prepare(keep: Path | None):
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, 96, 96, generator=generator) for _ in range(IMAGES)]
     model = build_embedded(SAM2VideoPredictor)
-    return prepare_qsam2(model, "w4a8", calibration_data=images, rounding="gptq", progress=False, keep=keep)
+    return prepare_qsam2(
+        model,
+        {"mask_decoder": "w4a8"},
+        calibration_data=images,
+        vrc_regions=("mask_decoder",),
+        rounding="gptq",
+        progress=False,
+        keep=keep,
+    )
 
 
 @pytest.mark.slow
