@@ -165,6 +165,14 @@ def data_source(option: str, given: str | None, model: str) -> str:
     return given or EMBEDDED
 
 
+def is_other_rank() -> bool:
+    """Whether this is one of several processes of torchrun or srun and not the first, which speaks for all."""
+    from ..ranks import place_from
+
+    place = place_from(os.environ)
+    return place is not None and place.rank > 0
+
+
 def saved_files(done: SegmentedImage | TrackedVideo, *kinds: str) -> dict[str, str | None]:
     """The files that were written by their kind, and None for those that were not wanted."""
     return {kind: None if getattr(done, kind) is None else str(getattr(done, kind)) for kind in kinds}
