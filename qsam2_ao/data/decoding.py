@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError, MissingPackageError
 from ..optional import needed
@@ -76,6 +76,29 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         raise _unreadable(Path(path), error) from error
     finally:
         pages.close()
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of the picture that :func:`open_picture` gives, without decoding it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file is absent or damaged.
+        MissingPackageError: It is HEIC, and pillow-heif is not installed.
+
+    Example:
+        >>> picture_size("frames/00000.jpg")
+        (96, 96)
+    """
+    with _header(Path(path)) as picture:
+        try:
+            sideways = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise _unreadable(Path(path), error) from error
+        width, height = picture.size
+        return (width, height) if sideways else (height, width)
 
 
 def open_pages(path: str | os.PathLike[str]) -> Iterator[Image.Image]:

@@ -42,6 +42,11 @@ class ClipFrames:
         self._cache: dict[int, NDArray[np.uint8]] = {}
         self.first: NDArray[np.uint8] = next(read_frames(path, 1))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.first.shape[0], self.first.shape[1]
+
     @cached_property
     def _length(self) -> int:
         if self.path.is_dir():

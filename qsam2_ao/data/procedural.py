@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..files import atomic_write
+from .annotation import Annotation
 from .masks import davis_colours
 from .procedural_render import Camera, Thing, coloured, random_colour, random_thing, sample, texture
 
@@ -108,6 +109,20 @@ class Sequence:
     def __len__(self) -> int:
         """The number of frames."""
         return len(self.frames)
+
+    @property
+    def frame_names(self) -> tuple[str, ...]:
+        """Those of the files that :func:`write_sequence` makes."""
+        return tuple(f"{t:05d}" for t in range(len(self)))
+
+    @property
+    def annotated(self) -> tuple[int, ...]:
+        """All frames."""
+        return tuple(range(len(self)))
+
+    def annotation(self, t: int) -> Annotation:
+        """The objects' masks on a frame."""
+        return Annotation.from_ids(self.masks[t], void=None, source=f"{self.name}, frame {t}")
 
     def prompt(self, object_id: int, frame: int = 0) -> Prompt:
         """Mask, box and clicks of one object on one frame.

@@ -1,26 +1,29 @@
-"""What evaluation asks of a video with masks, wherever it comes from."""
+"""What evaluation and training ask of a video or a picture with masks, wherever it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+from .annotation import Annotation
 
 Item = TypeVar("Item", covariant=True)
 
 
 @runtime_checkable
 class VideoSequence(Protocol):
-    """A video with instance masks: ``procedural.Sequence``, ``davis.DavisSequence`` or a user's own class.
+    """A video with a mask for each object: one of ``open_dataset``, a procedural one, or a user's own class.
+
+    A picture is a video of one frame.
 
     Attributes:
         name: What to call it in reports.
-        object_ids: The ids to ask about, each from 1 to 254.
+        object_ids: The ids to ask about, each 0 or more.
         frames: ``frames[t]`` is uint8 ``[height, width, 3]``, RGB; ``len(frames)`` is the number of frames.
-        masks: ``masks[t]`` is uint8 ``[height, width]``: 0, an object's id, or 255 for void, pixels of which nothing
-            is known (:mod:`qsam2_ao.data.masks`); or ``None`` where nothing is known of the frame.
+        frame_names: What each frame is called, as its file without the ending: ``"00000"``. Masks of it are saved under
+            this name.
+        annotated: The frames of which anything is known, ascending. Asking for it reads no mask.
+        masks: The annotations as maps of ids, for what asks for objects that do not overlap.
     """
 
     @property
@@ -33,7 +36,17 @@ class VideoSequence(Protocol):
     def frames(self) -> Indexed[Any]: ...  # noqa: D102
 
     @property
-    def masks(self) -> Indexed[NDArray[np.uint8] | None]: ...  # noqa: D102
+    def frame_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def annotated(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def masks(self) -> Indexed[Any]: ...  # noqa: D102
+
+    def annotation(self, t: int) -> Annotation | None:
+        """What is known of frame ``t``, of the frames' size; ``None`` for one that is not in ``annotated``."""
+        ...
 
 
 class Indexed(Protocol[Item]):

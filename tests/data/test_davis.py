@@ -86,7 +86,7 @@ def test_other_sizes_are_named(davis: Path) -> None:
 def test_missing_parts_are_named(davis: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="JPEGImages: no such folder"):
         read_davis(tmp_path / "nothing")
-    with pytest.raises(DataError, match="dog is not a folder"):
+    with pytest.raises(DataError, match="has no sequence 'dog'"):
         read_davis(davis, ["dog"])
     (davis / "JPEGImages/test-00000/00001.jpg").unlink()
     with pytest.raises(DataError, match=r"00001\.png has no frame of that name"):
