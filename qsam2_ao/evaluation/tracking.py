@@ -59,8 +59,8 @@ def track_objects(
     """Track every object forwards from its prompt, all at once.
 
     Each object is tracked as if it were alone, which SAM2 sees to, and those that appear later don't know the frames
-    before: so the logits are those of its tools/vos_inference.py, also with ``--track_object_appearing_later_in_video``.
-    Frames are read one by one.
+    before. So the logits are those of SAM2's tools/vos_inference.py; where objects appear later, those of its
+    ``--track_object_appearing_later_in_video``. Frames are read one by one.
 
     Args:
         predictor: SAM2's video predictor, in eval mode.
