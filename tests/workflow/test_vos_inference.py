@@ -61,7 +61,7 @@ def test_what_a_finished_model_cannot_do_is_refused(
 ):
     with pytest.raises(QSAM2Error, match=message):
         vos_inference(str(packed_file), script, arguments)
-    with pytest.raises(QSAM2Error, match="absent.py: no such file"):
+    with pytest.raises(QSAM2Error, match=r"absent\.py: no such file"):
         vos_inference(str(packed_file), tmp_path / "absent.py", [])
 
 
