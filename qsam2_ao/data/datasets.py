@@ -9,7 +9,21 @@ from typing import Protocol
 
 from ..errors import DataError
 from ..spelling import unknown_name
-from .formats import davis
+from .formats import (
+    ade20k,
+    coco,
+    coco_panoptic,
+    davis,
+    images,
+    lvos,
+    masks_folder,
+    mose,
+    sa1b,
+    sav,
+    sav_train,
+    yolo,
+    youtube_vos,
+)
 from .formats.base import Dataset
 
 #: Splits that mean the same.
@@ -35,7 +49,13 @@ class Format(Protocol):
 
 
 #: In the order in which they are tried: those that ask for more come first.
-FORMATS: dict[str, Format] = {module.NAME: module for module in (davis,)}
+FORMATS: dict[str, Format] = {
+    module.NAME: module
+    for module in (
+        *(youtube_vos, lvos, sav, sav_train, davis, mose),
+        *(sa1b, coco, coco_panoptic, ade20k, yolo, masks_folder, images),
+    )
+}
 
 
 def open_dataset(

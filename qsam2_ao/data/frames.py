@@ -52,7 +52,7 @@ class ClipFrames:
         if self.path.is_dir():
             count = len(list_pictures(self.path))
         else:
-            count = count_pages(self.path) if is_pages(self.path) else _frames_of_file(self.path)
+            count = count_pages(self.path) if is_pages(self.path) else count_frames(self.path)
         return count if self.max_frames is None else min(count, self.max_frames)
 
     def __len__(self) -> int:
@@ -82,10 +82,18 @@ class ClipFrames:
         return self._cache[index]
 
 
-def _frames_of_file(path: Path) -> int:
+def count_frames(path: Path) -> int:
+    """How many frames a video file has, by its packets, without decoding them.
+
+    Raises:
+        DataError: It is no video.
+        MissingPackageError: PyAV is not installed.
+    """
     av = needed("av")
     try:
         with av.open(path, metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             return count_packets(container, container.streams.video[0])
     except av.error.FFmpegError as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error

@@ -201,6 +201,59 @@ class Video:
         return found
 
 
+@dataclass(frozen=True)
+class Still:
+    """The masks of a picture, read once.
+
+    Attributes:
+        load: Reads them.
+    """
+
+    load: Callable[[], Annotation]
+
+    @property
+    def annotated(self) -> tuple[int, ...]:
+        """The one frame."""
+        return (0,)
+
+    @cached_property
+    def object_ids(self) -> tuple[int, ...]:
+        """The objects that the picture has."""
+        return tuple(self._found.masks)
+
+    @cached_property
+    def _found(self) -> Annotation:
+        return self.load()
+
+    def read(self, t: int) -> Annotation:
+        """The masks."""
+        return self._found
+
+
+@dataclass(frozen=True)
+class NoAnnotations:
+    """What is known of pictures without masks."""
+
+    annotated: tuple[int, ...] = ()
+    object_ids: tuple[int, ...] = ()
+
+    def read(self, t: int) -> Annotation:
+        """Never called, since no frame is annotated."""
+        raise DataError("there are no masks")
+
+
+def open_picture_with(name: str, path: Path, load: Callable[[], Annotation], *, overlapping: bool) -> Video:
+    """A picture with masks.
+
+    Args:
+        name: In the data set.
+        path: The picture.
+        load: Reads its masks.
+        overlapping: See :class:`Video`.
+    """
+    return Video(name, PictureFiles([path]), (path.stem,), Still(load), overlapping)
+
+
 #: From a video's name in a data set to the video.
 Opener: TypeAlias = Callable[[str], Video]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DataError
-from ..listing import natural_key
 from .base import Dataset, Video
-from .maps import open_maps
+from .maps import check_folders, open_maps, video_folders
+from .records import read_names
 
 NAME = "davis"
 
@@ -34,8 +34,7 @@ def detect(root: Path) -> bool:
 
 def splits(root: Path) -> tuple[str, ...]:
     """The lists of sequences that there are; the newest year's first, and without the year."""
-    found = _lists(root)
-    return tuple(found)
+    return tuple(_lists(root))
 
 
 def open_split(root: Path, split: str | None, *, resolution: str | None = None) -> Dataset:
@@ -56,26 +55,10 @@ def open_split(root: Path, split: str | None, *, resolution: str | None = None) 
     else:
         path = _lists(root)[split]
         merge = path.parent.name in ("2016", "480p", "1080p")
-        names = _listed(path)
+        names = read_names(path)
     for name in names:
         check_folders(images / name, annotations / name)
     return Dataset(NAME, root, names, _Opener(images, annotations, merge), split)
-
-
-def video_folders(folder: Path) -> tuple[str, ...]:
-    """The folders in a folder, at least one, in natural order."""
-    names = (path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    found = tuple(sorted(names, key=natural_key))
-    if not found:
-        raise DataError(f"{folder} has no sequences; each is a folder of PNG files")
-    return found
-
-
-def check_folders(images: Path, annotations: Path) -> None:
-    """Refuse a video that lacks its frames or its masks."""
-    for folder, kind in ((images, "frames"), (annotations, "masks")):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder, which should hold the {kind} of {images.name}")
 
 
 def sequences_folder(folder: Path, resolution: str | None = None) -> Path:
@@ -115,15 +98,3 @@ def _newest_first(path: Path) -> tuple[bool, int, str]:
     """2019's lists (unsupervised) come last, for they are of another task; 2016's folders are called by resolution."""
     year = int(path.name) if path.name.isdigit() else 0
     return year > 2017, -year, path.name
-
-
-def _listed(path: Path) -> tuple[str, ...]:
-    """The sequences of a list: their names, or, as in DAVIS 2016, the paths of every frame and mask."""
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a list of sequences ({error}); get it again") from error
-    names = tuple(dict.fromkeys(Path(first).parent.name if "/" in first else first for first, *_ in lines))
-    if not names:
-        raise DataError(f"{path} lists no sequences; get it again")
-    return names

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..annotation import Annotation
-from ..listing import list_pictures
+from ..listing import list_pictures, natural_key
 from ..masks import VOID, MaskReader
 from ..pictures import FrameReader
 from .base import PictureFiles, Video
@@ -104,3 +104,27 @@ def open_maps(
         IdMaps({places[path.stem]: path for path in mask_paths}, complete, known_ids, merge),
         requested=None if requested is None else tuple(sorted(places[name] for name in requested)),
     )
+
+
+def video_folders(folder: Path) -> tuple[str, ...]:
+    """The folders in a folder, at least one, in natural order."""
+    names = (path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = tuple(sorted(names, key=natural_key))
+    if not found:
+        raise DataError(f"{folder} has no sequences; each is a folder of PNG files")
+    return found
+
+
+def check_folders(images: Path, annotations: Path) -> None:
+    """Refuse a video that lacks its frames or its masks."""
+    for folder, kind in ((images, "frames"), (annotations, "masks")):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder, which should hold the {kind} of {images.name}")
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of a data set that has ``JPEGImages`` and ``Annotations`` for each split: split -> its folder."""
+    if not root.is_dir():
+        return {}
+    folders = (path for path in root.iterdir() if (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir())
+    return {path.name: path for path in sorted(folders)}
