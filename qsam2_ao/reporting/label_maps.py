@@ -20,15 +20,19 @@ def label_map(logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
         logits: Object id (1 to 254) -> float ``[height, width]``; at least one.
 
     Returns:
-        uint8 ``[height, width]``.
+        uint8 ``[height, width]``; of equal objects, the first one's id.
 
     Example:
         >>> label_map({1: np.array([[2.0, -1.0]]), 7: np.array([[3.0, -2.0]])})
         array([[7, 0]], dtype=uint8)
     """
-    stack = np.stack(list(logits.values()))
-    ids = np.array(list(logits), np.uint8)[stack.argmax(0)]
-    return np.where(stack.max(0) > 0, ids, np.uint8(0))
+    shape = next(iter(logits.values())).shape
+    ids, largest = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+    for object_id, values in logits.items():
+        larger = values > largest
+        np.copyto(ids, np.uint8(object_id), where=larger)
+        np.copyto(largest, values, where=larger)
+    return ids
 
 
 def save_label_map(ids: NDArray[np.uint8], path: Path) -> Path:

@@ -150,7 +150,9 @@ def test_a_short_video_needs_all_frames(run, packed_file: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "message"), [("absent", "no such file or folder"), ("{empty}", "is not laid out like")])
+@pytest.mark.parametrize(
+    ("data", "message"), [("absent", "no such file or folder"), ("{empty}", "is not laid out like")]
+)
 def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):
     result = run("evaluate", packed_file, "--data", data.format(empty=tmp_path), "--json")
     assert result.exit_code == 2
