@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -111,18 +111,76 @@ def score_video(
         >>> score_video(predictor, sequence)[0].object_id
         1
     """
-    starts = first_masks(sequence)
+    tracked = track_masks(predictor, sequence, prompt)
+    if found is not None:
+        tracked = _told(tracked, found)
+    return score_masks(sequence, tracked, skip_first_and_last=skip_first_and_last, metric=metric, ignore=ignore)
+
+
+def track_masks(
+    predictor: SAM2VideoPredictor, sequence: VideoSequence, prompt: VideoPrompt = "mask"
+) -> Iterator[tuple[int, dict[int, NDArray[np.bool_]]]]:
+    """Track every object of a video from the first frame that shows it.
+
+    Args:
+        predictor: SAM2's video predictor, in eval mode.
+        sequence: The video.
+        prompt: As for :func:`evaluate_video`.
+
+    Yields:
+        Index of each frame, and object -> bool ``[height, width]``. Where the data set holds a map of ids for each
+        frame, the masks don't overlap: the object with the highest score wins.
+
+    Raises:
+        DataError: The video cannot be used; the message names it.
+    """
+    overlapping = getattr(sequence, "overlapping", False)
+    for t, logits in track_objects(predictor, sequence.frames, first_masks(sequence), prompt):
+        if overlapping or not logits:
+            yield t, {object_id: values > 0 for object_id, values in logits.items()}
+        else:
+            ids = label_map(logits)
+            yield t, {object_id: ids == object_id for object_id in logits}
+
+
+def _told(
+    tracked: Iterator[tuple[int, dict[int, NDArray[np.bool_]]]], found: Found
+) -> Iterator[tuple[int, dict[int, NDArray[np.bool_]]]]:
+    for t, masks in tracked:
+        found(t, masks)
+        yield t, masks
+
+
+def score_masks(
+    sequence: VideoSequence,
+    tracked: Iterable[tuple[int, Mapping[int, NDArray[np.bool_]]]],
+    *,
+    skip_first_and_last: bool = True,
+    metric: Metric = "sav",
+    ignore: int | None = None,
+) -> tuple[ObjectScore, ...]:
+    """Score the masks of one video, which come frame by frame.
+
+    Args:
+        sequence: The video.
+        tracked: Index of each frame, and object -> bool ``[height, width]``; an object without a mask is not there.
+        skip_first_and_last: As for :func:`evaluate_video`, as are the next two. Of a data set with a file for each
+            object, it is about the object's own annotations.
+        metric: See there.
+        ignore: See there.
+
+    Returns:
+        A score for each object that counts; none of a video that has too few annotated frames.
+
+    Example:
+        >>> truth = ((t, {1: sequence.masks[t] == 1}) for t in range(len(sequence)))
+        >>> score_masks(sequence, truth)[0].jf
+        100.0
+    """
     overlapping = getattr(sequence, "overlapping", False)
     counted = _frames_that_count(sequence, skip_first_and_last)
     tally = Tally(sequence.name, _objects_that_count(sequence, metric, overlapping, ignore), metric)
-    for t, logits in track_objects(predictor, sequence.frames, starts, prompt):
-        if overlapping or not logits:
-            masks = {object_id: values > 0 for object_id, values in logits.items()}
-        else:
-            ids = label_map(logits)
-            masks = {object_id: ids == object_id for object_id in logits}
-        if found is not None:
-            found(t, masks)
+    for t, masks in tracked:
         asked = [object_id for object_id in tally.object_ids if t in counted.get(object_id, counted[None])]
         annotation = sequence.annotation(t) if asked else None
         if annotation is None:

@@ -19,6 +19,8 @@ from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.evaluation.protocol import following
 from qsam2_ao.evaluation.saving import MaskWriter
 from qsam2_ao.evaluation.video import score_video
+from qsam2_ao.workflow.evaluate import EvaluationSettings, evaluate
+from qsam2_ao.workflow.labelled import labelled_videos
 from qsam2_ao.workflow.vos_inference import vos_inference
 
 _SCRIPT = """
@@ -104,3 +106,30 @@ def test_official_masks_are_the_scripts_own_pixel_for_pixel(
     assert len(theirs) == 5
     assert all(np.array_equal(mask, ours[name]) for name, mask in theirs.items())
     assert any(mask.any() for mask in theirs.values())
+
+
+def test_official_masks_of_objects_that_overlap_are_the_scripts_own(
+    packed_file: Path, real_script: Path, tmp_path: Path
+):
+    sequence = generate_sequence("test", 0, num_frames=5)
+    write_sequence(sequence, tmp_path)
+    (tmp_path / "JPEGImages").rename(tmp_path / "JPEGImages_24fps")
+    for object_id in sequence.object_ids:
+        folder = tmp_path / "Annotations_6fps" / sequence.name / f"{object_id:03d}"
+        folder.mkdir(parents=True)
+        for t in (0, 4):
+            Image.fromarray((sequence.masks[t] == object_id).astype(np.uint8)).save(folder / f"{t:05d}.png")
+    vos_inference(
+        str(packed_file),
+        real_script,
+        ["--base_video_dir", str(tmp_path / "JPEGImages_24fps"), "--input_mask_dir", str(tmp_path / "Annotations_6fps"),
+         "--output_mask_dir", str(tmp_path / "theirs"), "--per_obj_png_file"],
+    )  # fmt: skip
+    settings = EvaluationSettings("official", "sav")
+    done = evaluate(str(packed_file), labelled_videos(str(tmp_path)), settings, save_masks=tmp_path / "ours")
+    theirs, ours = _masks(tmp_path / "theirs"), _masks(tmp_path / "ours")
+    assert theirs.keys() == ours.keys()
+    assert len(theirs) == 5 * len(sequence.object_ids)
+    assert all(np.array_equal(mask, ours[name]) for name, mask in theirs.items())
+    assert done is not None
+    assert done.results[0]["objects"] == {}, "two annotated frames are not enough to score"
