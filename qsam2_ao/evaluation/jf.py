@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.davis import LazyPictures
 from ..data.listing import list_pictures, natural_key
@@ -23,6 +22,7 @@ from ..data.masks import VOID, MaskReader
 from ..data.types import Indexed
 from ..errors import DataError
 from ..optional import needed
+from ..progress import tqdm
 
 
 @dataclass(frozen=True)

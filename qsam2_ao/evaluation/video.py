@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from ..compat.quiet import propagate_quietly
 from ..data.types import VideoSequence
 from ..errors import DataError
 from ..optional import needed
 from ..predictors import as_video_predictor, eval_mode, predictor_state
+from ..progress import tqdm
 from ..threads import one_thread_if_small
 from .jf import JFScores, ObjectScore, check_lengths, score_sequence
 

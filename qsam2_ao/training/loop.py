@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteError
 from ..interrupts import interrupts_between_steps
+from ..progress import tqdm
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
