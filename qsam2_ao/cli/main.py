@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ..errors import QSAM2Error
 from ..openmp import wait_briefly
 from .benchmark import app as benchmark
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -75,7 +76,20 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, train, convert, sensitivity, evaluate, segment, track, inspect, export, doctor):
+for _command in (
+    demo,
+    quantize,
+    train,
+    convert,
+    sensitivity,
+    evaluate,
+    segment,
+    track,
+    compare,
+    inspect,
+    export,
+    doctor,
+):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 
