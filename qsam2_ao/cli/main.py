@@ -21,6 +21,7 @@ from .evaluate import evaluate
 from .export import export
 from .inspect import inspect
 from .quantize import quantize
+from .report import report
 from .segment import segment
 from .sensitivity import sensitivity
 from .track import track
@@ -86,6 +87,7 @@ for _command in (
     segment,
     track,
     compare,
+    report,
     inspect,
     export,
     doctor,
