@@ -17,7 +17,7 @@ LAYERS = (
     "prepare convert checkpoint eager_qat pt2e",
     "recipe calibration deploy  backend_config fake_quant lowering qconfig qconfig_rules tensors",
     "quantizers graph models stage native data",
-    "compat devices errors spelling files tensor_file interrupts threads openmp optional progress",
+    "compat devices errors spelling files tensor_file interrupts threads openmp optional progress rich_repr",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 

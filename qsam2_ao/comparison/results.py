@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..reporting.size import human_bytes
+from ..rich_repr import ShowsTable
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ShowsTable):
     """A comparison of models.
 
     Attributes:

@@ -15,6 +15,7 @@ from ..convert import describe_layer
 from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..graph.paths import is_inside
+from ..rich_repr import ShowsTable
 from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
@@ -67,7 +68,7 @@ class LayerCoverage:
 
 
 @dataclass(frozen=True)
-class CoverageReport:
+class CoverageReport(ShowsTable):
     """The rows of a coverage report."""
 
     layers: tuple[LayerCoverage, ...]
