@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .compat import arrange_repairs as _arrange_repairs
+from .reporting.notebook import show_models_in_notebooks as _show_models_in_notebooks
 
 if TYPE_CHECKING:
     from .calibration import VRCObserver, VRCReport, calibrate_qsam2, solve_vrc
@@ -118,6 +119,7 @@ _FIRST_USE = threading.RLock()
 """Modules of torchao import each other in circles, which threads that start in different places cannot do at once."""
 
 _arrange_repairs()
+_show_models_in_notebooks()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: From the top. What is moved stands where its new home is, for as long as the old name forwards to it.
 LAYERS = (
-    "__main__ cli benchmark",
+    "__main__ cli benchmark comparison report web",
     "workflow workspace segmentation export",
     "training evaluation sensitivity predictors reporting",
     "prepare convert checkpoint eager_qat pt2e",
     "recipe calibration deploy  backend_config fake_quant lowering qconfig qconfig_rules tensors",
     "quantizers graph models stage native data ranks",
-    "compat devices errors spelling files tensor_file interrupts threads openmp optional",
+    "compat devices errors spelling files tensor_file interrupts threads openmp optional progress rich_repr",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 

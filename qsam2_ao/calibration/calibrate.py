@@ -11,10 +11,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase
-from tqdm import tqdm
 
 from ..errors import CalibrationError
 from ..graph.paths import is_inside
+from ..progress import tqdm
 from ..quantizers import LSCFakeQuantize
 from .exercise import exercise, inference
 from .gram import InputStatistics, VRCObserver

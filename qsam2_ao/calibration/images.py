@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.listing import find_photographs
 from ..data.pictures import IMAGE_MEAN, IMAGE_STD, PICTURE_SUFFIXES, read_rgb, to_rgb
 from ..errors import CalibrationError, DataError
+from ..progress import tqdm
 
 EXTENSIONS = PICTURE_SUFFIXES
 CalibrationData: TypeAlias = "str | os.PathLike[str] | Image.Image | Iterable[object] | CalibrationImages"

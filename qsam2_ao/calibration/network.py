@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import move_exported_model_to_eval
-from tqdm import tqdm
 
 from ..errors import CalibrationError
 from ..graph.exported import ExportedLayer, exported_layers
+from ..progress import tqdm
 from ..quantizers import LSCFakeQuantize
 from .calibrate import Model, QuantizerFactory, calibrate_layer, feed, in_chunks, is_calibratable, make_observer
 from .exercise import inference

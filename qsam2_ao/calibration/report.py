@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ..rich_repr import ShowsTable
+
 
 @dataclass
 class LayerReport:
@@ -65,7 +67,7 @@ class LayerReport:
 
 
 @dataclass
-class VRCReport:
+class VRCReport(ShowsTable):
     """Report of a calibration, one :class:`LayerReport` per layer in scope.
 
     Attributes:
@@ -118,6 +120,3 @@ class VRCReport:
                 "; ".join(([f"kept: {r.refused}"] if r.refused else []) + r.warnings),
             )
         return table
-
-    def __rich__(self) -> Table:
-        return self.table()

@@ -25,17 +25,30 @@ def demo(
 ) -> None:
     """Take the small SAM2 that ships with the package from float to packed bits, and compare.
 
-    Writes the packed files, pictures of the masks side by side and results.json. Run again, it goes on where it
-    stopped.
+    Writes the packed files, pictures of the masks side by side, results.json and report.html, a page with all of it and
+    more. Run again, it goes on where it stopped.
 
     Example: [bold]qsam2 demo --steps 200 -o outputs/demo[/bold]
     """
+    from ..errors import MissingPackageError
+    from ..report import ReportOptions, write_report
+    from ..reporting.notes import note
     from ..reporting.tables import comparison_table
-    from ..workflow.demo import run_demo
+    from ..workflow import EMBEDDED
+    from ..workflow.data import videos_with_masks
+    from ..workflow.demo import FRAMES, PICTURES, run_demo
 
     result = run_demo(output, preset, steps=steps, images=images, videos=videos, lr=lr, seed=seed, device=device)
+    tracked = videos_with_masks(EMBEDDED, "test", min(videos, PICTURES), FRAMES)
+    page = None
+    try:
+        page = write_report([output], output / "report.html", ReportOptions(videos=tracked, time=True))
+    except MissingPackageError as error:
+        note(f"no report is written: {error}")
     if as_json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | {"report": page and str(page)})
         return
     console().print(comparison_table(result.rows, f"{videos} test videos, {steps} training steps, in percent"))
     typer.echo(f"wrote the packed files, {len(result.pictures)} pictures and results.json to {output}")
+    if page:
+        typer.echo(f"look at {page.absolute()}")

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ..errors import QSAM2Error
 from ..openmp import wait_briefly
 from .benchmark import app as benchmark
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -21,6 +22,7 @@ from .export import export
 from .finetune import finetune
 from .inspect import inspect
 from .quantize import quantize
+from .report import report
 from .segment import segment
 from .sensitivity import sensitivity
 from .track import track
@@ -90,6 +92,8 @@ for _command in (
     evaluate,
     segment,
     track,
+    compare,
+    report,
     inspect,
     export,
     doctor,

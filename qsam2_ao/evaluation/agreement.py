@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import DataError
 from ..predictors import eval_mode, image_predictor
+from ..progress import tqdm
 from .image import ImagePrompt, ImageSample, predict_objects
 from .miou import mask_iou
 

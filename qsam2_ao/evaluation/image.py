@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from ..data.types import VideoSequence
 from ..errors import DataError
 from ..predictors import eval_mode, image_predictor
+from ..progress import tqdm
 from ..threads import one_thread_if_small
 from .miou import mask_iou
 from .prompts import CLICKS, ImagePrompt, check_prompt

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.davis import LazyPictures
 from ..data.listing import list_pictures, natural_key
 from ..data.masks import VOID, MaskReader
 from ..data.types import Indexed
 from ..errors import DataError
+from ..progress import tqdm
 from .tally import Metric, ObjectScore, Tally, check_metric, objects_that_count
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from ..data.annotation import Annotation
 from ..data.masks import VOID
@@ -18,6 +17,7 @@ from ..data.types import VideoSequence
 from ..errors import DataError
 from ..optional import needed
 from ..predictors import as_video_predictor, eval_mode
+from ..progress import tqdm
 from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
 from .jf import JFScores, check_lengths

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from tqdm import tqdm
 
 from ..errors import UnsupportedLayerError
 from ..files import atomic_write
+from ..progress import tqdm
 from .parts import ExportPart, export_parts
 from .rope import use_real_rope
 from .settings import ExportSettings

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from tqdm import tqdm
 
 from ..files import atomic_write
 from ..optional import needed
+from ..progress import tqdm
 from .parts import ExportPart, export_parts
 from .qdq import for_export
 from .settings import ExportSettings

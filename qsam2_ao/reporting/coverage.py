@@ -15,6 +15,7 @@ from ..convert import describe_layer
 from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..graph.paths import is_inside
+from ..rich_repr import ShowsTable
 from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
@@ -67,7 +68,7 @@ class LayerCoverage:
 
 
 @dataclass(frozen=True)
-class CoverageReport:
+class CoverageReport(ShowsTable):
     """The rows of a coverage report."""
 
     layers: tuple[LayerCoverage, ...]
@@ -130,7 +131,7 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
     """
     parts = find_parts(model)
     stage = stage_of(model)
-    deployed = {_path(model, record): record for record in stage.layers}
+    deployed = {deployed_path(model, record): record for record in stage.layers}
     rows = []
     for path, module in model.named_modules():
         part = _part_of(path, parts)
@@ -143,8 +144,13 @@ def coverage_report(model: SAM2Base, times: Mapping[str, LayerTime] | None = Non
     return CoverageReport(tuple(replace(row, time=(times or {}).get(row.name)) for row in rows))
 
 
-def _path(model: SAM2Base, record: LayerRecord) -> str:
-    """Where a deployed layer is: where the model had it, but for the graph that a lone layer was lowered to."""
+def deployed_path(model: SAM2Base, record: LayerRecord) -> str:
+    """Where a deployed layer is: where the model had it, but for the graph that a lone layer was lowered to.
+
+    Args:
+        model: A converted or deployed model.
+        record: Of one of its layers.
+    """
     return (
         f"{record.part}.{record.layer}" if isinstance(model.get_submodule(record.part), fx.GraphModule) else record.name
     )
@@ -219,4 +225,4 @@ def _float_rows(path: str, module: nn.Module, part: Part | None, *, quantized: b
         )
 
 
-__all__ = ["CoverageReport", "LayerCoverage", "coverage_report"]
+__all__ = ["CoverageReport", "LayerCoverage", "coverage_report", "deployed_path"]

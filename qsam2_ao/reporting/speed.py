@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..compat.quiet import propagate_quietly
 from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
 from ..deploy.packed import PackedIntxTensor
 from ..native import fast_float
 from ..predictors import as_video_predictor, eval_mode, predictor_state
+from ..progress import tqdm
 from ..stage import stage_of
 
 _FRAMES = 3

@@ -13,7 +13,7 @@ from ..data.masks import VOID
 from ..errors import DataError
 from .schedule import ObjectPrompt, Schedule, ScheduleBuilder, check_object_id
 
-__all__ = ["ObjectPrompt", "parse_prompts", "parse_schedule"]
+__all__ = ["ObjectPrompt", "parse_prompts", "parse_schedule", "read_prompt_file", "schedule_of_items"]
 
 _EXAMPLES = {"--point": "320,240,1", "--box": "100,80,220,190"}
 _KEYS = ("frame", "object", "points", "labels", "box", "mask", "remove")
@@ -109,7 +109,7 @@ def parse_schedule(
         where = f"--remove {text}: "
         builder.remove(where, int(match[1]), check_object_id(int(match[2]), where))
     if file is not None:
-        _read_file(Path(file), builder)
+        _read_items(read_prompt_file(file), Path(file), "", builder)
     schedule = builder.schedule()
     if not any(prompt is not None for found in schedule.values() for prompt in found.values()):
         raise DataError("say what to look for: give --point, --box or a mask, or --prompts FILE")
@@ -141,17 +141,53 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], form: str) -> tupl
     return frame, object_id or 1, values
 
 
-def _read_file(path: Path, builder: ScheduleBuilder) -> None:
+def read_prompt_file(path: str | os.PathLike[str]) -> object:
+    """What a JSON file of prompts holds, not checked yet.
+
+    Raises:
+        DataError: It cannot be read, or is no JSON.
+    """
     try:
-        items = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
+        return json.loads(Path(path).read_text("utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON file ({error}); wanted a list of prompts") from error
+
+
+def schedule_of_items(
+    items: object, size: tuple[int, int], frames: int | None, path: str | os.PathLike[str], key: str = ""
+) -> Schedule:
+    """The prompts of one picture or clip, as a JSON file has them.
+
+    Args:
+        items: The list, as for :func:`parse_schedule`.
+        size: Width and height in pixels.
+        frames: How many frames there are, where that is known.
+        path: The file, for errors and for the masks beside it.
+        key: Where in the file the list is, for errors.
+
+    Returns:
+        Frame -> object id -> prompts.
+
+    Raises:
+        DataError: As :func:`parse_schedule`.
+
+    Example:
+        >>> schedule_of_items([{"points": [[320, 240]]}], (640, 480), 1, "prompts.json")[0][1].points
+        [(320.0, 240.0, 1)]
+    """
+    builder = ScheduleBuilder(size, frames)
+    _read_items(items, Path(path), key, builder)
+    return builder.schedule()
+
+
+def _read_items(items: object, path: Path, key: str, builder: ScheduleBuilder) -> None:
     if not isinstance(items, list) or not items:
-        raise DataError(f'{path}: wanted a list of prompts, [{{"frame": 0, "object": 1, "points": [[x, y]]}}, ...]')
+        where = f"{path}, {key}" if key else str(path)
+        raise DataError(f'{where}: wanted a list of prompts, [{{"frame": 0, "object": 1, "points": [[x, y]]}}, ...]')
     for number, item in enumerate(items, 1):
-        _read_item(f"{path.name}, item {number}: ", item, path.parent, builder)
+        _read_item(f"{path.name}, {key}{', ' if key else ''}item {number}: ", item, path.parent, builder)
 
 
 def _read_item(where: str, item: object, folder: Path, builder: ScheduleBuilder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..data.frames import ClipFrames
 from ..data.listing import list_pictures
@@ -24,6 +23,7 @@ from ..data.video import frame_rate, write_video
 from ..errors import DataError
 from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
+from ..progress import tqdm
 from ..reporting.overlay import draw_masks
 from .masks import label_map, save_label_map
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
@@ -261,7 +261,7 @@ def _track(
             ids = np.zeros(np.shape(first)[:2], np.uint8)
         else:
             masks = stream.start(picture, index) if index == begin else stream.step(picture)
-            ids = _hear(stream, masks, forward.get(index, {})).ids
+            ids = hear(stream, masks, forward.get(index, {})).ids
         if index in going_back and (direction == "backward" or any(start > index for start in starts.values())):
             ids = np.where(ids > 0, ids, store.load(index))
         yield index, np.asarray(picture), ids
@@ -291,14 +291,23 @@ def _track_back(
         said = schedule.get(index, {})
         if direction == "both":  # what else is said about them is for the way forward
             said = {object_id: prompt for object_id, prompt in said.items() if starts[object_id] == index}
-        masks = _hear(stream, masks, said)
+        masks = hear(stream, masks, said)
         logits = {i: m for i, m in masks.logits.items() if direction == "backward" or starts[i] > index}
         store.save(index, label_map(logits) if logits else np.zeros(masks.size[::-1], np.uint8))
         finished()
 
 
-def _hear(stream: StreamingPredictor, masks: FrameMasks, said: dict[int, ObjectPrompt | None]) -> FrameMasks:
-    """Pass on what is said about a frame."""
+def hear(stream: StreamingPredictor, masks: FrameMasks, said: Mapping[int, ObjectPrompt | None]) -> FrameMasks:
+    """Pass on what is said about a frame.
+
+    Args:
+        stream: At that frame.
+        masks: What is found on it so far.
+        said: Object id -> its prompts there, or None where it is removed.
+
+    Returns:
+        What is found on it then.
+    """
     for object_id, prompt in said.items():
         if prompt is None:
             masks = stream.remove(object_id)

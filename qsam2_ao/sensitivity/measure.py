@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeAlias
 
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
-from tqdm import tqdm
 
 from ..calibration import load_images
 from ..calibration.calibrate import is_calibratable, observed_layers
@@ -22,6 +21,7 @@ from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples
 from ..graph import check_regions
+from ..progress import tqdm
 from ..spelling import did_you_mean
 from ..threads import one_thread_if_small
 from .layers import QuantizableLayer, quantizable_layers, quantized_layer, replaced_parameters

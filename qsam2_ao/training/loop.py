@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteError
 from ..interrupts import interrupts_between_steps
+from ..progress import tqdm
 from ..ranks import bare, mean_over_ranks, rank
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import numpy as np
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from tqdm import tqdm
 
 from ..data.types import VideoSequence
 from ..errors import DataError, QConfigError
@@ -28,6 +27,7 @@ from ..evaluation.tally import Metric, ObjectScore, check_metric
 from ..evaluation.video import check_sequences, score_video
 from ..files import atomic_write, check_output_folder
 from ..predictors import eval_mode
+from ..progress import tqdm
 from ..reporting.environment import environment
 from ..reporting.notes import note
 from ..threads import one_thread_if_small

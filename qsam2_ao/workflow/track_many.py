@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data.frames import ClipFrames
 from ..data.listing import list_pictures, natural_key
 from ..data.masks import MaskReader
 from ..errors import DataError
 from ..files import atomic_write
+from ..progress import tqdm
 from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
 from ..segmentation.saving import MASKS_AND_OVERLAY, SavedAs, check_saved

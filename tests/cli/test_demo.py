@@ -20,7 +20,10 @@ def test_the_whole_journey_and_again(run, tmp_path: Path, monkeypatch: pytest.Mo
     result = run("demo", *SMALL, "-o", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
+    page = Path(report.pop("report")).read_text()
     assert report == json.loads((tmp_path / "results.json").read_text())
+    for heading in ("Before and after", "J&amp;F by video", "Accuracy by layer: w2a8", "Speed by layer: w4a8"):
+        assert f"<h2>{heading}</h2>" in page
     before, four, two = report["rows"]
     assert [row["name"] for row in report["rows"]] == ["float", "w4a8", "w2a8"]
     assert before["file_bytes"] > four["file_bytes"] > two["file_bytes"]

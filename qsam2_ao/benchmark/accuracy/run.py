@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...errors import CheckpointError
+from ...progress import tqdm
 from ...training.qat import Rates
 from .experiment import Budget, Experiments
 from .plan import SEARCH_SETTING, Unit

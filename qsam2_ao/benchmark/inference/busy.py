@@ -21,7 +21,6 @@ from threading import BrokenBarrierError
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...checkpoint import load_qsam2
 from ...data.procedural import generate_split
@@ -29,6 +28,7 @@ from ...errors import QSAM2Error
 from ...evaluation.video import evaluate_video
 from ...models.embedded import load_embedded
 from ...openmp import wait_briefly
+from ...progress import tqdm
 from .footprint import embedded_file
 from .workload import InferenceWorkload
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from tqdm import tqdm
 
 from ...checkpoint import load_qsam2
 from ...deploy.compiled import compile_qsam2
+from ...progress import tqdm
 from ..processes import alone
 from .methods import REFERENCE, compile_float
 from .parts import predict_image

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...checkpoint import load_qsam2
 from ...models.official import build_official
+from ...progress import tqdm
 from ...workflow.models import save_embedded_w4a8
 from ..processes import alone, peak_bytes
 from .parts import predict_image

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from ...progress import tqdm
 from ..processes import alone
 from .methods import REFERENCE, InferenceMethod
 from .parts import ENCODER, VIDEO, Run

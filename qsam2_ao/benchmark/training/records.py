@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
+from ...progress import tqdm
 from ..processes import alone
 from .memory import calibration_cost, training_memory
 from .steps import peak_memory

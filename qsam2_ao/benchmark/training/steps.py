@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
+from ...progress import tqdm
 from ..accuracy.methods import FLOAT
 from .trainee import Trainee, TrainingWorkload
 

@@ -1,0 +1,83 @@
+"""``qsam2 report``: a run, an evaluation, a comparison or a packed file as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Json, print_json
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Packed files; folders of demo, quantize, train, compare or sensitivity; results that --json printed; "
+            "training logs (.jsonl).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The page to write; by default report.html in the first folder, or beside the first file.",
+            show_default=False,
+        ),
+    ] = None,
+    float_model: Annotated[
+        str | None,
+        typer.Option(
+            "--float",
+            metavar="MODEL",
+            help="The float model that the packed files were made from, to compare layers with: 'embedded', a "
+            "checkpoint, a folder of transformers. A demo's is known.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Pictures to compare layers on; procedural by default.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Videos with masks (as DAVIS, or 'embedded') to score the models on, with the worst ones' masks.",
+            show_default=False,
+        ),
+    ] = None,
+    videos: Annotated[int, typer.Option(min=1, help="Only the first so many videos.")] = 8,
+    time: Annotated[bool, typer.Option("--time", help="Time every layer of packed files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about a run: sizes, bits, where accuracy is lost, curves, masks; it needs no network.
+
+    Example: [bold]qsam2 report tiny-w4a8.safetensors --float sam2.1_hiera_tiny.pt --images photos --time[/bold]
+    """
+    from ..errors import QConfigError
+    from ..report import ReportOptions, write_report
+    from ..workflow import EMBEDDED
+    from ..workflow.data import videos_with_masks
+
+    if data is not None and data != EMBEDDED and not Path(data).is_dir():
+        raise QConfigError(f"--data {data}: no such folder")
+    page = output or (runs[0] / "report.html" if runs[0].is_dir() else runs[0].with_name(f"{runs[0].stem}-report.html"))
+    options = ReportOptions(
+        reference=float_model,
+        images=None if images is None else str(images),
+        videos=None if data is None else videos_with_masks(data, "test", videos, 16),
+        time=time,
+    )
+    written = write_report(runs, page, options)
+    if as_json:
+        print_json({"report": str(written)})
+        return
+    typer.echo(f"wrote {written}")

@@ -1,0 +1,34 @@
+"""What the models of a comparison are called."""
+
+from __future__ import annotations
+
+import pytest
+
+from qsam2_ao.comparison.contenders import contenders
+from qsam2_ao.errors import QSAM2Error
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["embedded", "out/tiny.safetensors"], ["embedded", "tiny"]),
+        (["a/tiny.pt", "b/tiny.pt", "c.pt"], ["a/tiny.pt", "b/tiny.pt", "c"]),
+        (["tiny.pt@packed", "tiny.pt@int8", "embedded@auto"], ["tiny@packed", "tiny@int8", "embedded"]),
+        (["x/a/t.pt", "y/a/t.pt"], ["x/a/t.pt", "y/a/t.pt"]),
+    ],
+)
+def test_labels_tell_models_apart(names: list[str], labels: list[str]):
+    assert [contender.label for contender in contenders(names)] == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["embedded"], "at least two"),
+        (["embedded", "sam2.1-t"], "config without weights"),
+        (["a.pt", "a.pt"], "named twice"),
+    ],
+)
+def test_what_cannot_be_compared(names: list[str], message: str):
+    with pytest.raises(QSAM2Error, match=message):
+        contenders(names)
