@@ -22,7 +22,7 @@ from ..annotation import Annotation, LazyMasks
 from ..rle import decode_rle
 from .base import Dataset, Video, open_picture_with
 from .masklets import decode_rle_at
-from .records import field, read_json
+from .records import checked_size, field, read_json
 
 NAME = "coco"
 _BESIDE = "_annotations.coco.json"
@@ -117,7 +117,10 @@ def read_index(path: Path) -> Index:
     numbers: set[int] = set()
     for place, entry in enumerate(field(record, "images", list, path), 1):
         where = f"{path}, image {place}"
-        name = Path(field(entry, "file_name", str, where)).with_suffix("").as_posix()
+        file = Path(field(entry, "file_name", str, where))
+        if not file.name:
+            raise DataError(f"{where}: its file_name is {str(file)!r}, which names no file; correct it")
+        name = file.with_suffix("").as_posix()
         number = field(entry, "id", int, where)
         if name in images or number in numbers:
             raise DataError(f"{where}: another has its name {name} or its id {number}; correct one of them")
@@ -174,7 +177,7 @@ class IndexedOpener:
     def entry(self, name: str) -> tuple[Path, tuple[int, int], Sequence[Mapping[str, object]], str]:
         """A picture's file, its height and width, its annotations, and what to call it in errors."""
         image, where = self.index.images[name], f"{self.path}, picture {name}"
-        size = field(image, "height", int, where), field(image, "width", int, where)
+        size = checked_size(field(image, "height", int, where), field(image, "width", int, where), where)
         found = self.index.annotations.get(field(image, "id", int, where), ())
         return self.folder / field(image, "file_name", str, where), size, found, where
 

@@ -71,7 +71,8 @@ class _Segments:
     def __call__(self) -> Annotation:
         listed: dict[int, bool] = {}
         for segment in field(self.entry, "segments_info", list, self.where):
-            listed[field(segment, "id", int, self.where)] = bool(segment.get("iscrowd", 0))
+            number = field(segment, "id", int, self.where)
+            listed[number] = bool(segment.get("iscrowd", 0))
         picture = open_picture(self.path)
         if picture.mode != "RGB":
             raise DataError(f"{self.path} has mode {picture.mode}, and panoptic segments are colours (RGB)")

@@ -131,6 +131,21 @@ def test_pictures_that_coco_lists_and_are_missing(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+def test_sizes_that_would_take_memory_without_end(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [video()])
+    record = json.loads(path.read_text())
+    record["images"][0]["height"] = 10**9
+    save_json(path, record)
+    with pytest.raises(DataError, match=r"test-00000: a mask of 64 x 1000000000 pixels cannot be"):
+        read(path)
+    path = write_sa1b(tmp_path / "sa", 1, video())
+    record = json.loads(path.read_text())
+    record["annotations"][0]["segmentation"] = {"size": [10**9, 10**9], "counts": [10**18]}
+    save_json(path, record)
+    with pytest.raises(DataError, match=r"annotation 1: a mask of 1000000000 x 1000000000 pixels cannot be"):
+        read(tmp_path / "sa")
+
+
 def test_panoptic_segments(tmp_path: Path) -> None:
     sequence = video()
     path = write_panoptic(tmp_path, sequence)

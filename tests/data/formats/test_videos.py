@@ -40,6 +40,8 @@ def test_mose_has_all_masks_in_train_and_the_first_in_valid(tmp_path: Path) -> N
     assert same_masks(train[0], video(), 2)
     valid = open_dataset(tmp_path, default_split="val")[0]
     assert (valid.annotated, valid.requested, len(valid)) == ((0,), None, 3)
+    with pytest.raises(DataError, match="has a folder for each split: choose one of train, valid"):
+        open_dataset(tmp_path, split="all")
     assert open_dataset(tmp_path / "train").format == "davis"  # without its splits it is laid out the same
 
 
