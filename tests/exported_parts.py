@@ -65,7 +65,9 @@ def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[s
     inputs = dict(decoder.inputs)
     inputs["point_coords"] = torch.tensor([[[10.0, 20.0], [70.0, 80.0], [40.0, 40.0]]])
     inputs["point_labels"] = torch.tensor([[2, 3, 1]], dtype=torch.int32)
-    _check(run(files[1], inputs), _torch_run(decoder, inputs), tolerance)
+    for has_mask in (0.0, 1.0):
+        inputs["has_mask"] = torch.tensor([has_mask])
+        _check(run(files[1], inputs), _torch_run(decoder, inputs), tolerance)
 
 
 def check_quantized_layers(image_encoder: Path, trained: SAM2Base) -> None:

@@ -1,4 +1,4 @@
-"""The four networks that an application runs, as modules with tensors alone for inputs and outputs."""
+"""The networks that an application runs, as modules with tensors alone for inputs and outputs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class ImageEncoder(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Features and clicks -> masks at ``S/4``, the model's estimates of their IoU, and the object's pointers and score.
+    """Prompts and features -> masks at ``S/4``, the model's estimates of their IoU, the object's pointers and score.
 
     Click coordinates are in pixels of the ``S x S`` input, labels 1 (inside), 0 (outside), 2 and 3 (corners of a box),
-    or -1 (none). One click may mean a part or the whole, so there are three masks for it, and one for all else.
+    or -1 (none). One click may mean a part or the whole, so there are three masks for it, and one for all else. The
+    mask ``[1, 1, S/4, S/4]`` is the logits of an earlier prediction; it counts where ``has_mask [1]`` is 1, not 0.
     """
 
     def __init__(self, model: SAM2Base) -> None:
@@ -40,7 +41,14 @@ class MaskDecoder(nn.Module):
         self.model = model
 
     def forward(
-        self, features: Tensor, middle: Tensor, fine: Tensor, point_coords: Tensor, point_labels: Tensor
+        self,
+        features: Tensor,
+        middle: Tensor,
+        fine: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask: Tensor,
     ) -> tuple[Tensor, ...]:
         """As ``SAM2Base._forward_sam_heads``, with and without ``multimask_output``; logits as the decoder gives them.
 
@@ -49,10 +57,12 @@ class MaskDecoder(nn.Module):
             pointers ``[1, 4, C]`` of the mask and of the masks; object_score ``[1, 1]``, positive if it is in sight.
         """
         model, decoder = self.model, self.model.sam_mask_decoder
-        sparse, dense = model.sam_prompt_encoder(points=(point_coords, point_labels), boxes=None, masks=None)
+        encoder, has_mask = model.sam_prompt_encoder, has_mask.reshape(1, 1, 1, 1)
+        sparse, dense = encoder(points=(point_coords, point_labels), boxes=None, masks=None)
+        dense = has_mask * encoder._embed_masks(mask_input) + (1 - has_mask) * dense
         masks, scores, tokens, object_score = decoder.predict_masks(
             image_embeddings=features,
-            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            image_pe=encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             repeat_image=False,
@@ -140,6 +150,18 @@ class MemoryEncoder(nn.Module):
         return memory
 
 
+class MaskDownsampling(nn.Module):
+    """A given mask ``[1, 1, S, S]`` of 0 and 1 -> what the decoder makes a pointer of, ``[1, 1, S/4, S/4]``."""
+
+    def __init__(self, model: SAM2Base) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """As ``SAM2Base._use_mask_as_output``."""
+        return self.model.mask_downsample(mask)
+
+
 class SeparablePosition(nn.Module):
     """SAM2's sine encoding of places for one grid, kept as what depends on the row and what on the column.
 
@@ -202,9 +224,11 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
         position = model.forward_image(image)["vision_pos_enc"][-1]
         memory_position = model.memory_encoder(features, normal(1, 1, size, size))["vision_pos_enc"][-1]
     fine = {"middle": normal(1, dim // 4, side * 2, side * 2), "fine": normal(1, dim // 8, side * 4, side * 4)}
-    clicks = {
+    prompts = {
         "point_coords": torch.rand(1, 2, 2, generator=generator) * size,
         "point_labels": torch.ones(1, 2, dtype=torch.int32),
+        "mask_input": normal(1, 1, side * 4, side * 4),
+        "has_mask": torch.ones(1),
     }
     frames, pointers = 3, 5
     memory = {
@@ -219,7 +243,7 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
         ExportPart(
             "mask_decoder",
             MaskDecoder(model),
-            {"features": features, **fine, **clicks},
+            {"features": features, **fine, **prompts},
             ("masks", "scores", "mask", "score", "pointers", "object_score"),
             {"point_coords": {1: "clicks"}, "point_labels": {1: "clicks"}},
         ),
@@ -240,5 +264,11 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
             MemoryEncoder(model),
             {"features": features, "mask": normal(1, 1, size, size), "object_score": normal(1, 1)},
             ("memory",),
+        ),
+        ExportPart(
+            "mask_downsampling",
+            MaskDownsampling(model),
+            {"mask": normal(1, 1, size, size).sign().clamp(min=0)},
+            ("mask_input",),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Segmenting images and tracking videos with exported files: the four networks and what lies between them."""
+"""Segmenting images and tracking videos with exported files: the networks and what lies between them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pictures import IMAGE_MEAN, IMAGE_STD
-from ..data.prompts import PromptArrays, check_prompts
+from ..data.prompts import check_prompts
 from ..errors import DataError
 from ..native import load_kernels
 from .runtimes import open_network
 from .settings import ExportSettings
-from .tracker import Clicks, ExportedTracker, Networks, resized, scaled_clicks
+from .tracker import ExportedTracker, Networks, decoded, resized, scaled_clicks
 
 
 class ExportedSAM2:
@@ -44,7 +44,8 @@ class ExportedSAM2:
         self.settings = ExportSettings.load(Path(folder))
         if self.settings.kernels:
             load_kernels()
-        opened = (open_network(Path(folder), name, self.settings.runtime) for name in Networks._fields)
+        names = Networks._fields if self.settings.mask_prompts else Networks._fields[:-1]
+        opened = (open_network(Path(folder), name, self.settings.runtime) for name in names)
         self.networks = Networks(*opened)
         self._image: tuple[Tensor, ...] | None = None
         self._image_size = (0, 0)
@@ -84,24 +85,42 @@ class ExportedSAM2:
             box: ``[4]``, x0, y0, x1, y1, or ``[B, 4]``.
             multimask_output: Three masks, for a click that may mean several things, or one.
             return_logits: Logits instead of booleans.
-            mask_input: Refused: the exported decoder reads no masks.
+            mask_input: Logits of an earlier prediction, ``[1, S/4, S/4]`` or ``[B, 1, S/4, S/4]``, with clicks or a
+                box. SAM2's predictor reads a mask alone without any click, which the exported decoder has no input
+                for: give one padding click, ``[[0, 0]]`` with label -1, to both.
 
         Returns:
             Masks ``[M, height, width]``, the model's estimates of their IoU ``[M]``, and logits at a quarter of the
             network's input ``[M, S/4, S/4]``; of several objects with ``[B, ...]`` in front.
 
         Raises:
-            DataError: No image was set, or the prompts break the rules of
-                :func:`~qsam2_ao.data.prompts.check_prompts`.
+            DataError: No image was set, the prompts break the rules of
+                :func:`~qsam2_ao.data.prompts.check_prompts`, or there is a mask alone, or one for files of an older
+                version, whose decoder reads none.
         """
         if self._image is None:
             raise DataError("call set_image before predict")
-        coords, labels = self._clicks(self._image_size, point_coords, point_labels, box, mask_input)
-        _, first, middle, fine = self._image
+        if mask_input is not None:
+            self.settings.check_mask_prompts("mask_input is given")
+            if point_coords is None and box is None:
+                raise DataError(
+                    "mask_input is alone, and the exported decoder has no input without clicks: give clicks or a box "
+                    "with it, or the padding click point_coords=[[0, 0]], point_labels=[-1]"
+                )
+        size = self._image_size[::-1]
+        given = check_prompts(
+            size, point_coords, point_labels, box, mask_input, mask_size=self.settings.image_size // 4
+        )
+        coords, labels = scaled_clicks(given, size, self.settings.image_size)
+        logits = None if given.masks is None else torch.from_numpy(given.masks).expand(len(coords), -1, -1, -1)
         found: list[tuple[Tensor, ...]] = []
         for one in range(len(coords)):  # the exported decoder has one object's prompts for inputs
-            clicks = coords[one : one + 1], labels[one : one + 1]
-            masks, scores, mask, score, _, _ = self.networks.mask_decoder(first, middle, fine, *clicks)
+            clicks, before = (coords[one : one + 1], labels[one : one + 1]), None
+            if logits is not None:
+                before = logits[one : one + 1]
+            masks, scores, mask, score, _, _ = decoded(
+                self.networks, self.settings, self._image[1], self._image, clicks, before
+            )
             low, quality = (masks, scores) if multimask_output else (mask, score)
             found.append((resized(low, self._image_size), quality, low.clamp(-32, 32)))
         large, ious, small = (torch.cat(parts).squeeze(0).numpy() for parts in zip(*found, strict=True))
@@ -146,18 +165,6 @@ class ExportedSAM2:
             backward: Go back in time.
         """
         return ExportedTracker(self.networks, self.settings, num_frames, backward)
-
-    def _clicks(
-        self,
-        size: Sequence[int],
-        points: NDArray[Any] | None,
-        labels: NDArray[Any] | None,
-        box: NDArray[Any] | None,
-        mask: NDArray[Any] | None = None,
-    ) -> Clicks:
-        """Checked clicks ``[B, M, 2]`` in pixels of the network's input, of a picture of height and width ``size``."""
-        given: PromptArrays = check_prompts(size[::-1], points, labels, box, mask)
-        return scaled_clicks(given, size[::-1], self.settings.image_size)
 
 
 def _normalize(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
 from ..files import atomic_write
 
 FILE = "settings.json"
@@ -31,6 +31,9 @@ class ExportSettings:
         multimask_max_pt_num: Most clicks for it.
         binarize_mask_from_pts_for_mem_enc: Whether a mask from prompts enters the memory by its sign alone.
         pred_obj_scores: Whether an object with a negative score has no mask.
+        mask_prompts: Whether the decoder reads masks, which those of older exports don't.
+        use_mask_input_as_output_without_sam: Whether a given mask is an object's mask as it stands, in tracking.
+        add_all_frames_to_correct_as_cond: Whether corrected frames are looked back to like those of first prompts.
     """
 
     runtime: str
@@ -45,12 +48,32 @@ class ExportSettings:
     multimask_max_pt_num: int
     binarize_mask_from_pts_for_mem_enc: bool
     pred_obj_scores: bool
+    mask_prompts: bool = False
+    use_mask_input_as_output_without_sam: bool = True
+    add_all_frames_to_correct_as_cond: bool = False
 
     @classmethod
     def of(cls, model: SAM2Base, runtime: str, kernels: bool = False) -> ExportSettings:
         """Those of a model, under the names that ``SAM2Base`` has for them."""
-        own = ("runtime", "kernels")
-        return cls(runtime, kernels, **{f.name: getattr(model, f.name) for f in fields(cls) if f.name not in own})
+        own = ("runtime", "kernels", "mask_prompts")
+        # The last is an attribute of SAM2's video predictor alone.
+        found = {f.name: getattr(model, f.name, False) for f in fields(cls) if f.name not in own}
+        return cls(runtime, kernels, mask_prompts=True, **found)
+
+    def check_mask_prompts(self, what: str) -> None:
+        """Refuse what needs a decoder that reads masks, if that of the files doesn't.
+
+        Args:
+            what: The prompt, for the error.
+
+        Raises:
+            DataError: It doesn't.
+        """
+        if not self.mask_prompts:
+            raise DataError(
+                f"{what}, and these files read clicks and boxes only: they were written by an older version; export "
+                "the model again"
+            )
 
     def save(self, folder: Path) -> Path:
         """Write them into a folder of exported files."""

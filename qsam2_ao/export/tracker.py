@@ -24,12 +24,13 @@ Clicks = tuple[Tensor, Tensor]
 
 
 class Networks(NamedTuple):
-    """The four exported files, opened."""
+    """The exported files, opened; the last is missing in older exports, whose decoder reads no masks."""
 
     image_encoder: Network
     mask_decoder: Network
     memory_attention: Network
     memory_encoder: Network
+    mask_downsampling: Network | None = None
 
 
 @dataclass
@@ -59,6 +60,8 @@ class ExportedTracker:
         self._most_pointers = most if num_frames is None else min(num_frames, most)
         self._objects: dict[int, _Remembered] = {}
         self._masks: dict[int, Tensor] = {}
+        self._clicks: dict[int, Clicks] = {}
+        self._tracked: set[int] = set()
         self._frame: NDArray[np.uint8] | None = None
         self._image: tuple[Tensor, ...] | None = None
         self._index = 0
@@ -67,40 +70,62 @@ class ExportedTracker:
         """Make a frame the current one."""
         self._index, self._frame, self._image = index, frame, None
         self._masks.clear()
+        self._clicks.clear()
+        self._tracked.clear()
 
     def track(self) -> None:
         """Find every object on the current frame."""
         for object_id, memory in self._objects.items():
             image = self._encoded()
-            mask, kept, pointer = self._segment(image, self._conditioned(image[0], memory), None)
-            memory.frames[self._index], memory.pointers[self._index] = kept, pointer
+            found = self._segment(image, self._conditioned(image[0], memory), None)
+            self._masks[object_id], memory.frames[self._index], memory.pointers[self._index] = found
             self._forget(memory)
-            self._masks[object_id] = mask
+            self._tracked.add(object_id)
 
     def prompt(self, object_id: int, given: PromptArrays | NDArray[np.bool_], *, add: bool) -> None:
-        """Start an object on the current frame, from clicks and a box, or from its mask.
+        """Start an object on the current frame, or correct what was tracked there, from clicks and a box or a mask.
 
         Raises:
-            DataError: It is a mask, or the object was tracked on this frame already: both need a decoder that reads
-                masks, which exported files don't have.
+            DataError: It is a mask, or a correction, which starts from one, and the files' decoder reads none; or the
+                mask is empty.
         """
-        memory = self._objects.get(object_id)
+        memory = self._objects.get(object_id, _Remembered())
+        tracked, image = object_id in self._tracked, self._encoded()
+        features = self._conditioned(image[0], memory) if tracked else image[1]
         if not isinstance(given, PromptArrays):
-            raise DataError(f"object {object_id} has a mask, and exported files track from clicks and boxes only")
-        if memory is not None and (add or self._index in memory.frames):
-            raise DataError(
-                f"object {object_id} is tracked on frame {self._index} already, and exported files cannot correct a "
-                "mask: their decoder reads clicks and boxes only; use the packed file, or another object id"
-            )
-        image = self._encoded()
-        clicks = scaled_clicks(given, self._size(), self._settings.image_size)
-        self._masks[object_id], kept, pointer = self._segment(image, image[1], clicks)
-        self._objects.setdefault(object_id, _Remembered()).prompted[self._index] = kept, pointer
+            self._settings.check_mask_prompts(f"object {object_id} has a mask")
+            if not given.any():
+                raise DataError(f"object {object_id}: its mask is empty; give one that has pixels")
+            self._clicks.pop(object_id, None)
+            found = self._from_mask(image, features, given, first=not tracked)
+        else:
+            if tracked or (add and object_id in self._objects):
+                self._settings.check_mask_prompts(
+                    f"object {object_id} is tracked on frame {self._index} already and would be corrected"
+                )
+            clicks = scaled_clicks(given, self._size(), self._settings.image_size)
+            if add and object_id in self._clicks:
+                before = self._clicks[object_id]
+                clicks = torch.cat([before[0], clicks[0]], 1), torch.cat([before[1], clicks[1]], 1)
+            self._clicks[object_id] = clicks
+            mask = self._masks.get(object_id) if self._settings.mask_prompts else None
+            mask = None if mask is None else mask.clamp(-32, 32)
+            found = self._segment(image, features, clicks, mask, first=not tracked)
+        self._masks[object_id], kept, pointer = found
+        if tracked and not self._settings.add_all_frames_to_correct_as_cond:
+            memory.frames[self._index], memory.pointers[self._index] = kept, pointer
+        else:
+            memory.prompted[self._index] = kept, pointer
+            memory.frames.pop(self._index, None)
+            memory.pointers.pop(self._index, None)
+        self._objects[object_id] = memory
 
     def remove(self, object_id: int) -> None:
         """Forget an object."""
         self._objects.pop(object_id)
         self._masks.pop(object_id, None)
+        self._clicks.pop(object_id, None)
+        self._tracked.discard(object_id)
 
     def masks(self) -> dict[int, NDArray[np.float32]]:
         """Object id -> logits on the current frame, float32 ``[height, width]``."""
@@ -123,34 +148,66 @@ class ExportedTracker:
         return self._image
 
     def _segment(
-        self, image: tuple[Tensor, ...], features: Tensor, clicks: Clicks | None
+        self,
+        image: tuple[Tensor, ...],
+        features: Tensor,
+        clicks: Clicks | None,
+        mask: Tensor | None = None,
+        *,
+        first: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask logits ``[1, 1, S/4, S/4]`` of a frame, its memory ``[1, C', S/16, S/16]``, and a pointer ``[1, C]``."""
-        s, first = self._settings, clicks is not None
-        coords, labels = clicks or (torch.zeros(1, 1, 2), torch.full((1, 1), -1, dtype=torch.int32))
-        masks, scores, mask, _, pointers, object_score = self._networks.mask_decoder(
-            features, image[2], image[3], coords, labels
-        )
-        count = 0 if clicks is None else labels.shape[1]
+        """Mask logits ``[1, 1, S/4, S/4]`` of a frame, its memory ``[1, C', S/16, S/16]``, and a pointer ``[1, C]``.
+
+        Args:
+            image: What the image encoder gave.
+            features: What the decoder looks at.
+            clicks: The user's.
+            mask: Logits that the decoder starts from, ``[1, 1, S/4, S/4]``.
+            first: Whether the object was not tracked on this frame.
+        """
+        s, prompted = self._settings, clicks is not None or mask is not None
+        masks, scores, found, _, pointers, object_score = decoded(self._networks, s, features, image, clicks, mask)
+        count = 0 if clicks is None else clicks[1].shape[1]
         several = s.multimask_output_in_sam and (first or s.multimask_output_for_tracking)
         if several and s.multimask_min_pt_num <= count <= s.multimask_max_pt_num:
             best = int(scores.argmax())
-            mask, pointer = masks[:, best : best + 1], pointers[:, 1 + best]
+            found, pointer = masks[:, best : best + 1], pointers[:, 1 + best]
         else:
             pointer = pointers[:, 0]
         if s.pred_obj_scores and float(object_score) <= 0:
-            mask = torch.full_like(mask, _ABSENT)
+            found = torch.full_like(found, _ABSENT)
+        return found, self._memory(image, found, object_score, prompted), pointer
+
+    def _from_mask(
+        self, image: tuple[Tensor, ...], features: Tensor, given: NDArray[np.bool_], *, first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from a mask, bool ``[height, width]``."""
+        s, large = self._settings, torch.from_numpy(given)[None, None].float()
+        if large.shape[-2:] != (s.image_size, s.image_size):
+            large = (smoothed(large, s.image_size) >= 0.5).float()
+        if not s.use_mask_input_as_output_without_sam:
+            return self._segment(image, features, None, smoothed(large, s.image_size // 4), first=first)
+        assert self._networks.mask_downsampling is not None
+        (mask,) = self._networks.mask_downsampling(large)
+        pointers = decoded(self._networks, s, image[0], image, None, mask)[4]
+        found = smoothed(large * 20 - 10, s.image_size // 4)
+        return found, self._memory(image, found, torch.full((1, 1), 10.0), True), pointers[:, 0]
+
+    def _memory(self, image: tuple[Tensor, ...], mask: Tensor, object_score: Tensor, prompted: bool) -> Tensor:
+        s = self._settings
         large = resized(mask, (s.image_size, s.image_size))
-        if first and s.binarize_mask_from_pts_for_mem_enc:
+        if prompted and s.binarize_mask_from_pts_for_mem_enc:
             large = torch.where(large > 0, 100.0, -100.0)
         (memory,) = self._networks.memory_encoder(image[0], large, object_score)
-        return mask, memory.to(torch.bfloat16), pointer
+        return memory.to(torch.bfloat16)
 
     def _conditioned(self, features: Tensor, kept: _Remembered) -> Tensor:
         """Features of the current frame, conditioned on the frames before it."""
         s = self._settings
         frames, ages, pointers, distances = [], [], [], []
         for index, (memory, pointer) in kept.prompted.items():
+            if index == self._index:  # it is being corrected
+                continue
             frames.append(memory)
             ages.append(0)
             pointers.append(pointer)
@@ -178,6 +235,38 @@ class ExportedTracker:
                 del held[index]
 
 
+def decoded(
+    networks: Networks,
+    settings: ExportSettings,
+    features: Tensor,
+    image: tuple[Tensor, ...],
+    clicks: Clicks | None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """What the mask decoder says of one object.
+
+    Args:
+        networks: The files.
+        settings: Of the export.
+        features: ``[1, C, S/16, S/16]``.
+        image: What the image encoder gave.
+        clicks: ``[1, M, 2]`` and ``[1, M]``; None, or without any, is a padding click, as SAM2 has it.
+        mask: Logits, float32 ``[1, 1, S/4, S/4]``.
+
+    Returns:
+        See :class:`~.parts.MaskDecoder`.
+    """
+    coords, labels = clicks or (torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.int32))
+    if not labels.shape[1]:
+        coords, labels = torch.zeros(1, 1, 2), torch.full((1, 1), -1, dtype=torch.int32)
+    inputs = (features, image[2], image[3], coords, labels)
+    if not settings.mask_prompts:
+        return networks.mask_decoder(*inputs)
+    side = settings.image_size // 4
+    given = torch.zeros(1, 1, side, side) if mask is None else mask
+    return networks.mask_decoder(*inputs, given, torch.tensor([float(mask is not None)]))
+
+
 def memory_frame(index: int, ago: int, stride: int, backward: bool = False) -> int:
     """The frame that SAM2 takes for the one ``ago`` memories before ``index``: the last, then every ``stride``-th.
 
@@ -203,6 +292,11 @@ def scaled_clicks(given: PromptArrays, size: Sequence[int], side: int) -> Clicks
     """
     coords, labels = given.clicks()
     return torch.from_numpy(coords) / torch.tensor(tuple(size[:2])) * side, torch.from_numpy(labels)
+
+
+def smoothed(mask: Tensor, side: int) -> Tensor:
+    """A mask ``[B, 1, h, w]`` at another size, ``[B, 1, side, side]``, as SAM2 makes masks smaller."""
+    return F.interpolate(mask, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resized(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.pictures import read_rgb
-from ..errors import DataError
 from ..export import ExportedSAM2
+from ..export.tracker import smoothed
 from ..predictors import image_predictor
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
@@ -119,14 +118,15 @@ def segment_image(
     Args:
         model: A model of the SAM2Base family, or an ``ExportedSAM2``.
         picture: RGB.
-        prompts: Object id -> its prompts. A mask is what an earlier prediction would be: the model refines it.
+        prompts: Object id -> its prompts. A mask is what an earlier prediction would be: the model refines it. With it
+            goes a padding click, as in SAM2's training and video predictor; without any the decoder is at a loss.
 
     Returns:
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
 
     Raises:
-        DataError: A prompt breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or an exported model is to
-            read a mask.
+        DataError: A prompt breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or a model that an older
+            version exported is to read a mask.
 
     Example:
         >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
@@ -134,13 +134,16 @@ def segment_image(
     for object_id, prompt in prompts.items():
         prompt.check(picture.size, f"object {object_id}: ")
         if prompt.mask is not None and isinstance(model, ExportedSAM2):
-            raise DataError(f"object {object_id} has a mask, and exported files read clicks and boxes only")
+            model.settings.check_mask_prompts(f"object {object_id} has a mask")
     predictor = model if isinstance(model, ExportedSAM2) else image_predictor(model)
     predictor.set_image(picture)
     logits, scores = {}, {}
     for object_id, prompt in prompts.items():
         arrays = prompt.arrays()
-        mask = {} if prompt.mask is None else {"mask_input": _as_logits(prompt.mask, model)}
+        mask = {}
+        if prompt.mask is not None:
+            mask = {"mask_input": _as_logits(prompt.mask, model)}
+            arrays |= {"points": np.zeros((1, 2), np.float32), "labels": np.array([-1], np.int32)}
         masks, ious, _ = predictor.predict(
             point_coords=arrays["points"],
             point_labels=arrays["labels"],
@@ -157,7 +160,6 @@ def segment_image(
 
 def _as_logits(mask: NDArray[np.bool_], model: SAM2Base | ExportedSAM2) -> NDArray[np.float32]:
     """A mask at the size that the decoder reads, ``[1, S/4, S/4]``: -10 and 10, as SAM2's video predictor has it."""
-    assert not isinstance(model, ExportedSAM2)
     logits = torch.from_numpy(np.asarray(mask) != 0)[None, None].float() * 20 - 10
-    size = model.sam_prompt_encoder.mask_input_size
-    return F.interpolate(logits, size, mode="bilinear", align_corners=False, antialias=True)[0].numpy()
+    side = (model.settings if isinstance(model, ExportedSAM2) else model).image_size // 4
+    return smoothed(logits, side)[0].numpy()

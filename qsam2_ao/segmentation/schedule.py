@@ -126,7 +126,7 @@ def check_schedule(
 
 
 def check_for_exported(schedule: Schedule, direction: Direction = "forward") -> None:
-    """Check that exported files can hear every prompt: their decoder reads no masks, and so can't correct them either.
+    """Check that files exported by an older version can hear every prompt: their decoder reads no masks.
 
     Raises:
         DataError: A prompt is a mask, or a correction of an object that is tracked already.
@@ -139,11 +139,14 @@ def check_for_exported(schedule: Schedule, direction: Direction = "forward") -> 
                 known.discard(object_id)
                 continue
             if prompt.mask is not None:
-                raise DataError(f"{where}it is a mask, and exported files track from clicks and boxes only")
+                raise DataError(
+                    f"{where}it is a mask, and these files, which an older version wrote, track from clicks and boxes "
+                    "only; export the model again"
+                )
             if object_id in known:
                 raise DataError(
-                    f"{where}the object is tracked already, and exported files cannot correct a mask; use the packed "
-                    "file, or another object id"
+                    f"{where}the object is tracked already, and these files, which an older version wrote, cannot "
+                    "correct a mask; export the model again, or use another object id"
                 )
             known.add(object_id)
 

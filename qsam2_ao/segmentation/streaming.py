@@ -161,8 +161,8 @@ class StreamingPredictor:
 
         Raises:
             DataError: There was no ``start``; the prompt breaks the rules of
-                :func:`~qsam2_ao.data.prompts.check_prompts`; the frame has passed; or the model is an
-                ``ExportedSAM2``, which can't read masks and so can't correct them either.
+                :func:`~qsam2_ao.data.prompts.check_prompts`; the frame has passed; or an older version exported the
+                model, whose decoder reads no masks and so can't correct them either.
         """
         started = time.perf_counter()
         tracker = self._running()

@@ -89,8 +89,8 @@ def track_file(
         The files, and how long each object was visible.
 
     Raises:
-        DataError: The video cannot be read, a prompt doesn't fit it, an exported model is to read a mask, or ``save``
-            has an unknown name.
+        DataError: The video cannot be read, a prompt doesn't fit it, a model that an older version exported is to read
+            a mask, or ``save`` has an unknown name.
         QSAM2Error: A file cannot be written.
         MissingPackageError: PyAV is not installed.
         KeyboardInterrupt: Ctrl-C, once the files are closed.
@@ -173,7 +173,7 @@ def track_frames(
 
     Raises:
         DataError: There are no frames or prompts, one doesn't fit the other, the frames cannot be read backward, or
-            an exported model is to read a mask.
+            a model that an older version exported is to read a mask.
 
     Example:
         >>> for frame, ids in track_frames(predictor, frames, {1: ObjectPrompt([(30, 40, 1)])}):
@@ -240,7 +240,7 @@ def _track(
     if first is None:
         raise DataError("a video needs at least one frame")
     check_schedule(schedule, (np.shape(first)[1], np.shape(first)[0]), count, direction)
-    if isinstance(model, ExportedSAM2):
+    if isinstance(model, ExportedSAM2) and not model.settings.mask_prompts:
         check_for_exported(schedule, direction)
     starts = _first_frames(schedule, direction)
     going_back: range = range(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,18 @@ def test_the_parts_compute_what_the_packed_model_computes(request: pytest.Fixtur
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
     inputs = parts["mask_decoder"].inputs
-    masks, scores, mask, score, pointers, object_score = parts["mask_decoder"].module(*inputs.values())
     clicks = {name: inputs[name] for name in ("point_coords", "point_labels")}
-    for several in (True, False):
+    for given, several in itertools.product((None, inputs["mask_input"]), (True, False)):
+        has_mask = torch.tensor([float(given is not None)])
+        masks, scores, mask, score, pointers, object_score = parts["mask_decoder"].module(
+            *{**inputs, "has_mask": has_mask}.values()
+        )
         low, _, ious, best, _, pointer, visible = trained._forward_sam_heads(
-            inputs["features"], clicks, high_res_features=[inputs["fine"], inputs["middle"]], multimask_output=several
+            inputs["features"],
+            clicks,
+            given,
+            high_res_features=[inputs["fine"], inputs["middle"]],
+            multimask_output=several,
         )
         choice = int(scores.argmax())
         ours = (masks, scores, masks[:, choice][:, None], pointers[:, 1 + choice])
@@ -65,7 +73,7 @@ def test_the_parts_compute_what_the_packed_model_computes(request: pytest.Fixtur
             if visible <= 0 and one.ndim == 4:
                 one = torch.full_like(one, -1024)
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
-    torch.testing.assert_close(object_score, visible)
+        torch.testing.assert_close(object_score, visible)
 
     inputs = parts["memory_attention"].inputs
     kept, age = inputs["memory"], inputs["age"].tolist()

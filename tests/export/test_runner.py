@@ -14,6 +14,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from qsam2_ao import load_qsam2
 from qsam2_ao.compat.quiet import propagate_quietly
+from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
@@ -165,9 +166,13 @@ def test_the_command_line_runs_the_folder(
     tracked = run("track", exported, pictures, *box, "-o", tmp_path / "track")
     assert tracked.exit_code == 0, tracked.stderr
     assert json.loads(tracked.stdout)["objects"][0]["frames_visible"] == 3
-    masked = run("track", exported, pictures, "--mask", tmp_path / "segment" / "00000_mask.png", "-o", tmp_path / "t")
-    assert masked.exit_code == 2
-    assert "clicks and boxes only" in " ".join(masked.stderr.split())
+    mask = ("--mask", tmp_path / "expected" / "00000_mask.png", "--json")
+    again = run("segment", exported, pictures / "00000.png", *mask, "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.stderr
+    masked = run("track", exported, pictures, *mask, "--point", "2@2:30,40", "-o", tmp_path / "masked")
+    assert masked.exit_code == 0, masked.stderr
+    first = [read_ids(tmp_path / name) for name in ("expected/00000_mask.png", "masked/masks/00000.png")]
+    assert iou(*(ids == 1 for ids in first)) > 0.9
     other = run("evaluate", exported)
     assert other.exit_code == 2
     assert "only qsam2 segment and qsam2 track" in " ".join(other.stderr.split())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from qsam2_ao.export.parts import export_parts
 from qsam2_ao.export.settings import ExportSettings
 from qsam2_ao.export.tracker import Networks
 from qsam2_ao.predictors import predictor_state
-from qsam2_ao.segmentation import ObjectPrompt, StreamingPredictor, track_frames
+from qsam2_ao.segmentation import ObjectPrompt, StreamingPredictor, segment_image, track_frames
 
 BOX, CLICKS = {"box": [20.0, 55.0, 60.0, 90.0]}, {"points": [[45.0, 72.0], [5.0, 5.0]], "labels": [1, 0]}
 
@@ -54,10 +57,27 @@ def exported(model: Any) -> ExportedSAM2:
     return sam
 
 
+@pytest.fixture(scope="module")
+def older(exported: ExportedSAM2) -> ExportedSAM2:
+    """As an older version exported it: with a decoder that reads no masks, and no file for them."""
+
+    def decoder(*inputs: Tensor) -> tuple[Tensor, ...]:
+        features, middle, fine, coords, labels = inputs
+        return exported.networks.mask_decoder(
+            features, middle, fine, coords, labels, torch.zeros(1, 1, 24, 24), torch.zeros(1)
+        )
+
+    sam = copy.copy(exported)
+    sam.settings = dataclasses.replace(exported.settings, mask_prompts=False)
+    sam.networks = exported.networks._replace(mask_decoder=decoder, mask_downsampling=None)
+    return sam
+
+
 def place(part: Any) -> int:
     return Networks._fields.index(part.name)
 
 
+LOGITS = np.random.default_rng(0).normal(0, 4, (2, 24, 24)).astype(np.float32)
 PROMPTS: dict[str, dict[str, Any]] = {
     "click": {"point_coords": [[45, 72]], "point_labels": [1]},
     "clicks of one object, batched": {"point_coords": [[[45, 72], [5, 5]]], "point_labels": [[1, 0]]},
@@ -71,6 +91,9 @@ PROMPTS: dict[str, dict[str, Any]] = {
         "point_coords": [[[45, 72]], [[90, 20]]],
         "point_labels": [[1], [1]],
     },
+    "a box and a mask": {"box": [20, 55, 60, 79], "mask_input": LOGITS[:1]},
+    "a mask and a padding click": {"point_coords": [[0, 0]], "point_labels": [-1], "mask_input": LOGITS[:1]},
+    "two boxes and masks": {"box": [[20, 55, 60, 79], [80, 0, 96, 50]], "mask_input": LOGITS[:, None]},
 }
 
 
@@ -101,10 +124,8 @@ def test_images(exported: ExportedSAM2, model: Any, clip: Sequence, name: str, s
         ({"box": [[1, 1, 50, 50]] * 2, "point_coords": [[3, 3]], "point_labels": [1]}, "different numbers of objects"),
         ({"box": [50, 1, 1, 50]}, "has no area"),
         ({}, "there is no prompt"),
-        (
-            {"box": [1, 1, 50, 50], "mask_input": np.zeros((1, 24, 24))},
-            "mask_input cannot be used here: this model takes",
-        ),
+        ({"box": [1, 1, 50, 50], "mask_input": np.zeros((1, 96, 96))}, r"mask_input .* wanted logits \[1, 24, 24\]"),
+        ({"mask_input": np.zeros((1, 24, 24))}, r"mask_input is alone, .* padding click point_coords=\[\[0, 0\]\]"),
     ],
 )
 def test_prompts_that_break_the_rules(exported: ExportedSAM2, clip: Sequence, given: Any, message: str) -> None:
@@ -156,18 +177,84 @@ def test_objects_come_and_go(exported: ExportedSAM2, model: Any, clip: Sequence)
     assert set(np.unique(tracked[7])) <= {0, 2}
 
 
-def test_what_needs_a_decoder_that_reads_masks(exported: ExportedSAM2, clip: Sequence) -> None:
-    with pytest.raises(DataError, match="exported files track from clicks and boxes only"):
-        next(track_frames(exported, clip.frames, {1: ObjectPrompt(mask=np.ones((96, 96), bool))}))
+MASK = np.zeros((96, 96), bool)
+MASK[55:90, 20:60] = True
+
+
+def test_masks_and_corrections(exported: ExportedSAM2, model: Any, clip: Sequence) -> None:
+    click = ObjectPrompt([(30.0, 60.0, 0)])
+    prompts: Any = {
+        0: {1: ObjectPrompt(mask=MASK), 2: ObjectPrompt([(90.0, 20.0, 1)])},
+        3: {1: click},
+        5: {1: ObjectPrompt(mask=MASK), 2: ObjectPrompt(box=(70, 5, 95, 40))},
+        6: {2: click},
+    }
+    tracked = dict(track_frames(exported, clip.frames[:10], prompts))
+    expected = dict(track_frames(model, clip.frames[:10], prompts))
+    assert min((tracked[t] == expected[t]).mean() for t in range(10)) > 0.98
+    without = dict(track_frames(model, clip.frames[:10], {0: prompts[0]}))
+    assert max((without[t] != expected[t]).mean() for t in range(10)) > 0.05  # something was corrected
+
+
+@pytest.mark.parametrize("corrected_as_first", [False, True])
+def test_prompts_about_one_frame_one_after_the_other(
+    exported: ExportedSAM2, model: Any, clip: Sequence, monkeypatch: pytest.MonkeyPatch, corrected_as_first: bool
+) -> None:
+    monkeypatch.setattr(model, "add_all_frames_to_correct_as_cond", corrected_as_first)
+    changed = copy.copy(exported)
+    changed.settings = ExportSettings.of(model, "onnx")
+    found = []
+    for one in (changed, model):
+        streaming = StreamingPredictor(one, num_frames=20)
+        streaming.start(clip.frames[0])
+        streaming.prompt(1, **BOX)
+        masks = [streaming.prompt(1, points=[[40, 60]], labels=[0], add=True).logits]
+        for t in range(1, 9):
+            masks.append(streaming.step(clip.frames[t]).logits)
+            if t == 4:
+                masks.append(streaming.prompt(1, points=[[25, 65]], labels=[0]).logits)
+                masks.append(streaming.prompt(1, points=[[55, 80]], labels=[0], add=True).logits)
+            if t == 6:
+                masks.append(streaming.prompt(1, mask=MASK).logits)
+                masks.append(streaming.prompt(1, **CLICKS).logits)
+        found.append(dict(enumerate(masks)))
+    agree(*found)
+
+
+def test_a_mask_segments_an_image(exported: ExportedSAM2, model: Any, clip: Sequence) -> None:
+    picture, prompts = Image.fromarray(clip.frames[0]), {3: ObjectPrompt(mask=MASK)}
+    (ours, score), (theirs, expected) = (segment_image(one, picture, prompts) for one in (exported, model))
+    np.testing.assert_allclose(ours[3], theirs[3], rtol=1e-3, atol=1e-3)
+    assert score[3] == pytest.approx(expected[3], abs=1e-3)
+
+
+def test_what_older_files_refuse(older: ExportedSAM2, exported: ExportedSAM2, clip: Sequence) -> None:
+    said = {2: BOX, 9: CLICKS}
+    agree(dict(older.track(clip.frames[:4], said)), dict(exported.track(clip.frames[:4], said)))
+    with pytest.raises(DataError, match="frame 0, object 1: it is a mask, and these files, which an older version"):
+        next(track_frames(older, clip.frames, {1: ObjectPrompt(mask=MASK)}))
     box = ObjectPrompt(box=(20, 55, 60, 90))
     with pytest.raises(DataError, match="frame 3, object 1: the object is tracked already"):
-        next(track_frames(exported, clip.frames, {0: {1: box}, 3: {1: box}}))
-    streaming = StreamingPredictor(exported)
+        next(track_frames(older, clip.frames, {0: {1: box}, 3: {1: box}}))
+    streaming = StreamingPredictor(older)
     streaming.start(clip.frames[0])
+    with pytest.raises(DataError, match=r"object 1 has a mask, and these files read clicks and boxes only: .* again"):
+        streaming.prompt(1, mask=MASK)
     streaming.prompt(1, **BOX)
     streaming.step(clip.frames[1])
-    with pytest.raises(DataError, match="object 1 is tracked on frame 1 already, and exported files cannot correct"):
+    with pytest.raises(DataError, match="object 1 is tracked on frame 1 already and would be corrected, and these"):
         streaming.prompt(1, **CLICKS)
+    older.set_image(clip.frames[0])
+    with pytest.raises(DataError, match="mask_input is given, and these files read clicks and boxes only"):
+        older.predict(box=np.array([1, 1, 50, 50]), mask_input=LOGITS[:1])
+
+
+def test_an_empty_mask_is_refused(exported: ExportedSAM2, clip: Sequence) -> None:
+    streaming = StreamingPredictor(exported)
+    streaming.start(clip.frames[0])
+    with pytest.raises(DataError, match="object 1: its mask is empty"):
+        streaming.prompt(1, mask=np.zeros((96, 96), bool))
+    assert streaming.object_ids == []
 
 
 def test_memory_does_not_grow(exported: ExportedSAM2, clip: Sequence) -> None:
