@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
 from .errors import QSAM2Error
+from .spelling import resembling
 
 #: What people write for a device of another name.
 _MEANT = {"gpu": "cuda", "nvidia": "cuda", "mps": "cpu", "metal": "cpu"}
@@ -49,7 +48,7 @@ def usable_device(device: str | torch.device) -> torch.device:
 def _advice(name: str) -> str:
     here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     kind, _, index = name.strip().lower().partition(":")
-    meant = _MEANT.get(kind) or next(iter(difflib.get_close_matches(kind, ["cpu", "cuda"], 1, 0.5)), "cpu")
+    meant = _MEANT.get(kind) or next(iter(resembling(kind, ["cpu", "cuda"], count=1, cutoff=0.5)), "cpu")
     if meant not in here:
         return f"an NVIDIA GPU is called {meant}, and there is none here: use cpu"
     return f"did you mean {meant}:{index}?" if meant == "cuda" and index.isdigit() else f"use {meant}"

@@ -21,16 +21,32 @@ def unknown_name(kind: str, name: object, known: Collection[str]) -> str:
     return f"unknown {kind} {name!r}; the {kind}s are {', '.join(known)}{did_you_mean(name, known)}"
 
 
+def resembling(name: object, known: Collection[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The names that one resembles, most alike first.
+
+    Names that begin or end otherwise, as without the prefix of a region or with one of a wrapper, stand for all others.
+
+    Args:
+        name: What was given.
+        known: All that there are.
+        count: At most so many.
+        cutoff: How alike they must be, 0 to 1, as for ``difflib.get_close_matches``.
+
+    Example:
+        >>> resembling("cdua", ["cpu", "cuda"])
+        ['cuda']
+    """
+    text = str(name)
+    close = [other for other in known if f".{other}".endswith(f".{text}") or f".{text}".endswith(f".{other}")]
+    return (close or difflib.get_close_matches(text, known, count, cutoff))[:count]
+
+
 def did_you_mean(name: object, known: Collection[str]) -> str:
     """The names that one resembles, as the end of a message; empty where it resembles none.
-
-    Names that begin or end otherwise, as without the prefix of a region or with one of a wrapper, come first.
 
     Example:
         >>> did_you_mean("trunk.blocks.0.mlp", ["image_encoder.trunk.blocks.0.mlp", "memory_encoder"])
         "; did you mean 'image_encoder.trunk.blocks.0.mlp'?"
     """
-    text = str(name)
-    close = [other for other in known if f".{other}".endswith(f".{text}") or f".{text}".endswith(f".{other}")]
-    close = (close or difflib.get_close_matches(text, known, n=3))[:3]
+    close = resembling(name, known)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,7 +1,7 @@
 """Every official size goes the whole way with randomly initialised weights.
 
-SAM 2 differs from SAM 2.1 by flags that are the same in all of its sizes: its smallest stands for them. Weights of the
-smallest start from the outputs' error; those of the others from their own, which does not take minutes.
+SAM 2 differs from SAM 2.1 by flags that are the same in all of its sizes: its smallest stands for them. Weights of
+SAM 2.1's smallest start from the outputs' error; those of the others from their own, which does not take minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZE = 64
 def test_prepare_train_convert_save_load(name: str, tmp_path: Path) -> None:
     model = build_official(name, image_size=SIZE)
     photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    if name.endswith("-t"):
+    if name == "sam2.1-t":
         prepared = prepare_qsam2(model, "w2a8", calibration_data=[photo], vrc=None, progress=False)
     else:
         prepared = prepare_qsam2(model, "w2a8")

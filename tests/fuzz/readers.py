@@ -184,6 +184,13 @@ def _small_model() -> Any:
     return build_from_config(config)
 
 
+@cache
+def _small_quantized(preset: str) -> Any:
+    from qsam2_ao import convert_qsam2
+
+    return convert_qsam2(_small_model(), preset, [_pixels()], vrc=None, progress=False)
+
+
 def _tiny_state() -> dict[str, torch.Tensor]:
     """A few tensors that pass for a checkpoint until a model compares them with its own."""
     return {
@@ -258,11 +265,10 @@ def _read_yaml(path: Path) -> None:
 
 
 def _write_packed(folder: Path) -> list[Path]:
-    from qsam2_ao import convert_qsam2, save_qsam2
+    from qsam2_ao import save_qsam2
 
     for preset in ("w4a8", "w2a8"):
-        quantized = convert_qsam2(_small_model(), preset, [_pixels()], vrc=None, progress=False)
-        save_qsam2(quantized, folder / f"{preset}.safetensors")
+        save_qsam2(_small_quantized(preset), folder / f"{preset}.safetensors")
     return sorted(folder.iterdir())
 
 
@@ -274,10 +280,9 @@ def _read_packed(path: Path) -> None:
 
 
 def _write_exported(folder: Path) -> list[Path]:
-    from qsam2_ao import convert_qsam2
     from qsam2_ao.export import export_onnx
 
-    export_onnx(convert_qsam2(_small_model(), "w4a8", [_pixels()], vrc=None, progress=False), folder / "onnx")
+    export_onnx(_small_quantized("w4a8"), folder / "onnx")
     return [folder / "onnx"]
 
 

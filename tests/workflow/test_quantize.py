@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ from qsam2_ao.workflow.training import TrainingData
 from qsam2_ao.workspace import Workspace
 
 STAGES = (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),)
+JOB = QuantizationJob("w2a8", images=2, training=TrainingSettings(3), seed=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_embedded(SAM2VideoPredictor)
+
+
 #: In every region; with the first and last layers they are enough to see whether a run went on where it stopped.
 LAYERS = (
     "image_encoder.trunk.blocks.1.attn.qkv",
@@ -31,22 +40,14 @@ LAYERS = (
     "memory_encoder.fuser.layers.0.pwconv1",
     "sam_mask_decoder.transformer.layers.0.self_attn.q_proj",
 )
-JOB = QuantizationJob.mixed(
-    Assignment(dict.fromkeys(LAYERS, 2), loss=0.0, bytes=1, budget=1, metric="sqnr"),
-    8, images=2, training=TrainingSettings(3), seed=5,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build_embedded(SAM2VideoPredictor)
 
 
 def quantize(model: object, folder: Path) -> Path:
     output = folder / "out.safetensors"
+    two_bits = Assignment(dict.fromkeys(LAYERS, 2), loss=0.0, bytes=1, budget=1, metric="sqnr")
     quantize_model(
         model,
-        JOB,
+        replace(JOB, assignment=two_bits, activation_bits=8),
         output,
         Workspace(folder, {}),
         calibration_data=procedural_images(2, 96),
