@@ -13,11 +13,13 @@ from ..errors import QConfigError
 from ..files import check_output_folder
 from .benchmark_inference import inference
 from .benchmark_training import training
+from .benchmark_video import video
 from .common import Json, print_json
 
 app = typer.Typer(help="Measure what the project claims.", no_args_is_help=True)
 app.command()(training)
 app.command()(inference)
+app.command()(video)
 
 Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; may be given several times.")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -23,6 +23,8 @@ SIXTEEN_BITS = "qsam2_sixteen_bits"
 #: Whether its greys of 16 bits are stored as negatives, which Pillow turns for 8 bits alone.
 WHITE_IS_ZERO = "qsam2_white_is_zero"
 
+#: Pictures of more pixels are decoded one at a time, without Pillow's limit of 89 megapixels, which is a global value.
+_LARGE = 1 << 26
 _OPENING = threading.Lock()
 _limit: ContextVar[int | None] = ContextVar("qsam2_pixel_limit", default=None)
 #: What follows the length and "ftyp" at the beginning of a file of that kind.
@@ -220,7 +222,8 @@ def _pages(path: Path, *, single: bool = False) -> Generator[Image.Image, None, 
                     "is the memory, or reduce the picture"
                 )
             wide = any(";16" in str(tile[3]) for tile in picture.tile) if hasattr(picture, "tile") else False
-            picture.load()
+            with _without_pillows_limit() if width * height > _LARGE else nullcontext():
+                picture.load()
             picture.info[SIXTEEN_BITS] = wide
             picture.info[WHITE_IS_ZERO] = wide and _tag(picture, _PHOTOMETRIC, 1) == 0
             yield picture
@@ -272,10 +275,16 @@ def _header(path: Path) -> Image.Image:
 
 
 def _identify(path: Path) -> Image.Image:
+    with _without_pillows_limit():
+        return Image.open(path)
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
     with _OPENING:
         kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = kept
 

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..native import load_kernels
 from .runtimes import open_network
 from .settings import ExportSettings
-from .tracker import ExportedTracker, Networks, decoded, resized, scaled_clicks
+from .tracker import Clicks, ExportedTracker, Networks, decoded, resized, scaled_clicks
 
 
 class ExportedSAM2:
@@ -107,12 +107,11 @@ class ExportedSAM2:
                     "mask_input is alone, and the exported decoder has no input without clicks: give clicks or a box "
                     "with it, or the padding click point_coords=[[0, 0]], point_labels=[-1]"
                 )
-        size = self._image_size[::-1]
-        given = check_prompts(
-            size, point_coords, point_labels, box, mask_input, mask_size=self.settings.image_size // 4
-        )
-        coords, labels = scaled_clicks(given, size, self.settings.image_size)
-        logits = None if given.masks is None else torch.from_numpy(given.masks).expand(len(coords), -1, -1, -1)
+        coords, labels = self._clicks(self._image_size, point_coords, point_labels, box, mask_input)
+        side, logits = self.settings.image_size // 4, None
+        if mask_input is not None:
+            logits = torch.from_numpy(np.asarray(mask_input, np.float32)).reshape(-1, 1, side, side)
+            logits = logits.expand(len(coords), -1, -1, -1)
         found: list[tuple[Tensor, ...]] = []
         for one in range(len(coords)):  # the exported decoder has one object's prompts for inputs
             clicks, before = (coords[one : one + 1], labels[one : one + 1]), None
@@ -165,6 +164,19 @@ class ExportedSAM2:
             backward: Go back in time.
         """
         return ExportedTracker(self.networks, self.settings, num_frames, backward)
+
+    def _clicks(
+        self,
+        size: Sequence[int],
+        points: NDArray[Any] | None,
+        labels: NDArray[Any] | None,
+        box: NDArray[Any] | None,
+        mask: NDArray[Any] | None = None,
+    ) -> Clicks:
+        """Checked clicks ``[B, M, 2]`` in pixels of the network's input, of a picture of height and width ``size``."""
+        side = self.settings.image_size
+        given = check_prompts(size[::-1], points, labels, box, mask, mask_size=side // 4)
+        return scaled_clicks(given, size[::-1], side)
 
 
 def _normalize(x: Tensor) -> Tensor:

@@ -65,16 +65,19 @@ def test_every_orientation_is_turned_upright(tmp_path: Path, name: str, orientat
     assert np.abs(read.astype(int) - shown).mean() < 4
 
 
-def test_large_pictures_are_read_up_to_a_stated_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("1", (20000, 10000)).save(tmp_path / "ortho.png")
+@pytest.mark.parametrize("name", ["ortho.png", "ortho.tif"])
+def test_large_pictures_are_read_up_to_a_stated_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Image.new("1", (20000, 10000)).save(tmp_path / name)
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert open_picture(tmp_path / "ortho.png").size == (20000, 10000)
+        assert open_picture(tmp_path / name).size == (20000, 10000)
     assert before == Image.MAX_IMAGE_PIXELS
     monkeypatch.setenv("QSAM2_MAX_PIXELS", "150000000")
     with pytest.raises(DataError, match=r"200 megapixels, and the limit is 150: .*QSAM2_MAX_PIXELS=200000000"):
-        open_picture(tmp_path / "ortho.png")
+        open_picture(tmp_path / name)
 
 
 def test_a_limit_holds_in_its_block_and_before_the_environments(

@@ -20,8 +20,11 @@ from random import Random
 from .mutate import damage
 from .readers import Reader
 
-#: A case may take so long, and so much more memory than the process had before.
+#: A case may take so long on the processor, ten times as long by the clock, and so much more memory than the process
+#: had before.
 SECONDS, BYTES = 20, 3 << 30
+#: Of a picture: whole ones are small, and decoding what a damaged header claims would take most of the time.
+PIXELS = 1 << 24
 
 
 @dataclass
@@ -111,17 +114,23 @@ def _in_a_child(
     _, status = os.waitpid(child, 0)
     if (culprit := next(remaining, None)) is not None:
         name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {status}"
-        yield culprit, "crash", f"more than {SECONDS} s" if name == "SIGALRM" else f"the process ended by {name}"
+        yield (
+            culprit,
+            "crash",
+            f"more than {SECONDS} s" if name in ("SIGPROF", "SIGALRM") else f"the process ended by {name}",
+        )
 
 
 def _cases(reader: Reader, seeds: list[Path], others: list[Path], numbers: list[int], seed: int, put: int) -> None:
+    from qsam2_ao.data.decoding import pixel_limit
     from qsam2_ao.errors import QSAM2Error
 
     faulthandler.disable()  # pytest's would write of every crash
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for kind in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(kind, signal.SIG_DFL)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -133,9 +142,11 @@ def _cases(reader: Reader, seeds: list[Path], others: list[Path], numbers: list[
             place.mkdir()
             path = case_file(reader, seeds, others, number, seed, place)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            signal.alarm(SECONDS)
+            signal.alarm(10 * SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
-                reader.read(path)
+                with pixel_limit(PIXELS):
+                    reader.read(path)
                 outcome, text = "read", ""
             except QSAM2Error as error:
                 outcome, text = "refused", str(error)
@@ -144,6 +155,7 @@ def _cases(reader: Reader, seeds: list[Path], others: list[Path], numbers: list[
             except BaseException:
                 outcome, text = "fault", traceback.format_exc()
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
             if grown > BYTES // 2:
                 outcome, text = "fault", f"took {grown >> 20} MiB"
