@@ -18,6 +18,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
+from .finetune import finetune
 from .inspect import inspect
 from .quantize import quantize
 from .segment import segment
@@ -26,7 +27,7 @@ from .track import track
 from .train import convert, train
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize", "train", "sensitivity", "benchmark")
+_RESUMABLE = ("demo", "quantize", "finetune", "train", "sensitivity", "benchmark")
 
 
 class _Application(TyperGroup):
@@ -75,7 +76,20 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, train, convert, sensitivity, evaluate, segment, track, inspect, export, doctor):
+for _command in (
+    demo,
+    quantize,
+    finetune,
+    train,
+    convert,
+    sensitivity,
+    evaluate,
+    segment,
+    track,
+    inspect,
+    export,
+    doctor,
+):
     app.command()(_command)
 app.add_typer(benchmark, name="benchmark")
 

@@ -12,11 +12,13 @@ from PIL import Image
 from ..errors import DataError
 from .annotation import Annotation
 from .formats.base import Video
+from .masks import VOID
 from .mixture import Mixture
 from .procedural import Sequence
 
-#: At most so many objects of a clip, of which a training chooses, out of so many: a picture of SA-1B has hundreds.
-_OBJECTS, _CANDIDATES = 8, 24
+#: A clip shows so many times as many objects as are wanted, since some are away on later frames, and so many times as
+#: many are tried: a picture of SA-1B has hundreds, most of which overlap.
+_SPARE, _TRIED = 3, 8
 #: How far the view on a picture moves and grows from one frame to the next, in shares of its sides.
 _PACE = 0.03
 
@@ -35,10 +37,12 @@ class DatasetClips:
     Attributes:
         mixture: What to draw from.
         size: Side of the model's square input in pixels.
+        objects: How many objects of a clip are wanted at most.
     """
 
     mixture: Mixture
     size: int
+    objects: int = 3
 
     def longest(self, frames: int) -> int:
         """As many as wanted: a shorter video goes back and forth."""
@@ -86,8 +90,8 @@ class DatasetClips:
         """Random objects that are known on all frames, as long as they do not overlap with those before."""
         ids = np.zeros((len(annotations), self.size, self.size), np.uint8)
         count = 0
-        for object_id in rng.permutation(list(annotations[0].masks))[:_CANDIDATES]:
-            if count == _OBJECTS:
+        for object_id in rng.permutation(list(annotations[0].masks))[: _TRIED * self.objects]:
+            if count == min(_SPARE * self.objects, VOID - 1):
                 break
             found = [annotation.mask(int(object_id)) for annotation in annotations]
             if any(mask is None for mask in found):

@@ -28,7 +28,7 @@ def test_folders_of_images_and_clips_give_a_trained_file(run, davis: Path, tmp_p
     report = json.loads(result.stdout)
     header = read_header(output)
     assert report["file_bytes"] == output.stat().st_size
-    assert report["steps"] == 2
+    assert report["training"]["steps"] == 2
     assert report["size"]["compression"] > 3
     assert header.info["qconfig"] == "w2a8"
     assert header.info["images"] == 3
