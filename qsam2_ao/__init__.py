@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .deploy.compiled import compile_qsam2
     from .deploy.packed import PackedIntxTensor
     from .deploy.targets import lower_float
+    from .deploy.transformers import to_transformers
     from .eager_qat import LSCActivationConfig, LSCQATConfig, LSCWeightConfig
     from .errors import QSAM2Error
     from .graph import REGIONS, trace_regions
@@ -72,6 +73,7 @@ __all__ = [
     "save_qsam2",
     "snap_weights",
     "solve_vrc",
+    "to_transformers",
     "trace_regions",
 ]
 
@@ -110,6 +112,7 @@ _HOMES = {
     "save_qsam2": "checkpoint",
     "snap_weights": "quantizers",
     "solve_vrc": "calibration",
+    "to_transformers": "deploy.transformers",
     "trace_regions": "graph",
 }
 """Where each public name is; a module is imported when one of its names is first asked for."""

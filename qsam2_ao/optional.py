@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "cv2": ("train", "training on real pictures"),
     "av": ("video", "reading and writing video files"),
     "pillow_heif": ("heif", "reading HEIC pictures"),
+    "transformers": ("hub", "models of transformers"),
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
     "skimage": ("plots", "showing photographs"),

@@ -57,6 +57,15 @@ Target: TypeAlias = Annotated[
         help="How a packed file runs: auto (the fastest here), packed (exactly what was trained), int8, int4.",
     ),
 ]
+Shard: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Do only every N-th item, from the I-th, for arrays of jobs with a common --output. torchrun and srun "
+        "deal by rank.",
+        show_default=False,
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Points: TypeAlias = Annotated[
     list[str] | None,

@@ -1,30 +1,111 @@
-"""``qsam2 evaluate``: J&F and mIoU of a model on the embedded test split or on a DAVIS-style folder."""
+"""``qsam2 evaluate``: J&F and mIoU of a model on the embedded test split or on a data set."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Target, console, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Shard, Target, console, print_json
+
+if TYPE_CHECKING:
+    from ..workflow.evaluate import Evaluation
+
+VIDEO_PROMPTS = "mask, box, click, 3-click, 5-click"
+IMAGE_PROMPTS = "box, click, 3-click, 5-click"
 
 
 def evaluate(
     model: ModelName,
     data: Annotated[
-        str, typer.Option(metavar="FOLDER", help="A DAVIS-style folder, or 'embedded' for the procedural test split.")
+        str, typer.Option(metavar="FOLDER", help="A data set's folder, or 'embedded' for the procedural test split.")
     ] = EMBEDDED,
+    data_format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="The data set's layout; auto finds it.")
+    ] = "auto",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Such as val (the default, where there are splits); all for every video.",
+            show_default=False,
+        ),
+    ] = None,
+    sequences: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[,NAME]", help="Only these videos. Repeatable.", show_default=False),
+    ] = None,
     videos: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many videos (embedded: 64).", show_default=False)
     ] = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Frames of each embedded video; 16 by default.", show_default=False)
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="official|deployed",
+            help="official: as SAM2's vos_inference.py, without postprocessing (the default on data sets). deployed: "
+            "with the model's own settings (the default on embedded videos).",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="davis|sav",
+            help="Count as davis2017-evaluation or as SA-V's sav_evaluator; by default as the data set's own.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(metavar="PROMPT", help=f"On each object's first frame: {VIDEO_PROMPTS}.")
+    ] = "mask",
+    image_prompt: Annotated[
+        list[str], typer.Option(metavar="PROMPT", help=f"For mIoU of images: {IMAGE_PROMPTS}. Repeatable.")
+    ] = ["box"],  # noqa: B006 - it is not changed, and typer shows it
     all_frames: Annotated[
         bool,
         typer.Option("--all-frames", help="Score the first and the last annotated frame too, which DAVIS leaves out."),
     ] = False,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Leave pixels of this label out of the scores, such as 255 (void).",
+            show_default=False,
+        ),
+    ] = None,
+    per_object: Annotated[bool, typer.Option("--per-object", help="Report every object's scores.")] = False,
+    save_masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the masks as benchmarks' servers take them: palette PNGs, or a folder for each object (SA-V).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Keep a result for each video, to go on after an interruption, and write report.json.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Shard = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|bf16",
+            help="Run in bfloat16 where it is safe: by default on CUDA with the official protocol, as SAM2 does.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -32,20 +113,70 @@ def evaluate(
 ) -> None:
     """Measure J&F on videos, given each first frame's masks, and mIoU on images, given boxes.
 
-    Example: [bold]qsam2 evaluate tiny-w4a8.safetensors --data DAVIS/ --json[/bold]
+    Interrupted, it goes on where it was with the same --output. Started by torchrun or srun, each process takes its
+    share of the videos.
+
+    Example: [bold]qsam2 evaluate tiny-w4a8.safetensors --data DAVIS/ --split val --save-masks masks/ --json[/bold]
     """
-    from ..evaluation.overall import evaluate_model
-    from ..reporting.tables import ModelRow, comparison_table
-    from ..workflow.data import videos_with_masks
-    from ..workflow.models import load_model
+    from ..workflow import evaluate as work
+    from ..workflow.labelled import labelled_videos
+    from ..workflow.shares import share_of
 
     if frames is not None and data != EMBEDDED:
         raise QConfigError(f"--frames is for embedded videos; those of {data} are tracked whole")
-    sequences = videos_with_masks(data, "test", videos, frames or 16)
-    loaded = load_model(model, checkpoint, device, target)
-    scores = evaluate_model(loaded, sequences, skip_first_and_last=not all_frames, progress=True)
-    if as_json:
-        print_json({"model": model, "data": data, "videos": len(sequences), **scores})
+    names = None if not sequences else [name for text in sequences for name in text.split(",") if name]
+    share = share_of(shard)
+    opened = labelled_videos(data, format=data_format, split=split, sequences=names, count=videos, frames=frames)
+    chosen = protocol or opened.protocol
+    fast = device.partition(":")[0] == "cuda" and chosen == "official"
+    settings = work.EvaluationSettings(
+        protocol=chosen,  # type: ignore[arg-type]  # checked where it is used, as the others
+        metric=metric or opened.metric,  # type: ignore[arg-type]
+        prompt=prompt,  # type: ignore[arg-type]
+        image_prompts=tuple(image_prompt),  # type: ignore[arg-type]
+        skip_first_and_last=not all_frames,
+        ignore=ignore,
+        autocast=autocast or ("bf16" if fast else "none"),  # type: ignore[arg-type]
+    )
+    done = work.evaluate(
+        model,
+        opened,
+        settings,
+        output=output,
+        save_masks=save_masks,
+        checkpoint=checkpoint,
+        device=device,
+        target=target,
+        share=share,
+        per_object=per_object,
+    )
+    if done is None:
         return
-    title = f"{len(sequences)} videos of {data}, in percent"
+    if as_json:
+        print_json(done.to_dict(per_object=per_object))
+        return
+    _show(model, data, done, per_object)
+
+
+def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
+    from ..reporting.tables import ModelRow, comparison_table
+
+    report = done.to_dict()
+    scores = {name: report[name] for name in ("j", "f", "jf", "miou")}
+    settings = done.settings
+    split = f", split {report['split']}" if report["split"] else ""
+    title = (
+        f"{report['videos']} videos of {data}{split}, in percent (protocol {settings.protocol}, metric "
+        f"{settings.metric}, prompt {settings.prompt})"
+    )
     console().print(comparison_table([ModelRow(model, None, None, **scores)], title))
+    if len(settings.image_prompts) > 1:
+        for name, value in report["miou_by_prompt"].items():
+            typer.echo(f"mIoU with {name}: {'-' if value is None else f'{value:.1f}'}")
+    if per_object and done.scores is not None:
+        for score in done.scores.objects:
+            typer.echo(f"{score.sequence} {score.object_id}: J&F {score.jf:.1f}, J {score.j:.1f}, F {score.f:.1f}")
+    if left := report["not_scored"]:
+        typer.echo(f"{len(left)} videos have no annotation that counts, and no scores: {', '.join(left[:8])}")
+    if report["masks"]:
+        typer.echo(f"wrote {report['masks']}")

@@ -25,9 +25,11 @@ from .segment import segment
 from .sensitivity import sensitivity
 from .track import track
 from .train import convert, train
+from .vos_inference import vos_inference
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _RESUMABLE = ("demo", "quantize", "finetune", "train", "sensitivity", "benchmark")
+_WITH_OUTPUT = ("evaluate",)
 
 
 class _Application(TyperGroup):
@@ -44,6 +46,8 @@ class _Application(TyperGroup):
             hint = str(interrupt) or (
                 "run the same command again to go on from the last finished step"
                 if ctx.invoked_subcommand in _RESUMABLE
+                else "with --output, the same command goes on after the last finished video"
+                if ctx.invoked_subcommand in _WITH_OUTPUT
                 else "no file was left half written"
             )
             typer.echo(f"\ninterrupted; {hint}", err=True)
@@ -91,6 +95,7 @@ for _command in (
     doctor,
 ):
     app.command()(_command)
+app.command("vos-inference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(vos_inference)
 app.add_typer(benchmark, name="benchmark")
 
 

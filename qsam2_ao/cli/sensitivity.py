@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, console, data_source, print_json
+from .common import EMBEDDED, Checkpoint, Device, Json, ModelName, Shard, console, data_source, print_json
 
 ROUNDING_NAMES = "nearest, gptq"
 
@@ -41,6 +41,7 @@ def sensitivity(
         bool, typer.Option("--first-and-last", help="Choose the first and last layers' bits too, instead of 8.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    shard: Shard = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -48,7 +49,8 @@ def sensitivity(
     """Quantize one layer at a time, measure what it costs, and choose bits for each layer within a size.
 
     Writes sensitivity.json, bits.json (for qsam2 quantize --bits-file) and one plot per region. Measured layers are
-    kept in FOLDER/work: run again after an interruption, or with another budget, it measures no layer twice.
+    kept in FOLDER/work: run again after an interruption, or with another budget, it measures no layer twice. Started by
+    torchrun or srun, or with --shard, each process takes its share of the layers.
 
     Example: [bold]qsam2 sensitivity embedded --budget w3 -o out && qsam2 quantize embedded --bits-file out/bits.json
     -o mixed.safetensors[/bold]
@@ -58,6 +60,7 @@ def sensitivity(
     from ..sensitivity.measure import METRICS
     from ..sensitivity.tables import layers_table, regions_table
     from ..workflow.choose_bits import choose_bits
+    from ..workflow.shares import share_of
 
     widths = _parse_bits(bits)
     if metric not in METRICS:
@@ -66,7 +69,7 @@ def sensitivity(
         raise QConfigError(f"{'--videos' if data is None else '--data'} is for --metric jf; sqnr uses --calibration")
     if rounding not in ROUNDINGS:
         raise QConfigError(f"--rounding {rounding}: choose one of {', '.join(ROUNDINGS)}")
-    measured, assignment = choose_bits(
+    chosen = choose_bits(
         model,
         output,
         budget=budget,
@@ -82,7 +85,11 @@ def sensitivity(
         seed=seed,
         checkpoint=checkpoint,
         device=device,
+        share=share_of(shard),
     )
+    if chosen is None:
+        return
+    measured, assignment = chosen
     if as_json:
         print_json({"model": model, **measured.to_dict(), "assignment": assignment.to_dict()})
         return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import QConfigError
 from .common import (
     Boxes,
     Checkpoint,
@@ -19,6 +20,7 @@ from .common import (
     RunnableName,
     Save,
     SaveAs,
+    Shard,
     Target,
     print_json,
     saved_files,
@@ -36,7 +38,12 @@ class Way(str, Enum):
 def track(
     model: RunnableName,
     video: Annotated[
-        Path, typer.Argument(metavar="VIDEO", help="A video file or a folder of frames.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="VIDEO",
+            help="A video file, a folder of frames, or a folder of several of these.",
+            show_default=False,
+        ),
     ],
     point: Points = None,
     box: Boxes = None,
@@ -60,6 +67,7 @@ def track(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)
     ] = None,
+    shard: Shard = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     target: Target = "auto",
@@ -71,13 +79,33 @@ def track(
     again. Writes masks/FRAME.png for every frame (palette PNGs of object ids, as in DAVIS) and overlay.mp4; with
     --save, rle.json and polygons.json too, or instead.
 
+    Of a folder of videos, --prompts FOLDER has those of each: VIDEO.json, or VIDEO/FRAME.png of object ids, of which
+    each object's first mask counts. Run again, it goes on after the last finished video; started by torchrun or srun,
+    or with --shard, each process takes its share.
+
     Example: [bold]qsam2 track tiny-w4a8.safetensors clip.mp4 --box 290,230,460,560 --point 30@1:300,250,0[/bold]
     """
     from ..data.frames import ClipFrames
     from ..segmentation import parse_schedule, track_file
     from ..segmentation.schedule import check_schedule
     from ..workflow.models import load_runnable
+    from ..workflow.shares import share_of
+    from ..workflow.track_many import is_folder_of_videos
 
+    share = share_of(shard)
+    if is_folder_of_videos(video):
+        if point or box or mask or remove or prompts is None:
+            raise QConfigError(
+                f"{video} holds several videos: give their prompts in a folder, --prompts FOLDER with VIDEO.json or "
+                "VIDEO/*.png for each, and nothing else"
+            )
+        _track_many(
+            as_json, model, video, prompts, output, direction=direction.value, save=[kind.value for kind in save],
+            max_frames=max_frames, checkpoint=checkpoint, device=device, target=target, share=share,
+        )  # fmt: skip
+        return
+    if share.count > 1:
+        raise QConfigError(f"processes can share a folder of several videos, and {video} is one: start one process")
     frames = ClipFrames(video, max_frames)
     height, width = frames.first.shape[:2]
     schedule = parse_schedule((width, height), point, box, mask, remove, prompts, frames=len(frames))
@@ -106,3 +134,16 @@ def track(
     for number, count in done.visible.items():
         typer.echo(f"object {number}: visible on {count} of {done.frames} frames")
     typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")
+
+
+def _track_many(as_json: bool, *arguments: Any, **options: Any) -> None:
+    from ..workflow.track_many import track_videos
+
+    results = track_videos(*arguments, **options)
+    if results is None:
+        return
+    if as_json:
+        print_json({"videos": [{key: value for key, value in r.items() if key != "settings"} for r in results]})
+        return
+    for result in results:
+        typer.echo(f"{result['video']}: {len(result['objects'])} objects on {result['frames']} frames")

@@ -20,7 +20,7 @@ from PIL import Image
 from ..errors import DataError
 from ..files import atomic_write
 from .annotation import Annotation
-from .masks import davis_colours
+from .masks import VOID, davis_colours
 from .procedural_render import Camera, Thing, coloured, random_colour, random_thing, sample, texture
 
 SPLITS = ("train", "val", "test")
@@ -122,7 +122,8 @@ class Sequence:
 
     def annotation(self, t: int) -> Annotation:
         """The objects' masks on a frame."""
-        return Annotation.from_ids(self.masks[t], void=None, source=f"{self.name}, frame {t}")
+        void = None if VOID in self.object_ids else VOID
+        return Annotation.from_ids(self.masks[t], void=void, source=f"{self.name}, frame {t}")
 
     def prompt(self, object_id: int, frame: int = 0) -> Prompt:
         """Mask, box and clicks of one object on one frame.

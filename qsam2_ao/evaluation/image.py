@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ..data.masks import VOID
 from ..data.types import VideoSequence
 from ..errors import DataError
 from ..predictors import eval_mode, image_predictor
 from ..threads import one_thread_if_small
-from .miou import mask_iou, object_masks
+from .miou import mask_iou
+from .prompts import CLICKS, ImagePrompt, check_prompt
 
 if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-ImagePrompt = Literal["box", "click", "3-click"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class ImageScores:
     """Mean IoU of prompted objects.
 
     Attributes:
-        prompt: "box", "click" or "3-click".
+        prompt: "box", "click", "3-click" or "5-click".
         miou: Mean over all objects, in percent.
         num_images: How many images.
         num_objects: How many objects in them.
@@ -105,14 +103,13 @@ def image_samples(
     samples = []
     for sequence in sequences:
         usable = []
-        for t in range(len(sequence.frames)):
-            ids = sequence.masks[t]
-            if ids is not None:
-                masks = object_masks(ids, sequence.object_ids)
-                masks = masks[masks.sum(axis=(1, 2)) >= max(min_area, 1)]
-                if len(masks):
-                    void = None if VOID in sequence.object_ids else ids == VOID
-                    usable.append((t, masks, void))
+        for t in sequence.annotated:
+            annotation = sequence.annotation(t)
+            if annotation is not None:
+                masks = [np.asarray(annotation.masks[i]) for i in sequence.object_ids if i in annotation.masks]
+                masks = [mask for mask in masks if mask.sum() >= max(min_area, 1)]
+                if masks:
+                    usable.append((t, np.stack(masks), annotation.void))
         for index in sorted(rng.permutation(len(usable))[:per_sequence]):
             t, masks, void = usable[index]
             samples.append(ImageSample(np.asarray(sequence.frames[t]), masks, f"{sequence.name}, frame {t}", void))
@@ -123,13 +120,13 @@ def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], pro
     """Ask the predictor, whose image is set, for each object by a prompt derived from its true mask.
 
     A box is the mask's bounding box. A click is the mask's innermost point, and the one of three answers that
-    the model thinks best is taken. With three clicks, each further one is the innermost point of the largest
+    the model thinks best is taken. With more clicks, each further one is the innermost point of the largest
     error, and the last answer is fed back, as in SAM2's own training and evaluation.
 
     Args:
         predictor: After ``set_image``.
         masks: bool ``[objects, height, width]``, the true masks.
-        prompt: "box", "click" or "3-click".
+        prompt: "box", "click", "3-click" or "5-click".
 
     Returns:
         bool ``[objects, height, width]``.
@@ -146,8 +143,7 @@ def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], pro
     from sam2.modeling.sam2_utils import get_next_point
     from sam2.utils.misc import mask_to_box
 
-    if prompt not in get_args(ImagePrompt):
-        raise DataError(f"prompt must be one of {', '.join(get_args(ImagePrompt))}, got {prompt!r}")
+    check_prompt(prompt, ImagePrompt)
     truth = torch.from_numpy(masks)[:, None]
     count = len(masks)
     if prompt == "box":
@@ -160,7 +156,7 @@ def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], pro
     rows = np.arange(count)
     predicted = answers.reshape(count, -1, *masks.shape[1:])[rows, best].astype(bool)
     low_resolution = logits.reshape(count, -1, *logits.shape[-2:])[rows, best]
-    for _ in range(2 if prompt == "3-click" else 0):
+    for _ in range(CLICKS[prompt] - 1):
         point, label = get_next_point(truth, torch.from_numpy(predicted)[:, None], "center")
         points, labels = torch.cat([points, point], dim=1), torch.cat([labels, label], dim=1)
         answers, _, logits = predictor.predict(
@@ -179,7 +175,7 @@ def evaluate_image(
     Args:
         model: A model of the SAM2Base family, float, prepared or quantized; its mode is restored afterwards.
         samples: The pictures with their masks; see :func:`image_samples`.
-        prompt: "box", "click" or "3-click", as :func:`predict_objects` describes.
+        prompt: "box", "click", "3-click" or "5-click", as :func:`predict_objects` describes.
         progress: Show a progress bar.
 
     Returns:

@@ -1,8 +1,8 @@
 """J (region), F (boundary) and J&F of video object segmentation, computed by vos-benchmark.
 
-Its convention is DAVIS's for semi-supervised evaluation: the first frame, whose mask was given, and the last
-one don't count. Every object counts the same, whatever its sequence. An object's absence counts as 100 when
-it is predicted. Pixels that the annotation calls void (:mod:`qsam2_ao.data.masks`) don't count.
+The convention is DAVIS's for semi-supervised evaluation: the first frame, whose mask was given, and the last
+one don't count. Every object counts the same, whatever its sequence. Which objects and frames count besides, and what
+void is (:mod:`qsam2_ao.data.masks`), the metric says (:mod:`qsam2_ao.evaluation.tally`).
 """
 
 from __future__ import annotations
@@ -22,29 +22,7 @@ from ..data.listing import list_pictures, natural_key
 from ..data.masks import VOID, MaskReader
 from ..data.types import Indexed
 from ..errors import DataError
-from ..optional import needed
-
-
-@dataclass(frozen=True)
-class ObjectScore:
-    """One object's mean over the frames, in percent.
-
-    Attributes:
-        sequence: The sequence's name.
-        object_id: The object's id.
-        j: Region: intersection over union.
-        f: Boundary: F-measure within 0.8% of the image's diagonal.
-    """
-
-    sequence: str
-    object_id: int
-    j: float
-    f: float
-
-    @property
-    def jf(self) -> float:
-        """The mean of J and F."""
-        return (self.j + self.f) / 2
+from .tally import Metric, ObjectScore, Tally, check_metric, objects_that_count
 
 
 @dataclass(frozen=True)
@@ -114,6 +92,8 @@ def score_sequence(
     *,
     object_ids: Iterable[int] | None = None,
     skip_first_and_last: bool = True,
+    metric: Metric = "sav",
+    ignore: int | None = None,
 ) -> tuple[ObjectScore, ...]:
     """Score one sequence's masks.
 
@@ -122,50 +102,49 @@ def score_sequence(
         predicted: uint8 ``[height, width]`` of object ids for each frame; 0 is background.
         truth: The same for the annotation, or ``None`` for a frame that has none and doesn't count. 255 is void, unless
             it is the only id, or one of ``object_ids``.
-        object_ids: Count these objects only; all that the annotation has by default.
+        object_ids: Count these objects only; all that the metric asks about by default.
         skip_first_and_last: Leave the first and the last annotated frame out, as DAVIS does.
+        metric: "davis" or "sav", as :mod:`qsam2_ao.evaluation.tally` explains.
+        ignore: The annotation's label of pixels that don't count, such as 255. By default "davis" takes void as
+            background, and "sav" leaves it out.
 
     Returns:
-        A score for each object that occurs in a frame that counts.
+        A score for each object that counts.
 
     Raises:
-        DataError: The numbers of frames or the sizes differ, or no frame is left to count.
+        DataError: The metric is unknown, the numbers of frames or the sizes differ, or no frame is left to count.
 
     Example:
         >>> masks = np.ones((3, 8, 8), np.uint8)
         >>> score_sequence("still", masks, masks)[0].jf
         100.0
     """
-    # OpenCV and scikit-image, which it imports, take a second.
-    vos = needed("vos_benchmark.evaluator")
-
+    check_metric(metric)
     if len(predicted) != len(truth):
         raise DataError(f"{name}: {len(predicted)} predicted masks for {len(truth)} annotated frames")
     check_lengths({name: truth}, skip_first_and_last=skip_first_and_last)
-    counted = annotated_frames(truth)[slice(1, -1) if skip_first_and_last else slice(None)]
-    if object_ids is None:
-        wanted = None
-        has_void = bool({int(i) for t in counted for i in np.unique(np.asarray(truth[t]))} - {0, VOID})
-    else:
-        wanted = np.array([0, *object_ids])
-        has_void = VOID not in wanted
-    evaluator = vos.Evaluator(name=name)
+    annotated = annotated_frames(truth)
+    counted = annotated[slice(1, -1) if skip_first_and_last else slice(None)]
+    present = {int(i) for t in counted for i in np.unique(np.asarray(truth[t]))} - {0}
+    named = None if object_ids is None else set(object_ids)
+    has_void = VOID not in named if named is not None else metric == "davis" or present != {VOID}
+    void = VOID if has_void else 0
+    first = np.asarray(truth[annotated[0]]) if metric == "davis" else None
+    wanted = set(objects_that_count(metric, first, present if named is None else named, void)) - {ignore}
+    tally = Tally(name, wanted if named is None else wanted & named, metric)
+    left_out = ignore if ignore is not None else void if metric == "sav" and has_void else None
     for t in counted:
-        pair = [np.asarray(predicted[t]), np.asarray(truth[t])]
-        if pair[0].shape != pair[1].shape or pair[0].ndim != 2:
+        guess, right = np.asarray(predicted[t]), np.asarray(truth[t])
+        if guess.shape != right.shape or guess.ndim != 2:
             raise DataError(
-                f"{name}, frame {t}: the predicted mask is {list(pair[0].shape)}, the annotation "
-                f"{list(pair[1].shape)}; both must be [height, width] of one size"
+                f"{name}, frame {t}: the predicted mask is {list(guess.shape)}, the annotation "
+                f"{list(right.shape)}; both must be [height, width] of one size"
             )
-        if has_void:
-            # As DAVIS's metrics do: neither the prediction nor the truth has anything there.
-            void = pair[1] == VOID
-            pair = [np.where(void | (mask == VOID), 0, mask) for mask in pair]
-        if wanted is not None:
-            pair = [np.where(np.isin(mask, wanted), mask, 0) for mask in pair]
-        evaluator.feed_frame(*pair)
-    j, f = evaluator.conclude()
-    return tuple(ObjectScore(name, int(i), float(j[i]), float(f[i])) for i in sorted(j))
+        counts = None if left_out is None else right != left_out
+        for object_id in tally.object_ids:
+            pair = guess == object_id, right == object_id
+            tally.add(object_id, *(pair if counts is None else (mask & counts for mask in pair)))
+    return tally.scores()
 
 
 def annotated_frames(masks: Indexed[NDArray[np.uint8] | None]) -> list[int]:
@@ -215,6 +194,8 @@ def score_folders(
     *,
     sequences: Sequence[str] | None = None,
     skip_first_and_last: bool = True,
+    metric: Metric = "sav",
+    ignore: int | None = None,
     progress: bool = False,
 ) -> JFScores:
     """Score a folder of predicted masks against a DAVIS-style folder of annotations.
@@ -224,10 +205,13 @@ def score_folders(
         annotations: The same layout, with the same file names.
         sequences: The sequences to score; all that have annotations by default.
         skip_first_and_last: Leave the first and the last annotated frame out, as DAVIS does.
+        metric: As for :func:`score_sequence`.
+        ignore: Likewise.
         progress: Show a progress bar.
 
     Returns:
-        The scores, equal to those that vos-benchmark prints for the same folders.
+        The scores: with "davis" those of davis2017-evaluation for the same folders, with "sav" those that sav_evaluator
+        and vos-benchmark print.
 
     Raises:
         DataError: A folder or mask is missing, unreadable or of another size; the message names it.
@@ -252,5 +236,7 @@ def score_folders(
         stems = {path.stem: path for path in list_pictures(folder)}
         chosen = [stems.get(path.stem, folder / path.name) for path in paths]
         truth, predicted = (list(map(MaskReader(files), files)) for files in (paths, chosen))
-        objects += score_sequence(name, predicted, truth, skip_first_and_last=skip_first_and_last)
+        objects += score_sequence(
+            name, predicted, truth, skip_first_and_last=skip_first_and_last, metric=metric, ignore=ignore
+        )
     return JFScores(tuple(objects), skip_first_and_last)

@@ -41,6 +41,10 @@ def evaluate_model(
         True
     """
     video = evaluate_video(model, sequences, skip_first_and_last=skip_first_and_last, progress=progress)
-    samples = image_samples(sequences, per_sequence=IMAGES_PER_VIDEO)
+    samples = [
+        sample
+        for number, sequence in enumerate(sequences)
+        for sample in image_samples([sequence], per_sequence=IMAGES_PER_VIDEO, seed=number)
+    ]
     image = evaluate_image(model, samples, prompt="box", progress=progress)
     return {"j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou}

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ..compat.quiet import propagate_quietly
+from ..data.annotation import Annotation
+from ..data.masks import VOID
 from ..data.types import VideoSequence
 from ..errors import DataError
 from ..optional import needed
-from ..predictors import as_video_predictor, eval_mode, predictor_state
+from ..predictors import as_video_predictor, eval_mode
+from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
-from .jf import JFScores, ObjectScore, check_lengths, score_sequence
+from .jf import JFScores, check_lengths
+from .prompts import VideoPrompt, check_prompt
+from .protocol import Protocol, following
+from .tally import Metric, ObjectScore, Tally, check_metric
+from .tracking import first_masks, track_objects, track_sequence
 
 if TYPE_CHECKING:
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-VideoPrompt = Literal["mask", "box", "click"]
+__all__ = ["VideoPrompt", "VideoScores", "check_sequences", "evaluate_video", "score_video", "track_sequence"]
+
+Found: TypeAlias = Callable[[int, dict[int, NDArray[np.bool_]]], None]
+"""Takes the index of a frame and what was found on it: object -> bool ``[height, width]``."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,11 @@ class VideoScores:
     """J&F of a set of videos.
 
     Attributes:
-        prompt: "mask", "box" or "click".
+        prompt: How the objects were told.
         scores: Those of every object.
         num_videos: How many videos.
         num_frames: How many frames in them.
-        seconds: How long tracking took.
+        seconds: How long tracking and scoring took.
     """
 
     prompt: str
@@ -72,76 +79,151 @@ class VideoScores:
         }
 
 
-def track_sequence(
-    predictor: SAM2VideoPredictor, sequence: VideoSequence, prompt: VideoPrompt = "mask"
-) -> NDArray[np.uint8]:
-    """Track every object of a sequence forwards from the first frame that shows it.
+def score_video(
+    predictor: SAM2VideoPredictor,
+    sequence: VideoSequence,
+    *,
+    prompt: VideoPrompt = "mask",
+    skip_first_and_last: bool = True,
+    metric: Metric = "sav",
+    ignore: int | None = None,
+    found: Found | None = None,
+) -> tuple[ObjectScore, ...]:
+    """Track and score one video, frame by frame.
 
     Args:
         predictor: SAM2's video predictor, in eval mode.
-        sequence: The video; of its masks only those of the frames prompted are looked at.
-        prompt: "mask" (the true mask), "box" (its bounding box) or "click" (its innermost point).
+        sequence: The video.
+        prompt: As for :func:`evaluate_video`, as are the next three.
+        skip_first_and_last: See there.
+        metric: See there.
+        ignore: See there.
+        found: Called with the index of each frame and what was found on it: object -> bool ``[height, width]``. If the
+            data set holds a map of ids for each frame, the masks don't overlap.
 
     Returns:
-        uint8 ``[frames, height, width]`` of object ids. Where objects overlap, the one with the highest score
-        wins; before an object's prompt there is none of it.
+        A score for each object that counts; none of a video that has too few annotated frames.
 
     Raises:
-        DataError: The prompt's name is unknown, or an object is in no mask.
+        DataError: The video cannot be used; the message names it.
 
     Example:
-        >>> masks = track_sequence(predictor, sequence)
+        >>> score_video(predictor, sequence)[0].object_id
+        1
     """
-    if prompt not in get_args(VideoPrompt):
-        raise DataError(f"prompt must be one of {', '.join(get_args(VideoPrompt))}, got {prompt!r}")
-    starts = _first_frames(sequence)
-    state = predictor_state(predictor, sequence.frames)
-    shape = len(sequence.frames), *np.shape(sequence.frames[0])[:2]
-    ids, best = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
-    # Objects that appear together are tracked together; later ones must not see the frames before.
-    for start, object_ids in sorted(starts.items()):
-        predictor.reset_state(state)
-        for object_id in object_ids:
-            mask = torch.from_numpy(np.asarray(sequence.masks[start]) == object_id)
-            _add_prompt(predictor, state, start, object_id, mask, prompt)
-        for t, tracked, logits in propagate_quietly(predictor, state, start_frame_idx=start):
-            for object_id, scores in zip(tracked, logits[:, 0].float().cpu().numpy(), strict=True):
-                wins = scores > best[t]
-                ids[t][wins], best[t][wins] = object_id, scores[wins]
-    return ids
+    tracked = track_masks(predictor, sequence, prompt)
+    if found is not None:
+        tracked = _told(tracked, found)
+    return score_masks(sequence, tracked, skip_first_and_last=skip_first_and_last, metric=metric, ignore=ignore)
 
 
-def _first_frames(sequence: VideoSequence) -> dict[int, list[int]]:
-    """The frame on which objects are prompted -> those objects."""
-    starts: defaultdict[int, list[int]] = defaultdict(list)
-    missing = list(sequence.object_ids)
-    for t in range(len(sequence.frames)):
-        if not missing:
+def track_masks(
+    predictor: SAM2VideoPredictor, sequence: VideoSequence, prompt: VideoPrompt = "mask"
+) -> Iterator[tuple[int, dict[int, NDArray[np.bool_]]]]:
+    """Track every object of a video from the first frame that shows it.
+
+    Args:
+        predictor: SAM2's video predictor, in eval mode.
+        sequence: The video.
+        prompt: As for :func:`evaluate_video`.
+
+    Yields:
+        Index of each frame, and object -> bool ``[height, width]``. Where the data set holds a map of ids for each
+        frame, the masks don't overlap: the object with the highest score wins.
+
+    Raises:
+        DataError: The video cannot be used; the message names it.
+    """
+    overlapping = getattr(sequence, "overlapping", False)
+    for t, logits in track_objects(predictor, sequence.frames, first_masks(sequence), prompt):
+        if overlapping or not logits:
+            yield t, {object_id: values > 0 for object_id, values in logits.items()}
+        else:
+            ids = label_map(logits)
+            yield t, {object_id: ids == object_id for object_id in logits}
+
+
+def _told(
+    tracked: Iterator[tuple[int, dict[int, NDArray[np.bool_]]]], found: Found
+) -> Iterator[tuple[int, dict[int, NDArray[np.bool_]]]]:
+    for t, masks in tracked:
+        found(t, masks)
+        yield t, masks
+
+
+def score_masks(
+    sequence: VideoSequence,
+    tracked: Iterable[tuple[int, Mapping[int, NDArray[np.bool_]]]],
+    *,
+    skip_first_and_last: bool = True,
+    metric: Metric = "sav",
+    ignore: int | None = None,
+) -> tuple[ObjectScore, ...]:
+    """Score the masks of one video, which come frame by frame.
+
+    Args:
+        sequence: The video.
+        tracked: Index of each frame, and object -> bool ``[height, width]``; an object without a mask is not there.
+        skip_first_and_last: As for :func:`evaluate_video`, as are the next two. Of a data set with a file for each
+            object, it is about the object's own annotations.
+        metric: See there.
+        ignore: See there.
+
+    Returns:
+        A score for each object that counts; none of a video that has too few annotated frames.
+
+    Example:
+        >>> truth = ((t, {1: sequence.masks[t] == 1}) for t in range(len(sequence)))
+        >>> score_masks(sequence, truth)[0].jf
+        100.0
+    """
+    overlapping = getattr(sequence, "overlapping", False)
+    counted = _frames_that_count(sequence, skip_first_and_last)
+    tally = Tally(sequence.name, _objects_that_count(sequence, metric, overlapping, ignore), metric)
+    for t, masks in tracked:
+        asked = [object_id for object_id in tally.object_ids if t in counted.get(object_id, counted[None])]
+        annotation = sequence.annotation(t) if asked else None
+        if annotation is None:
+            continue
+        left_out = _left_out(annotation, metric, ignore)
+        nothing = np.zeros(annotation.size, bool)
+        for object_id in asked:
+            pair = masks.get(object_id, nothing), np.asarray(annotation.masks.get(object_id, nothing))
+            tally.add(object_id, *(pair if left_out is None else (mask & ~left_out for mask in pair)))
+    return tally.scores()
+
+
+def _frames_that_count(sequence: VideoSequence, skip_first_and_last: bool) -> dict[int | None, set[int]]:
+    """The frames of which an object's masks are known, and under None those of an object that is in no mask."""
+    inner = slice(1, -1) if skip_first_and_last else slice(None)
+    every = list(sequence.annotated)
+    frames: dict[int | None, list[int]] = {object_id: [] for object_id in sequence.object_ids}
+    for t in every:
+        annotation = sequence.annotation(t)
+        assert annotation is not None
+        if annotation.complete:  # and then so are the others of the video
+            frames = {}
             break
-        mask = sequence.masks[t]
-        if mask is not None:
-            visible = set(np.unique(mask).tolist())
-            starts[t] += [i for i in missing if i in visible]
-            missing = [i for i in missing if i not in visible]
-    if missing:
-        raise DataError(f"{sequence.name}: no mask shows object {missing[0]}, so it cannot be prompted")
-    return {t: objects for t, objects in starts.items() if objects}
+        for object_id in annotation.masks:
+            frames[object_id].append(t)
+    return {None: set(every[inner]), **{object_id: set(found[inner]) for object_id, found in frames.items()}}
 
 
-def _add_prompt(
-    predictor: Any, state: dict[str, Any], frame: int, object_id: int, mask: torch.Tensor, prompt: VideoPrompt
-) -> None:
-    from sam2.modeling.sam2_utils import get_next_point
-    from sam2.utils.misc import mask_to_box
+def _objects_that_count(sequence: VideoSequence, metric: Metric, overlapping: bool, ignore: int | None) -> set[int]:
+    if metric == "sav":
+        return {*sequence.object_ids} - {ignore}
+    first = sequence.annotation(sequence.annotated[0])
+    assert first is not None
+    # A map of ids says that there is every object up to the largest.
+    ids = set(first.masks) if overlapping else set(range(1, max(first.masks, default=0) + 1))
+    return ids - {ignore}
 
-    if prompt == "mask":
-        predictor.add_new_mask(state, frame, object_id, mask)
-    elif prompt == "box":
-        box = mask_to_box(mask[None, None])[0, 0].float()
-        predictor.add_new_points_or_box(state, frame, object_id, box=box)
-    else:
-        point, label = get_next_point(mask[None, None], None, "center")
-        predictor.add_new_points_or_box(state, frame, object_id, points=point[0], labels=label[0])
+
+def _left_out(annotation: Annotation, metric: Metric, ignore: int | None) -> NDArray[np.bool_] | None:
+    """The pixels that don't count; None if all do."""
+    if ignore is not None and ignore != VOID:
+        return annotation.masks.get(ignore)
+    return annotation.void if ignore == VOID or metric == "sav" else None
 
 
 def check_sequences(sequences: Iterable[VideoSequence], *, skip_first_and_last: bool = True) -> None:
@@ -161,7 +243,7 @@ def check_sequences(sequences: Iterable[VideoSequence], *, skip_first_and_last: 
     if empty := [sequence.name for sequence in sequences if not sequence.object_ids]:
         raise DataError(f"no mask shows an object in {', '.join(empty)}; leave out these sequences")
     for sequence in sequences:
-        _first_frames(sequence)
+        first_masks(sequence)
 
 
 def evaluate_video(
@@ -170,6 +252,9 @@ def evaluate_video(
     *,
     prompt: VideoPrompt = "mask",
     skip_first_and_last: bool = True,
+    protocol: Protocol = "deployed",
+    metric: Metric = "sav",
+    ignore: int | None = None,
     progress: bool = False,
 ) -> VideoScores:
     """Track every object of every video with SAM2's video predictor and score the masks.
@@ -177,10 +262,14 @@ def evaluate_video(
     Args:
         model: A model of the SAM2Base family, float, prepared or quantized. Where it isn't a
             ``SAM2VideoPredictor``, one that shares its parts is used. Its mode is restored afterwards.
-        sequences: Videos with masks: procedural ones, those of ``read_davis``, or any
+        sequences: Videos with masks: procedural ones, those of ``open_dataset``, or any
             :class:`~qsam2_ao.data.types.VideoSequence`.
-        prompt: "mask", "box" or "click", given on the first frame that shows the object.
+        prompt: "mask", "box", "click", "3-click" or "5-click", given on the first frame that shows the object.
         skip_first_and_last: Leave the first and the last annotated frame out of the scores, as DAVIS does.
+        protocol: How the predictor is set up, as :func:`~qsam2_ao.evaluation.protocol.following` says.
+        metric: "davis" or "sav", as :mod:`qsam2_ao.evaluation.tally` explains.
+        ignore: The annotation's label of pixels that don't count, such as 255. By default "davis" takes void as
+            background, and "sav" leaves it out.
         progress: Show a progress bar.
 
     Returns:
@@ -193,25 +282,27 @@ def evaluate_video(
     Example:
         >>> jf = evaluate_video(model, sequences).jf
     """
+    check_prompt(prompt, VideoPrompt)
+    check_metric(metric)
     objects: list[ObjectScore] = []
     videos = frames = 0
     seconds = 0.0
     predictor = as_video_predictor(model)
     if isinstance(sequences, Sequence):
         check_sequences(sequences, skip_first_and_last=skip_first_and_last)
-    with eval_mode(predictor), one_thread_if_small(predictor):
+    with following(predictor, protocol), eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
             check_lengths({sequence.name: sequence.masks}, skip_first_and_last=skip_first_and_last)
             started = time.perf_counter()
-            predicted = track_sequence(predictor, sequence, prompt)
-            seconds += time.perf_counter() - started
-            objects += score_sequence(
-                sequence.name,
-                predicted,
-                sequence.masks,
-                object_ids=sequence.object_ids,
+            objects += score_video(
+                predictor,
+                sequence,
+                prompt=prompt,
                 skip_first_and_last=skip_first_and_last,
+                metric=metric,
+                ignore=ignore,
             )
+            seconds += time.perf_counter() - started
             videos, frames = videos + 1, frames + len(sequence.frames)
     if not videos:
         raise DataError("there are no sequences to evaluate")

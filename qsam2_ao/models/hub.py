@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -107,3 +109,42 @@ def official_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
             own = pattern.sub(replacement, own)
         renamed[own] = value
     return renamed
+
+
+class Place(NamedTuple):
+    """Where a tensor of SAM2 is in a model of the library.
+
+    Attributes:
+        name: The tensor there.
+        row: Which row of it; None for the whole.
+    """
+
+    name: str
+    row: int | None
+
+
+def library_names(shapes: Mapping[str, torch.Size]) -> dict[str, tuple[Place, ...]]:
+    """The inverse of :func:`official_names`.
+
+    Args:
+        shapes: Name in the library -> shape, of a whole model.
+
+    Returns:
+        Official name -> where it is there; the matrix of position encodings is in two places.
+
+    Example:
+        >>> library_names({"no_memory_embedding": torch.Size([1, 1, 4])})
+        {'no_mem_embed': (Place(name='no_memory_embedding', row=None),)}
+    """
+    blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if name != _TWICE[1]}
+    known = {id(tensor): name for name, tensor in blank.items()}
+    found: dict[str, tuple[Place, ...]] = {}
+    rows = 0
+    for official, tensor in official_names(blank, "the model").items():
+        if id(tensor) in known:
+            found[official] = (Place(known[id(tensor)], None),)
+        else:
+            found[official], rows = (Place(_POINTS, rows),), rows + 1
+        if found[official][0].name == _TWICE[0] and _TWICE[1] in shapes:
+            found[official] += (Place(_TWICE[1], None),)
+    return found

@@ -1,49 +1,7 @@
-"""Masks of several objects as one map of ids, stored as DAVIS stores its annotations."""
+"""Moved to :mod:`qsam2_ao.reporting.label_maps`, which evaluation writes by too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from ..reporting.label_maps import label_map, save_label_map
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ..data.procedural import davis_palette
-from ..reporting.overlay import save_picture
-
-
-def label_map(logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
-    """One id for each pixel: the object with the largest logit there, 0 where none is above 0.
-
-    Args:
-        logits: Object id (1 to 254) -> float ``[height, width]``; at least one.
-
-    Returns:
-        uint8 ``[height, width]``.
-
-    Example:
-        >>> label_map({1: np.array([[2.0, -1.0]]), 7: np.array([[3.0, -2.0]])})
-        array([[7, 0]], dtype=uint8)
-    """
-    stack = np.stack(list(logits.values()))
-    ids = np.array(list(logits), np.uint8)[stack.argmax(0)]
-    return np.where(stack.max(0) > 0, ids, np.uint8(0))
-
-
-def save_label_map(ids: NDArray[np.uint8], path: Path) -> Path:
-    """Write ids as a palette PNG.
-
-    Args:
-        ids: uint8 ``[height, width]``.
-        path: The file.
-
-    Returns:
-        The path.
-
-    Raises:
-        QSAM2Error: It cannot be written.
-    """
-    picture = Image.fromarray(ids)
-    picture.putpalette(davis_palette())
-    return save_picture(picture, path)
+__all__ = ["label_map", "save_label_map"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
 from sam2.modeling.sam2_base import SAM2Base
@@ -114,6 +115,7 @@ def measure_sensitivity(
     seed: int = 0,
     progress: bool = True,
     remember: Remember | None = None,
+    remembered: Collection[str] = (),
 ) -> Sensitivity:
     """Quantize one layer at a time, weights alone, and measure what that changes.
 
@@ -136,6 +138,7 @@ def measure_sensitivity(
         seed: Seed of that choice and of the prompts.
         progress: Show a progress bar.
         remember: Keeps finished layers, such as the ``result`` method of the command line's ``Workspace``.
+        remembered: Layers that it has: nothing is computed for them.
 
     Returns:
         One record per layer and bit-width, the same on every run.
@@ -155,15 +158,18 @@ def measure_sensitivity(
     chosen = _chosen(quantizable_layers(model), layers)
     if not bits or not all(isinstance(b, int) and 2 <= b <= 8 for b in bits):
         raise QConfigError(f"bits must be among 2 to 8, got {list(bits)}")
+    _check_metric(metric)
     images = load_images(calibration_data, max_images=max_images, seed=seed)
-    measure = _metric(metric, copy.deepcopy(model), images, sequences, seed)
+    known = [name for name in chosen if name in remembered and remember is not None]
+    unknown = {name: layer for name, layer in chosen.items() if name not in known}
+    measure = _metric(metric, copy.deepcopy(model), images, sequences, seed) if unknown else _unasked
     widths = tuple(sorted(set(bits)))
     records: list[LayerSensitivity] = []
     with (
         one_thread_if_small(model),
         tqdm(total=len(chosen) * len(widths), desc="sensitivity", unit="weight", disable=not progress) as bar,
     ):
-        for name, inputs in _with_inputs(model, chosen, images, seed):
+        for name, inputs in chain(((name, None) for name in known), _with_inputs(model, unknown, images, seed)):
             layer, module = chosen[name], model.get_submodule(name)
             quantize = partial(
                 quantized_layer,
@@ -229,9 +235,16 @@ class _Metric(Protocol):
     def __call__(self, layer: QuantizableLayer, quantized: nn.Module) -> tuple[float, dict[str, float]]: ...
 
 
-def _metric(name: str, model: Any, images: CalibrationImages, sequences: Sequence[VideoSequence], seed: int) -> _Metric:
+def _check_metric(name: str) -> None:
     if name not in METRICS:
         raise QConfigError(f"unknown metric {name!r}: choose one of {', '.join(METRICS)}")
+
+
+def _unasked(layer: QuantizableLayer, quantized: nn.Module) -> tuple[float, dict[str, float]]:
+    raise AssertionError(f"{layer.name} was said to be remembered")
+
+
+def _metric(name: str, model: Any, images: CalibrationImages, sequences: Sequence[VideoSequence], seed: int) -> _Metric:
     if name == "jf":
         return _AccuracyMetric(model, sequences)
     return _OutputMetric(model, images, seed)

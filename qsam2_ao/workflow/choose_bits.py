@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import QSAM2Error
@@ -29,6 +29,7 @@ from ..workspace import Workspace, fingerprint
 from . import EMBEDDED
 from .data import calibration_source, videos_with_masks
 from .models import load_model
+from .shares import Share
 
 FRAMES = 8
 
@@ -50,7 +51,8 @@ def choose_bits(
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
-) -> tuple[Sensitivity, Assignment]:
+    share: Share | None = None,
+) -> tuple[Sensitivity, Assignment] | None:
     """Quantize one layer at a time, measure what it costs, and choose bits for each layer within a size.
 
     Writes ``sensitivity.json``, ``bits.json`` and one plot per region. Measured layers are kept in ``OUTPUT/work``:
@@ -73,9 +75,10 @@ def choose_bits(
         seed: Seed of everything random.
         checkpoint: The ``.pt`` file of an official config.
         device: Where to measure.
+        share: The layers that this process measures.
 
     Returns:
-        What each layer costs at each bit-width, and the choice.
+        What each layer costs at each bit-width, and the choice; None where another process, or a later run, chooses.
 
     Raises:
         QConfigError: A metric, rounding or bit-width that does not exist, or a budget that no choice fits.
@@ -83,13 +86,13 @@ def choose_bits(
         MissingPackageError: scipy or matplotlib is not installed.
 
     Example:
-        >>> sensitivity, assignment = choose_bits("embedded", "outputs/sensitivity", budget="3.5")  # doctest: +SKIP
+        >>> found = choose_bits("embedded", "outputs/sensitivity", budget="3.5")  # doctest: +SKIP
     """
-    output = Path(output)
+    output, share = Path(output), Share() if share is None else share
     check_output_folder(output)
     for package in ("scipy", "matplotlib", *(("vos_benchmark",) if metric == "jf" else ())):
         needed(package)  # used at the end
-    loaded = load_model(model, checkpoint, device)
+    loaded = load_model(model, checkpoint, share.device(device))
     if stage_of(loaded).layers:
         raise QSAM2Error(f"{model} is quantized already; measure its float model instead")
     layers = quantizable_layers(loaded)
@@ -111,18 +114,35 @@ def choose_bits(
             "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
         },
     )
-    measured = measure_sensitivity(
-        loaded,
-        calibration_source(calibration, images, loaded.image_size),
-        bits=bits,
-        metric=metric,
-        sequences=videos_with_masks(data, "val", videos, FRAMES) if metric == "jf" else (),
-        vrc="auto" if vrc else None,
-        rounding=rounding,
-        max_images=images,
-        seed=seed,
-        remember=work.result,
-    )
+
+    def left(names: Iterable[str]) -> list[str]:
+        return [name for name in names if not (work.folder / f"{name}.json").exists()]
+
+    images_given = calibration_source(calibration, images, loaded.image_size)
+    sequences = videos_with_masks(data, "val", videos, FRAMES) if metric == "jf" else ()
+
+    def measure(names: list[str]) -> Sensitivity:
+        return measure_sensitivity(
+            loaded,
+            images_given,
+            bits=bits,
+            layers=names,
+            metric=metric,
+            sequences=sequences,
+            vrc="auto" if vrc else None,
+            rounding=rounding,
+            max_images=images,
+            seed=seed,
+            remember=work.result,
+            remembered=set(names) - set(left(names)),
+        )
+
+    if share.count > 1:
+        if mine := left(share.of(list(layers))):
+            measure(mine)
+        if not share.all_done(lambda: left(layers), "layers"):
+            return None
+    measured = measure(list(layers))
     assignment = assign_bits(measured, size, first_and_last=first_and_last)
     with atomic_write(output / "sensitivity.json") as temporary:
         temporary.write_text(json.dumps({"model": model, **measured.to_dict()}, indent=1, allow_nan=False))

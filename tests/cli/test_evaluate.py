@@ -3,30 +3,131 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qsam2_ao import load_qsam2
-from qsam2_ao.data.davis import read_davis
+from qsam2_ao.data.datasets import open_dataset
+from qsam2_ao.data.masks import read_ids
 from qsam2_ao.data.procedural import generate_split, write_sequence
-from qsam2_ao.evaluation import evaluate_image, evaluate_video, image_samples
+from qsam2_ao.evaluation import evaluate_image, evaluate_video, image_samples, score_folders
+from qsam2_ao.evaluation.protocol import following
 
 
-def test_a_davis_folder(run, packed_file: Path, tmp_path: Path):
-    for sequence in generate_split("val", 2, num_frames=3):
-        write_sequence(sequence, tmp_path)
-    result = run("evaluate", packed_file, "--data", tmp_path, "--videos", 1, "--json")
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    for sequence in generate_split("val", 3, num_frames=3):
+        write_sequence(sequence, tmp_path / "DAVIS")
+    lists = tmp_path / "DAVIS" / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("val-00001\nval-00000\n")
+    (lists / "train.txt").write_text("val-00002\n")
+    return tmp_path / "DAVIS"
+
+
+def evaluated(run, *arguments: object) -> dict:
+    result = run("evaluate", *arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)
-    sequences = read_davis(tmp_path)[:1]
+    return json.loads(result.stdout)
+
+
+def test_a_davis_folder(run, packed_file: Path, davis: Path):
+    report = evaluated(run, packed_file, "--data", davis, "--videos", 1, "--per-object", "--image-prompt", "click",
+                       "--image-prompt", "box")  # fmt: skip
+    sequences = [open_dataset(davis, split="val")[0]]
     model = load_qsam2(packed_file, target="auto")
-    video = evaluate_video(model, sequences)
-    image = evaluate_image(model, image_samples(sequences, per_sequence=2))
-    assert report == {
-        "model": str(packed_file), "data": str(tmp_path), "videos": 1,
-        "j": video.j, "f": video.f, "jf": video.jf, "miou": image.miou,
-    }  # fmt: skip
+    video = evaluate_video(model, sequences, protocol="official", metric="davis")
+    assert (report["j"], report["f"], report["jf"]) == (video.j, video.f, video.jf)
+    with following(model, "official"):
+        images = image_samples(sequences, per_sequence=2)
+        for prompt in ("click", "box"):
+            assert report["miou_by_prompt"][prompt] == evaluate_image(model, images, prompt=prompt).miou
+    assert report["miou"] == report["miou_by_prompt"]["click"]
+    assert report["sequences"] == video.scores.to_dict()["sequences"]
+    assert report["model"] == str(packed_file)
+    assert (report["data"], report["format"], report["split"]) == (str(davis), "davis", "val")
+    assert (report["videos"], report["frames"], report["objects"]) == (1, 3, len(video.scores.objects))
+    assert (report["protocol"], report["metric"], report["settings"]["prompt"]) == ("official", "davis", "mask")
+    assert {"torch", "sam2", "qsam2_ao", "vos-benchmark"} <= report["versions"].keys()
+
+
+def test_the_videos_and_protocols_that_are_named(run, packed_file: Path, davis: Path):
+    names = ["--sequences", "val-00002,val-00001", "--split", "all"]
+    report = evaluated(run, packed_file, "--data", davis, *names, "--prompt", "3-click", "--per-object",
+                       "--protocol", "deployed", "--metric", "sav", "--autocast", "bf16")  # fmt: skip
+    assert list(report["sequences"]) == ["val-00002", "val-00001"]
+    assert (report["protocol"], report["metric"], report["settings"]["autocast"]) == ("deployed", "sav", "bf16")
+    for option, value, known in (
+        ("--prompt", "text", "mask, box, click"), ("--metric", "coco", "davis, sav"), ("--split", "test", "train"),
+        ("--protocol", "mine", "official, deployed"), ("--autocast", "fp16", "none, bf16"), ("--format", "x", "davis"),
+        ("--image-prompt", "mask", "box, click"), ("--sequences", "val-0000", "val-00000"),
+    ):  # fmt: skip
+        result = run("evaluate", packed_file, "--data", davis, option, value)
+        assert result.exit_code == 2, option
+        assert known in result.stderr, option
+
+
+def test_results_are_kept_for_each_video_and_shared(run, packed_file: Path, davis: Path, tmp_path: Path):
+    arguments = [packed_file, "--data", davis, "--split", "all", "--per-object"]
+    alone = evaluated(run, *arguments)
+    out = ["-o", tmp_path / "out"]
+    result = run("evaluate", *arguments, *out, "--shard", "2/2", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "1 videos of other shares are not (val-00001)" in result.stderr
+    kept = sorted((tmp_path / "out" / "videos").rglob("val-*.json"))
+    assert [path.name for path in kept] == ["val-00000.json", "val-00002.json"]
+    times = [path.stat().st_mtime_ns for path in kept]
+    shared = evaluated(run, *arguments, *out, "--shard", "1/2")
+    assert shared == alone
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == alone
+    again = run("evaluate", *arguments, *out, "--json")
+    assert json.loads(again.stdout) == alone
+    assert "3 of 3 videos were evaluated before" in again.stderr
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    result = run("evaluate", *arguments, "--shard", "1/2")
+    assert result.exit_code == 2
+    assert "need a common --output" in result.stderr
+
+
+def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
+    run, packed_file: Path, davis: Path, tmp_path: Path
+):
+    arguments = [packed_file, "--data", davis, "--split", "all", "-o", tmp_path / "out"]
+    masks = tmp_path / "masks"
+    report = evaluated(run, *arguments, "--save-masks", masks)
+    scores = score_folders(masks, davis / "Annotations", metric="davis")
+    assert (report["jf"], report["masks"]) == (pytest.approx(scores.jf), str(masks))
+    assert len(list(masks.rglob("*.png"))) == 9
+    for path in (masks / "val-00001").iterdir():
+        path.unlink()
+    (masks / "val-00001").rmdir()
+    again = run("evaluate", *arguments, "--save-masks", masks, "--json")
+    assert "2 of 3 videos were evaluated before" in again.stderr
+    assert json.loads(again.stdout) == report
+    assert len(list(masks.rglob("*.png"))) == 9
+    for path in davis.rglob("Annotations/*/*.png"):
+        if path.stem != "00000":
+            path.unlink()
+    report = evaluated(run, *arguments, "--save-masks", tmp_path / "first")
+    assert report["jf"] is None
+    assert report["not_scored"] == ["val-00000", "val-00001", "val-00002"]
+    for path in masks.rglob("*.png"):
+        assert (read_ids(path) == read_ids(tmp_path / "first" / path.relative_to(masks))).all()
+
+
+@pytest.mark.slow
+def test_torchrun_deals_the_videos(packed_file: Path, davis: Path, tmp_path: Path, run):
+    arguments = ["evaluate", packed_file, "--data", davis, "--split", "all", "--json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "qsam2_ao"]
+    done = subprocess.run(
+        list(map(str, [*launcher, *arguments, "-o", tmp_path / "out"])), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(run(*arguments).stdout)
 
 
 def test_the_embedded_split_for_people(run, packed_file: Path):
@@ -49,7 +150,9 @@ def test_a_short_video_needs_all_frames(run, packed_file: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "message"), [("absent", "JPEGImages"), ("{empty}", "JPEGImages")])
+@pytest.mark.parametrize(
+    ("data", "message"), [("absent", "no such file or folder"), ("{empty}", "is not laid out like")]
+)
 def test_folders_that_are_no_data(run, packed_file: Path, tmp_path: Path, data: str, message: str):
     result = run("evaluate", packed_file, "--data", data.format(empty=tmp_path), "--json")
     assert result.exit_code == 2

@@ -43,6 +43,19 @@ def test_from_a_model_to_a_packed_file_of_mixed_bits(run, tmp_path: Path):
     assert json.loads(quantized.stdout)["size"]["packed_bytes"] == assignment.bytes <= assignment.budget
 
 
+@pytest.mark.slow
+def test_shares_measure_what_one_process_does(run, tmp_path: Path):
+    command = ("sensitivity", "embedded", "--images", 1, "--bits", "2,4", "--no-vrc", "--rounding", "nearest", "--json")
+    first = run(*command, "-o", tmp_path / "shared", "--shard", "1/2")
+    assert first.exit_code == 0, first.stderr
+    assert first.stdout == ""
+    assert "63 layers of other shares are not" in first.stderr
+    last = run(*command, "-o", tmp_path / "shared", "--shard", "0/2")
+    alone = run(*command, "-o", tmp_path / "alone")
+    assert json.loads(last.stdout) == json.loads(alone.stdout)
+    assert (tmp_path / "shared" / "bits.json").read_text() == (tmp_path / "alone" / "bits.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,74 @@ def test_prompts_that_do_not_fit_the_clip(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (davis / "out").exists()
+
+
+@pytest.fixture
+def clips(tmp_path: Path, sequence: Sequence) -> tuple[Path, Path]:
+    """A folder of three videos, and one of their prompts."""
+    videos, prompts = tmp_path / "clips", tmp_path / "prompts"
+    write_sequence(sequence, tmp_path / "davis")
+    for name in ("a", "b"):
+        shutil.copytree(tmp_path / "davis" / "JPEGImages" / sequence.name, videos / name)
+    write_video(videos / "c.mp4", sequence.frames, fps=12)
+    (videos / "notes.txt").write_text("no video")
+    shutil.copytree(tmp_path / "davis" / "Annotations" / sequence.name, prompts / "a")
+    for name in ("b", "c"):
+        (prompts / f"{name}.json").write_text(json.dumps([{"frame": 1, "object": 4, "box": [30, 30, 90, 90]}]))
+    return videos, prompts
+
+
+def test_a_folder_of_videos_goes_on_after_the_last_finished_one(
+    run, packed_file: Path, clips: tuple[Path, Path], sequence: Sequence, tmp_path: Path
+):
+    videos, prompts = clips
+    arguments = (
+        "track",
+        packed_file,
+        videos,
+        "--prompts",
+        prompts,
+        "-o",
+        tmp_path / "out",
+        "--save",
+        "masks",
+        "--json",
+    )
+    result = run(*arguments, "--shard", "1/2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "2 videos of other shares are not (a, c)" in result.stderr
+    done = (tmp_path / "out" / "b" / "tracked.json").stat().st_mtime_ns
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 3 videos were tracked before" in result.stderr
+    assert (tmp_path / "out" / "b" / "tracked.json").stat().st_mtime_ns == done
+    report = json.loads(result.stdout)["videos"]
+    assert [Path(video["video"]).name for video in report] == ["a", "b", "c.mp4"]
+    assert [found["id"] for found in report[0]["objects"]] == list(sequence.object_ids)
+    alone = run("track", packed_file, videos / "a", "--mask", prompts / "a" / "00000.png", "-o", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.stderr
+    for path in (tmp_path / "alone" / "masks").iterdir():
+        assert np.array_equal(read_ids(path), read_ids(tmp_path / "out" / "a" / "masks" / path.name))
+    (prompts / "b.json").write_text(json.dumps([{"object": 2, "points": [[40, 40]]}]))
+    result = run(*arguments)
+    assert "2 of 3 videos were tracked before" in result.stderr
+    assert [found["id"] for found in json.loads(result.stdout)["videos"][1]["objects"]] == [2]
+
+
+def test_prompts_of_many_videos_are_checked_first(run, packed_file: Path, clips: tuple[Path, Path], tmp_path: Path):
+    videos, prompts = clips
+    (prompts / "c.json").unlink()
+    arguments = ("track", packed_file, videos, "-o", tmp_path / "out")
+    for extra, message in (
+        (["--prompts", prompts], "has no prompts of c: add c.json"),
+        (["--point", "1,1"], "holds several videos: give their prompts in a folder"),
+        (["--prompts", prompts / "b.json"], "is no folder, and"),
+    ):
+        result = run(*arguments, *extra)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    result = run("track", packed_file, videos / "a", "--point", "1,1", "--shard", "0/2")
+    assert result.exit_code == 2
+    assert "is one: start one process" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -126,7 +126,7 @@ def test_mode_is_restored(predictor: Any, samples: list[ImageSample]) -> None:
 def test_bad_input_is_named(predictor: Any, samples: list[ImageSample]) -> None:
     with pytest.raises(DataError, match="no samples"):
         evaluate_image(predictor, [])
-    with pytest.raises(DataError, match="prompt must be one of box, click, 3-click, got 'mask'"):
+    with pytest.raises(DataError, match="prompt must be one of box, click, 3-click, 5-click, got 'mask'"):
         evaluate_image(predictor, samples, prompt="mask")  # type: ignore[arg-type]
     image, masks = samples[0].image, samples[0].masks
     with pytest.raises(DataError, match="cat: the image is float64"):

@@ -160,3 +160,96 @@ def test_bad_input_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
         Image.new("L", (8, 8)).save(blank / f"{t}.png")
     with pytest.raises(DataError, match="hold no objects"):
         score_folders(blank.parent, blank.parent)
+
+
+def labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Annotation and prediction of seven frames with an object that moves, and another as the name says."""
+    rows, columns = np.mgrid[:48, :64]
+
+    def disc(t: int, y: int, x: int, radius: int) -> np.ndarray:
+        return (rows - y - t) ** 2 + (columns - x - 2 * t) ** 2 <= radius**2
+
+    truth = np.zeros((7, 48, 64), np.uint8)
+    predicted = np.zeros_like(truth)
+    for t in range(7):
+        truth[t][disc(t, 15, 14, 8)] = 1
+        predicted[t][disc(t, 16, 15, 8)] = 1
+        if name in ("plain", "void", "gap"):
+            truth[t][disc(t, 32, 40, 6)] = 3 if name == "gap" else 2
+            predicted[t][disc(t, 31, 40, 6)] = 3 if name == "gap" else 2
+        if name == "void":
+            truth[t][12:20, 20:28] = truth[t][:3] = 255
+        if name == "leaves":
+            truth[t, 30:40, 40:50] = 2 * (t < 3)
+            predicted[t, 31:40, 40:50] = 2 * (t < 5)
+        if name in ("vanishes", "goes"):
+            truth[t, 30:40, 40:50] = 2 * (t == 0)
+            predicted[t, 30:40, 40:50] = 2 * (t < (3 if name == "vanishes" else 1))
+    return truth, predicted
+
+
+#: What davis2017-evaluation (commit ac7c43fc, semi-supervised) says of those masks, written as PNG files in DAVIS's
+#: layout: ``DAVISEvaluation(folder, "semi-supervised", "val").evaluate(results)``, J and F by object.
+_DAVIS = {
+    "plain": {1: (0.7909090909090909, 0.8676470588235293), 2: (0.7936507936507936, 1)},
+    "void": {1: (0.5802278063468898, 0.7319523677153258), 2: (0.7936507936507936, 1)},
+    "vanishes": {1: (0.7909090909090909, 0.8676470588235293), 2: (0.6, 0.6)},
+    "goes": {1: (0.7909090909090909, 0.8676470588235293), 2: (1, 1)},
+    "leaves": {1: (0.7909090909090909, 0.8676470588235293), 2: (0.56, 0.6)},
+    "gap": {1: (0.7909090909090909, 0.8676470588235293), 2: (1, 1), 3: (0.7936507936507936, 1)},
+}
+#: Likewise SA-V's sav_evaluator.py (facebookresearch/sam2, commit 2b90b9f5) on the same folders, J and F by object, in
+#: percent to one decimal as it prints them. Of "void" it takes 255 for an object.
+_SAV = {
+    "plain": {1: (79.1, 86.8), 2: (79.4, 100.0)},
+    "vanishes": {1: (79.1, 86.8)},
+    "goes": {1: (79.1, 86.8)},
+    "leaves": {1: (79.1, 86.8), 2: (56.0, 60.0)},
+    "gap": {1: (79.1, 86.8), 3: (79.4, 100.0)},
+}
+
+
+def write_labelled(root: Path) -> None:
+    for name in _DAVIS:
+        for kind, masks in zip(("truth", "predicted"), labelled(name), strict=True):
+            (root / kind / name).mkdir(parents=True)
+            for t, mask in enumerate(masks):
+                Image.fromarray(mask).save(root / kind / name / f"{t:05d}.png")
+
+
+def test_the_metric_davis_is_davis2017_evaluations(tmp_path: Path) -> None:
+    write_labelled(tmp_path)
+    scores = score_folders(tmp_path / "predicted", tmp_path / "truth", metric="davis")
+    found = {(score.sequence, score.object_id): (score.j, score.f) for score in scores.objects}
+    expected = {(name, i): (100 * j, 100 * f) for name, by_id in _DAVIS.items() for i, (j, f) in by_id.items()}
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, abs=1e-9)
+    assert scores.jf == pytest.approx(82.09966655260653, abs=1e-9)
+
+
+def test_the_metric_sav_is_sav_evaluators() -> None:
+    for name, by_id in _SAV.items():
+        truth, predicted = labelled(name)
+        scores = score_sequence(name, predicted, truth, metric="sav")
+        assert {s.object_id: (round(s.j, 1), round(s.f, 1)) for s in scores} == by_id
+
+
+def test_an_ignored_label_counts_for_nothing_whatever_the_metric() -> None:
+    truth, predicted = labelled("void")
+    expected = score_sequence("s", np.where(truth == 255, 0, predicted), np.where(truth == 255, 0, truth))
+    for metric in ("davis", "sav"):
+        assert score_sequence("s", predicted, truth, metric=metric, ignore=255) == expected
+    assert score_sequence("s", predicted, truth, metric="davis") != expected
+    without_2 = score_sequence("s", predicted, truth, metric="davis", ignore=2)
+    assert [score.object_id for score in without_2] == [1]
+    with pytest.raises(DataError, match="metric must be one of davis, sav, got 'coco'"):
+        score_sequence("s", predicted, truth, metric="coco")  # type: ignore[arg-type]
+
+
+def test_of_objects_that_davis_does_not_know_only_the_named_count() -> None:
+    truth, predicted = labelled("leaves")
+    truth[0][truth[0] == 2] = 0
+    assert [score.object_id for score in score_sequence("s", predicted, truth, metric="davis")] == [1]
+    assert [score.object_id for score in score_sequence("s", predicted, truth, metric="sav")] == [1, 2]
+    assert score_sequence("s", predicted, truth, metric="davis", object_ids=[2]) == ()

@@ -140,7 +140,7 @@ def test_no_bars_but_ours(predictor: Any, sequence: Sequence, capsys: pytest.Cap
 def test_bad_input_is_named(predictor: Any, sequence: Sequence) -> None:
     with pytest.raises(DataError, match="no sequences"):
         evaluate_video(predictor, [])
-    with pytest.raises(DataError, match="prompt must be one of mask, box, click, got 'text'"):
+    with pytest.raises(DataError, match="prompt must be one of mask, box, click, 3-click, 5-click, got 'text'"):
         evaluate_video(predictor, [sequence], prompt="text")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="test-00000: no mask shows object 99"):
         evaluate_video(predictor, [replace(sequence, object_ids=(1, 99))])
