@@ -1,15 +1,17 @@
-"""Data by name: a folder, or "embedded" for procedural pictures and videos."""
+"""Data by name: a data set's folder, or "embedded" for procedural pictures and videos."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Videos
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.davis import DavisSequence, read_davis
+from ..data.datasets import open_dataset
 from ..data.mixture import parse_sources
-from ..data.procedural import Sequence, generate_sequence, generate_split
+from ..data.procedural import generate_sequence, generate_split
+from ..data.types import VideoSequence
 from ..workspace import fingerprint
 from . import EMBEDDED
 
@@ -60,12 +62,12 @@ def sources_fingerprint(data: str | None) -> list[Any] | None:
     return [[s.format, s.split, s.weight, *(fingerprint(s.path) or ())] for s in parse_sources(data)]
 
 
-def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> list[Sequence] | list[DavisSequence]:
-    """Videos to score masks on: those of a DAVIS folder, or procedural ones for "embedded".
+def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> Videos[VideoSequence]:
+    """Videos to score masks on: those of a data set, or procedural ones for "embedded".
 
     Args:
-        name: "embedded" or a folder.
-        split: Of the procedural videos: "val" or "test".
+        name: "embedded" or a data set's folder.
+        split: Of the procedural videos: "val" or "test"; a data set's "val" is taken where it has splits.
         count: Only the first so many; None for all of the folder, or 64 procedural ones.
         frames: Frames of each procedural video.
 
@@ -73,8 +75,8 @@ def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> 
         The videos.
 
     Raises:
-        DataError: The folder is not laid out like DAVIS.
+        DataError: The folder is no data set that is known here, or has no masks.
     """
     if name == EMBEDDED:
         return list(generate_split(split, count or 64, num_frames=frames))
-    return read_davis(name)[:count]
+    return open_dataset(name, default_split="val").labelled()[:count]

@@ -133,7 +133,8 @@ def _read_davis(path: Path) -> None:
     from qsam2_ao.data.davis import read_davis
 
     for sequence in read_davis(path):
-        assert len(sequence) == len(list(zip(sequence.frames, sequence.masks, strict=True)))
+        assert len(sequence) == len(list(sequence.frames))
+        assert all(sequence.annotation(t) is not None for t in sequence.annotated)
         assert isinstance(sequence.object_ids, tuple)
 
 
