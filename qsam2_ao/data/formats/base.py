@@ -268,7 +268,8 @@ class Dataset(Sequence[Video]):
         Raises:
             DataError: It has no video of one of the names.
         """
-        if missing := [name for name in names if name not in set(self.names)]:
+        known = set(self.names)
+        if missing := [name for name in names if name not in known]:
             part = "" if self.split is None else f" in the split {self.split}"
             raise DataError(f"{self.root} has no sequence {missing[0]!r}{part}{did_you_mean(missing[0], self.names)}")
         return self._with(tuple(names))
