@@ -2,6 +2,7 @@
 # make check  installs the test dependencies too, and runs ruff, mypy and the tests that take seconds
 # make test   the same with all tests
 # make fuzz   reads 10,000 damaged files with every reader, for some hours; for less: FUZZ_ARGS="yaml --cases 500"
+# make kill   kills a quantization at ten random moments, and again under torchrun, and compares what comes out
 # make docs   builds the documentation into build/site, with warnings as errors
 # make notebooks   writes the tutorials as notebooks beside their scripts
 # make clean  removes the virtual environment, caches and outputs
@@ -22,7 +23,7 @@ export SAM2_BUILD_CUDA ?= 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo check test fuzz lint docs notebooks clean
+.PHONY: demo check test fuzz kill lint docs notebooks clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -39,6 +40,10 @@ test: lint
 
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+kill: $(VENV)/.installed-test
+	$(BIN)/python -m tests.killing --moments 10
+	$(BIN)/python -m tests.killing --moments 10 --ranks 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
+from .calibration.kept import KeptCalibration
 from .calibration.rounding import ROUNDINGS, start_layer
 from .compat import adapt_image_predictor
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
@@ -24,6 +26,7 @@ from .graph import check_regions
 from .models.config import model_config
 from .models.wrappers import check_bare
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
+from .quantizers.base import QuantizerBase
 from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
 from .spelling import unknown_name
 from .stage import ModelStage, set_stage, stage_of
@@ -44,6 +47,7 @@ def prepare_qsam2(
     max_images: int = 50,
     seed: int = 0,
     progress: bool = True,
+    keep: str | os.PathLike[str] | None = None,
 ) -> SAM2Base:
     """Calibrate a float model and put fake-quantizers into it.
 
@@ -69,6 +73,8 @@ def prepare_qsam2(
         max_images: How many of the images are used, a seeded random choice.
         seed: Seed of that choice and of the prompts used.
         progress: Show progress bars.
+        keep: A file in which what is done of the calibration is kept, once a minute. Where it exists, the same call
+            with the same data goes on from it, to the same bits; delete it afterwards.
 
     Returns:
         A model of the same class in float32 whose quantized regions are graphs. It trains in any loop, also when made
@@ -82,6 +88,7 @@ def prepare_qsam2(
             one (DataParallel, torch.compile, peft) or has adapters (LoRA) that were not merged.
         CalibrationError: Empty or unusable calibration data.
         NonFiniteError: NaN or infinity in the model's weights, naming the tensor.
+        CheckpointError: ``keep`` is damaged, or of another calibration.
 
     Example:
         >>> prepared = prepare_qsam2(model, "w4a8", calibration_data="photos/")
@@ -112,8 +119,13 @@ def prepare_qsam2(
             for name, layer in layers.items():
                 start_layer(layer, layer.weight_fake_quant, None, rounding, name)
         else:
-            report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress)
-            _start_inputs(prepared, images, images_at_once(model), seed, progress)
+            kept = None
+            if keep is not None:
+                chosen = {"vrc": vrc, "vrc_regions": list(vrc_regions), "rounding": rounding, "seed": seed}
+                quantizers = {name: str(layer.weight_fake_quant) for name, layer in layers.items()}
+                kept = KeptCalibration(keep, {**chosen, "images": len(images), "layers": quantizers})
+            report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress, kept)
+            _start_inputs(prepared, images, images_at_once(model), seed, progress, kept)
     info = {
         "qconfig": qconfig if isinstance(qconfig, str) else "custom",
         "images": 0 if images is None else len(images),
@@ -136,6 +148,7 @@ def _calibrate_weights(
     rounding: str,
     seed: int,
     progress: bool,
+    keep: KeptCalibration | None,
 ) -> VRCReport:
     """Calibrate the weights of the prepared ``layers`` on what their float twins read, and start their quantizers."""
     by_vrc = {name for name in layers if vrc is not None and recipe[name].part.region in vrc_regions}
@@ -154,6 +167,7 @@ def _calibrate_weights(
         seed=seed,
         progress=progress,
         then=lambda name, _, inputs: start_layer(layers[name], layers[name].weight_fake_quant, inputs, rounding, name),
+        keep=keep,
     )
     for name, layer in layers.items():
         if name not in observed:
@@ -194,15 +208,45 @@ def calibrate_activations(
     _start_inputs(prepared, images, batch_size, seed, progress)
 
 
-def _start_inputs(prepared: SAM2Base, images: CalibrationImages, batch_size: int, seed: int, progress: bool) -> None:
+def _start_inputs(
+    prepared: SAM2Base,
+    images: CalibrationImages,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+    keep: KeptCalibration | None = None,
+) -> None:
     inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
+    title = "input ranges"
     with ExitStack() as stack:
         for quantizer in inputs.values():
             stack.enter_context(_observing(quantizer))
-        exercise(prepared, images, batch_size=batch_size, seed=seed, progress="input ranges" if progress else None)
+        over = None
+        if keep is not None:
+            over = keep.over(title, lambda: _seen(inputs), lambda state: _see_again(inputs, state))
+        exercise(prepared, images, batch_size=batch_size, seed=seed, progress=title if progress else None, over=over)
     for name, quantizer in inputs.items():
         if isinstance(quantizer, RangedFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
+
+
+def _seen(quantizers: Mapping[str, FakeQuantizeBase]) -> dict[str, Any]:
+    """What quantizers have observed so far."""
+    return {
+        name: quantizer.collected.progress()
+        if isinstance(quantizer, QuantizerBase) and quantizer.collected is not None
+        else quantizer.state_dict()
+        for name, quantizer in quantizers.items()
+    }
+
+
+def _see_again(quantizers: Mapping[str, FakeQuantizeBase], state: Mapping[str, Any]) -> None:
+    """Let quantizers have observed what :func:`_seen` gave."""
+    for name, quantizer in quantizers.items():
+        if isinstance(quantizer, QuantizerBase) and quantizer.collected is not None:
+            quantizer.collected.go_on(state[name], next(quantizer.parameters()).device)
+        else:
+            quantizer.load_state_dict(state[name])
 
 
 @contextmanager

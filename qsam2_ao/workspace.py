@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import CheckpointError
+from filelock import FileLock, Timeout
+
+from .errors import CheckpointError, QSAM2Error
 from .files import atomic_write
 
 T = TypeVar("T")
@@ -79,6 +82,29 @@ class Workspace:
             return json.loads(path.read_text())
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); delete it and run again") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder inside the block. A lock ends with its process, however that ends.
+
+        Raises:
+            QSAM2Error: Another run is at work in the folder.
+
+        Example:
+            >>> with Workspace(Path("outputs/work"), {"steps": 100}).locked():
+            ...     pass
+        """
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise QSAM2Error(
+                f"another run with the same settings is at work in {self.folder}; wait for it, or stop it to go on here"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def discard(self) -> None:
         """Remove this run's folder, and the root if nothing else is in it."""

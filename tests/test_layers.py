@@ -16,7 +16,7 @@ LAYERS = (
     "training evaluation sensitivity predictors reporting",
     "prepare convert checkpoint eager_qat pt2e",
     "recipe calibration deploy  backend_config fake_quant lowering qconfig qconfig_rules tensors",
-    "quantizers graph models stage native data",
+    "quantizers graph models stage native data ranks",
     "compat devices errors spelling files tensor_file interrupts threads openmp optional",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,24 @@ def test_fingerprints_change_with_the_files(tmp_path: Path):
     assert fingerprint(tmp_path)[1] == 2  # type: ignore[index]
     assert fingerprint("embedded") == ["embedded"]
     assert fingerprint(None) is None
+
+
+def test_two_runs_cannot_have_one_folder(tmp_path: Path):
+    work = Workspace(tmp_path, {"steps": 1})
+    with work.locked():
+        other = "from pathlib import Path; from qsam2_ao.workspace import Workspace; import sys\n"
+        other += "with Workspace(Path(sys.argv[1]), {'steps': 1}).locked(): print('in')"
+        result = subprocess.run([sys.executable, "-c", other, str(tmp_path)], capture_output=True, text=True)
+        assert f"another run with the same settings is at work in {work.folder}" in result.stderr
+        with Workspace(tmp_path, {"steps": 2}).locked():
+            pass
+    with work.locked():
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path):
+    code = "from pathlib import Path; from qsam2_ao.workspace import Workspace; import os, sys\n"
+    code += "with Workspace(Path(sys.argv[1]), {}).locked(): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode != 0
+    with Workspace(tmp_path, {}).locked():
+        pass

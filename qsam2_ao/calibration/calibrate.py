@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +19,7 @@ from ..quantizers import LSCFakeQuantize
 from .exercise import exercise, inference
 from .gram import InputStatistics, VRCObserver
 from .images import CalibrationData, CalibrationImages, load_images
+from .kept import KeptCalibration, Pass
 from .report import VRCReport
 from .rounding import start_quantizer
 from .vrc import calibrate_weight
@@ -123,6 +124,7 @@ def calibrate_layers(
     max_gram_bytes: int = 1 << 30,
     progress: bool = True,
     then: Callable[[str, nn.Module, InputStatistics], None] | None = None,
+    keep: KeptCalibration | None = None,
 ) -> VRCReport:
     """Replace the weights of layers by their variance-reduced ones, in place.
 
@@ -134,19 +136,34 @@ def calibrate_layers(
         damping: As for :func:`calibrate_qsam2`, likewise ``tolerance``, ``batch_size``, ``seed`` and ``progress``.
         max_gram_bytes: Memory for Gram matrices.
         then: Called for each layer when its weight is settled: its name, the layer, what was observed of its inputs.
+        keep: Where what is done is kept, and what an interrupted run has done comes from.
 
     Returns:
         The report, with an entry for each calibrated layer.
     """
     floats = {name: model.get_submodule(name) for name in layers}
     report = VRCReport([], images=len(images), passes=len(list(in_chunks(floats, max_gram_bytes))))
+    solved: set[str] = set()
+    if keep is not None:
+        report.layers = keep.report
+        solved = {name for name, layer in layers.items() if keep.solved(name, layer)}
     for name, inputs in observed_layers(
-        model, floats, images, batch_size=batch_size, seed=seed, max_gram_bytes=max_gram_bytes, progress=progress
+        model,
+        floats,
+        images,
+        batch_size=batch_size,
+        seed=seed,
+        max_gram_bytes=max_gram_bytes,
+        progress=progress,
+        without=solved,
+        keep=keep,
     ):
         if name in quantizers:
             calibrate_layer(name, layers[name], inputs, quantizers[name], report, damping=damping, tolerance=tolerance)
         if then is not None:
             then(name, layers[name], inputs)
+        if keep is not None:
+            keep.solve(name, layers[name], report.layers)
     return report
 
 
@@ -191,6 +208,8 @@ def observed_layers(
     seed: int = 0,
     max_gram_bytes: int = 1 << 30,
     progress: bool = True,
+    without: Collection[str] = (),
+    keep: KeptCalibration | None = None,
 ) -> Iterator[tuple[str, InputStatistics]]:
     """Layers with the statistics of their inputs, in as many passes over the images as memory asks for.
 
@@ -202,12 +221,17 @@ def observed_layers(
         seed: Of the prompts.
         max_gram_bytes: Memory for Gram matrices.
         progress: Show progress bars.
+        without: Layers that are not needed any more; the others' passes are the same.
+        keep: Where an interrupted pass is kept.
 
     Yields:
         Name and statistics.
     """
     chunks = list(in_chunks(layers, max_gram_bytes))
     for k, chunk in enumerate(chunks):
+        wanted = [name for name in chunk if name not in without]
+        if not wanted:
+            continue
         part = f" {k + 1}/{len(chunks)}" if len(chunks) > 1 else ""
         observers = observe_inputs(
             model,
@@ -216,8 +240,10 @@ def observed_layers(
             batch_size=batch_size,
             seed=seed,
             progress=f"observing{part}" if progress else None,
+            keep=keep,
+            name=f"observing {k}",
         )
-        for name in tqdm(chunk, desc=f"solving{part}", unit="layer", disable=not progress):
+        for name in tqdm(wanted, desc=f"solving{part}", unit="layer", disable=not progress):
             yield name, observers.pop(name).statistics()
 
 
@@ -229,6 +255,8 @@ def observe_inputs(
     batch_size: int = 1,
     seed: int = 0,
     progress: str | None = None,
+    keep: KeptCalibration | None = None,
+    name: str = "observing",
 ) -> dict[str, VRCObserver]:
     """What the inputs of ``layers`` are while ``model`` runs on ``images``.
 
@@ -240,6 +268,8 @@ def observe_inputs(
         batch_size: Images per forward pass.
         seed: Of the prompts.
         progress: Title of a progress bar.
+        keep: Where an interrupted pass is kept.
+        name: What tells the pass from others there.
 
     Returns:
         One observer per layer, summed over all data-parallel ranks. Of a layer's inputs, those that are more than 8
@@ -247,23 +277,37 @@ def observe_inputs(
     """
     observers: dict[str, VRCObserver] = {}
     hooks = []
-    for name, layer in layers.items():
-        observers[name] = make_observer(name, cast(Tensor, layer.weight), len(images), batch_size)
-        hooks.append(layer.register_forward_pre_hook(feed(observers[name])))
+    for path, layer in layers.items():
+        observers[path] = make_observer(path, cast(Tensor, layer.weight), len(images), batch_size)
+        hooks.append(layer.register_forward_pre_hook(feed(observers[path])))
+    over = Pass() if keep is None else _kept_pass(keep, name, model, observers)
     try:
-        if all(is_inside(name, _IMAGE_ENCODER) for name in layers):
-            batches = images.batches(model, batch_size, progress)
+        if all(is_inside(path, _IMAGE_ENCODER) for path in layers):
+            batches = images.batches(model, batch_size, progress, over.done)
             with inference(model):
-                for batch in batches:
+                for done, batch in enumerate(batches, over.done + 1):
                     model.get_submodule(_IMAGE_ENCODER)(batch)
+                    over.after(done, None)
         else:
-            exercise(model, images, batch_size=batch_size, seed=seed, progress=progress)
+            exercise(model, images, batch_size=batch_size, seed=seed, progress=progress, over=over)
     finally:
         for hook in hooks:
             hook.remove()
     for observer in observers.values():
         observer.synchronize()
     return observers
+
+
+def _kept_pass(keep: KeptCalibration, name: str, model: nn.Module, observers: Mapping[str, VRCObserver]) -> Pass:
+    device = next(model.parameters()).device
+
+    def load(state: Mapping[str, Any]) -> None:
+        for path, observer in observers.items():
+            # The observers of layers that are solved are gone.
+            if path in state:
+                observer.go_on(state[path], device)
+
+    return keep.over(name, lambda: {path: observer.progress() for path, observer in observers.items()}, load)
 
 
 def make_observer(name: str, weight: Tensor, inputs: int, batch_size: int = 1) -> VRCObserver:

@@ -11,6 +11,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from .images import CalibrationImages
+from .kept import Pass
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def exercise(
     seed: int = 0,
     boxes: Sequence[Tensor] | None = None,
     progress: bool | str | None = None,
+    over: Pass | None = None,
 ) -> list[Tensor]:
     """Segment and track through SAM2's own methods, from random prompts.
 
@@ -48,19 +50,24 @@ def exercise(
         seed: Of the prompts.
         boxes: The box prompts of an earlier run over the same images, to prompt a changed model in the same way.
         progress: True or a title for a progress bar.
+        over: Where an interrupted pass goes on, and who hears of each batch.
 
     Returns:
-        The box prompts of each batch: corners in pixels, [batch, 2, 2].
+        The box prompts of each batch that was run: corners in pixels, [batch, 2, 2].
 
     Raises:
         CalibrationError: Unusable images.
     """
     generator = torch.Generator().manual_seed(seed)
     title = progress if isinstance(progress, str) else "calibrating" if progress else None
+    over = over or Pass()
+    if over.random is not None:
+        generator.set_state(over.random)
     used: list[Tensor] = []
     with inference(model):
-        for batch in images.batches(model, batch_size, title):
-            used.append(_run_batch(model, batch, generator, None if boxes is None else boxes[len(used)]))
+        for done, batch in enumerate(images.batches(model, batch_size, title, over.done), over.done):
+            used.append(_run_batch(model, batch, generator, None if boxes is None else boxes[done]))
+            over.after(done + 1, generator.get_state())
     return used
 
 

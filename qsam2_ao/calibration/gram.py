@@ -219,6 +219,22 @@ class VRCObserver(ObserverBase):
             sample = _gather(F.pad(self.sample, (0, 0, 0, missing)))
             self._keep_first(keys[keys.isfinite()], sample[keys.isfinite()])
 
+    def progress(self) -> dict[str, Any]:
+        """All that was observed so far, in the middle of a pass, as tensors that :meth:`go_on` takes."""
+        return {"buffers": dict(self.state_dict()), "waiting": list(self._waiting)}
+
+    def go_on(self, progress: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from another observer's :meth:`progress`.
+
+        Args:
+            progress: What it gave.
+            device: Where the inputs are.
+        """
+        self.load_state_dict(progress["buffers"])
+        if self.mean.numel():
+            self.to(device)
+        self._waiting = [rows.to(device) for rows in progress["waiting"]]
+
     def calculate_qparams(self, **kwargs: Any) -> None:
         """Not available: this observer calibrates a weight, it has no quantization parameters.
 

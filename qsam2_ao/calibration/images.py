@@ -68,7 +68,9 @@ class CalibrationImages:
         """Number of images."""
         return len(self._items)
 
-    def batches(self, model: nn.Module, batch_size: int = 1, progress: str | None = None) -> Iterator[Tensor]:
+    def batches(
+        self, model: nn.Module, batch_size: int = 1, progress: str | None = None, first: int = 0
+    ) -> Iterator[Tensor]:
         """Yield float32 batches [B, 3, S, S] on the model's device, S its ``image_size``, normalised as SAM2
         does.
 
@@ -76,6 +78,7 @@ class CalibrationImages:
             model: A SAM2 model.
             batch_size: Images per batch.
             progress: Title of a progress bar.
+            first: Number of the first batch that is wanted.
 
         Raises:
             CalibrationError: An image cannot be read, is not RGB, or holds NaN; it is named.
@@ -86,8 +89,9 @@ class CalibrationImages:
         if batch_size < 1:
             raise CalibrationError(f"batch_size must be positive, got {batch_size}")
         device = next(model.parameters()).device
-        with tqdm(total=len(self), desc=progress, unit="image", disable=progress is None) as bar:
-            for start in range(0, len(self), batch_size):
+        begin = min(first * batch_size, len(self))
+        with tqdm(total=len(self), initial=begin, desc=progress, unit="image", disable=progress is None) as bar:
+            for start in range(begin, len(self), batch_size):
                 items = self._items[start : start + batch_size]
                 yield torch.stack([_normalized_tensor(item, size) for item in items]).to(device)
                 bar.update(len(items))

@@ -18,6 +18,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
+from .finetune import finetune
 from .inspect import inspect
 from .quantize import quantize
 from .segment import segment
@@ -27,7 +28,7 @@ from .train import convert, train
 from .vos_inference import vos_inference
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize", "train", "sensitivity", "benchmark")
+_RESUMABLE = ("demo", "quantize", "finetune", "train", "sensitivity", "benchmark")
 _WITH_OUTPUT = ("evaluate",)
 
 
@@ -79,7 +80,20 @@ def _settings(
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-for _command in (demo, quantize, train, convert, sensitivity, evaluate, segment, track, inspect, export, doctor):
+for _command in (
+    demo,
+    quantize,
+    finetune,
+    train,
+    convert,
+    sensitivity,
+    evaluate,
+    segment,
+    track,
+    inspect,
+    export,
+    doctor,
+):
     app.command()(_command)
 app.command("vos-inference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(vos_inference)
 app.add_typer(benchmark, name="benchmark")

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, PRESET_NAMES, Checkpoint, Device, Json, ModelName, data_source, print_json
+from .common import (
+    EMBEDDED,
+    PRESET_NAMES,
+    Checkpoint,
+    Device,
+    Json,
+    ModelName,
+    data_source,
+    is_other_rank,
+    print_json,
+)
+from .training_options import (
+    BF16,
+    EMA,
+    Accumulate,
+    Augment,
+    BatchSize,
+    Frames,
+    Freeze,
+    LogDir,
+    Objects,
+    RangeRate,
+    Rate,
+    TrainData,
+    ValData,
+    ValidateEvery,
+    Workers,
+    refuse_without_steps,
+    training_settings,
+)
 
 
 def quantize(
@@ -39,23 +67,33 @@ def quantize(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on at most so many.")] = 50,
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0 is post-training quantization.")] = 0,
-    train_data: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="A DAVIS folder, or 'embedded' for clips.", show_default=False),
-    ] = None,
     first_last_bits: Annotated[
         int | None,
         typer.Option(min=2, max=8, help="Bits of the first and last layers; usually 8.", show_default=False),
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate of --steps; 1e-4 by default.", show_default=False)
-    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    train_data: TrainData = None,
+    val_data: ValData = None,
+    validate_every: ValidateEvery = None,
+    lr: Rate = None,
+    range_lr: RangeRate = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    bf16: BF16 = False,
+    frames: Frames = None,
+    objects: Objects = None,
+    freeze: Freeze = None,
+    ema: EMA = None,
+    augment: Augment = False,
+    workers: Workers = None,
+    log_dir: LogDir = None,
     checkpoint: Checkpoint = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Calibrate a float model, train it if --steps says so, and pack it. Run again, it goes on where it stopped.
+
+    Under torchrun or srun the processes share the training's batches.
 
     Example: [bold]qsam2 quantize sam2.1-t --checkpoint sam2.1_hiera_tiny.pt --preset w4a8
     --calibration photographs/ --train-data DAVIS/ --steps 500 -o tiny-w4a8.safetensors[/bold]
@@ -68,15 +106,27 @@ def quantize(
 
     if preset is not None and preset not in PRESETS:
         raise QConfigError(unknown_name("preset", preset, PRESETS))
+    given = {
+        "validate_every": validate_every,
+        "lr": lr,
+        "range_lr": range_lr,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "bf16": bf16,
+        "frames": frames,
+        "objects": objects,
+        "freeze": freeze,
+        "ema": ema,
+        "augment": augment,
+        "workers": workers,
+    }
     if not steps:
-        for option, given in (("--train-data", train_data), ("--lr", lr)):
-            if given is not None:
-                raise QConfigError(f"{option} is for training: give --steps, or leave it out")
-    lr = 1e-4 if lr is None else lr
+        refuse_without_steps({"train_data": train_data, "val_data": val_data, **given, "log_dir": log_dir})
+    training = training_settings(steps, given) if steps else None
     if bits_file is None:
         if activation_bits is not None:
             raise QConfigError("--activation-bits goes with --bits-file; a preset says the bits of the inputs itself")
-        job = QuantizationJob(preset or "w4a8", images, steps, lr, seed, first_last_bits)
+        job = QuantizationJob(preset or "w4a8", images, training, seed, first_last_bits)
     else:
         if preset is not None or first_last_bits is not None:
             raise QConfigError("--bits-file says the bits of every weight: leave --preset and --first-last-bits out")
@@ -84,19 +134,23 @@ def quantize(
         if 8 < activation_bits < 16:
             raise QConfigError(f"--activation-bits {activation_bits}: inputs have 4 to 8 bits, or 16 for float")
         inputs = None if activation_bits == 16 else activation_bits
-        job = QuantizationJob.mixed(Assignment.load(bits_file), inputs, images=images, steps=steps, lr=lr, seed=seed)
+        job = QuantizationJob.mixed(Assignment.load(bits_file), inputs, images=images, training=training, seed=seed)
     quantized = quantize_to_file(
         model,
         job,
         output,
         calibration=data_source("--calibration", calibration, model),
         train_data=data_source("--train-data", train_data, model) if steps else EMBEDDED,
+        val_data=None if val_data is None else data_source("--val-data", val_data, model),
         checkpoint=checkpoint,
         device=device,
+        log_dir=log_dir,
     )
+    if is_other_rank():
+        return
     size = model_size(quantized)
     if as_json:
-        print_json({"file": str(output), "file_bytes": file_size(output), **asdict(job), "size": size.to_dict()})
+        print_json({"file": str(output), "file_bytes": file_size(output), **job.recorded, "size": size.to_dict()})
         return
     typer.echo(
         f"wrote {output}: {human_bytes(file_size(output))}, {size.compression:.1f} times smaller than bfloat16 "

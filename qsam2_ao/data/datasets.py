@@ -25,6 +25,7 @@ from .formats import (
     youtube_vos,
 )
 from .formats.base import Dataset
+from .formats.records import read_names
 
 #: Splits that mean the same.
 _CALLED = ({"val", "valid", "validation"}, {"train", "training"}, {"test", "testing"})
@@ -63,7 +64,7 @@ def open_dataset(
     format: str = "auto",
     *,
     split: str | None = None,
-    sequences: Sequence[str] | None = None,
+    sequences: Sequence[str] | str | os.PathLike[str] | None = None,
     default_split: str | None = None,
 ) -> Dataset:
     """Open a data set. Only lists are read; files are, when they are asked for.
@@ -73,7 +74,7 @@ def open_dataset(
         format: The layout, one of :data:`FORMATS`; "auto" finds it.
         split: Such as "train" or "val", as the data set calls it ("val" and "valid" are the same); "all" for every
             video that has annotations.
-        sequences: Only these videos, in this order.
+        sequences: Only these videos, in this order: their names, or a file that lists them as DAVIS and SA-V do.
         default_split: The split to take where the data set has splits and ``split`` does not say.
 
     Returns:
@@ -94,7 +95,9 @@ def open_dataset(
         raise DataError(f"{root}: no such file or folder")
     layout = _layout(root, format)
     found = layout.open_split(root, _choose(root, layout, split, default_split))
-    return found if sequences is None else found.select(sequences)
+    if sequences is None:
+        return found
+    return found.select(read_names(Path(sequences)) if isinstance(sequences, (str, os.PathLike)) else sequences)
 
 
 def _layout(root: Path, format: str) -> Format:
@@ -121,7 +124,9 @@ def _choose(root: Path, layout: Format, split: str | None, default: str | None) 
             raise DataError(f'{root} has the splits {", ".join(known)}; choose one of them, or "all"')
         return None
     names = [wanted, *(other for group in _CALLED if wanted in group for other in sorted(group - {wanted}))]
-    for name in names:
+    # COCO's have the year behind them.
+    years = [name for name in known if name.rstrip("0123456789") in names]
+    for name in (*names, *(years if len(years) == 1 else ())):
         if name in known:
             return name
     if not known:

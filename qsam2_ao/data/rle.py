@@ -75,7 +75,8 @@ def decode_rle(rle: Mapping[str, object]) -> NDArray[np.bool_]:
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"the counts of a mask in COCO's run lengths cannot be read ({error})") from error
     height, width = size
-    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+    # Each is compared too, since sums of huge ones overflow.
+    if runs.ndim != 1 or ((runs < 0) | (runs > height * width)).any() or int(runs.sum()) != height * width:
         raise DataError(f"the runs of a mask in COCO's run lengths do not fill its {height} x {width} pixels")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.formats.yolo import fill_polygon
+from ..data.formats.yolo import read_polygons as polygons_of_file
 from ..data.pictures import read_rgb
 from ..data.real.pictures import list_files
 from ..errors import DataError
-from ..optional import needed
 from .image import ImageSample
 
 
@@ -34,7 +35,6 @@ def read_polygons(
     Example:
         >>> samples = read_polygons("realdata/validation/coco128", count=40, per_image=4)
     """
-    cv2 = needed("cv2")
     rng = np.random.default_rng(seed)
     root = Path(folder)
     samples: list[ImageSample] = []
@@ -47,20 +47,8 @@ def read_polygons(
         if not label.is_file():
             continue
         image = read_rgb(path)
-        scale = np.array([image.shape[1], image.shape[0]])
-        masks = []
-        for number, line in enumerate(_lines(label), 1):
-            try:
-                corners = np.array(line.split()[1:], np.float64).reshape(-1, 2)
-            except ValueError as error:
-                raise DataError(f"{label}, line {number} is not a class and pairs of coordinates") from error
-            # Shares of the picture's sides; those of corners beyond its edge are a little less or more.
-            if len(corners) < 3 or not bool((np.abs(corners) < 2).all()):
-                raise DataError(f"{label}, line {number} is no polygon: it needs 3 corners, in shares of 0 to 1")
-            mask = np.zeros(image.shape[:2], np.uint8)
-            cv2.fillPoly(mask, [np.round(corners * scale).astype(np.int32)], 1)
-            if mask.sum() >= 16:
-                masks.append(mask.astype(bool))
+        masks = [fill_polygon(corners, image.shape[:2]) for corners in polygons_of_file(label).values()]
+        masks = [mask for mask in masks if np.count_nonzero(mask) >= 16]
         if per_image is not None:
             masks = [masks[i] for i in sorted(rng.permutation(len(masks))[:per_image])]
         if masks:
@@ -68,10 +56,3 @@ def read_polygons(
     if not samples:
         raise DataError(f"{root} has no photograph with an object")
     return samples
-
-
-def _lines(label: Path) -> list[str]:
-    try:
-        return label.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{label} cannot be read as text ({error})") from error

@@ -109,6 +109,11 @@ class QuantizerBase(FakeQuantizeBase):
             merged = merge_across_ranks(stats, x.numel()) if world_size() > 1 else stats
             self._start_from_sample(merged, even_sample(x))
 
+    @property
+    def collected(self) -> CalibrationSample | None:
+        """What :meth:`calibrating` has collected so far; None outside of its block."""
+        return self._calibration
+
     @contextmanager
     def calibrating(self) -> Iterator[None]:
         """Collect an activation's statistics in any mode, passing it through; start the range at the end.

@@ -166,10 +166,11 @@ class LSCTraining(LSCRange):
     def _gradient_factor(self, clip: ClipRange | ScalarRange, elements: int, learning: bool) -> Any:
         """d scale / d log_alpha with LSQ's gradient scale: what log_alpha's gradient is multiplied by.
 
-        A frozen range gets a zero gradient rather than none, for DDP's sake.
+        A frozen range gets a zero gradient rather than none, for DDP's sake. Ranks that share a batch count its
+        elements together, as one process would.
         """
         log_alpha = self.log_alpha
-        sharing = elements / log_alpha.numel()
+        sharing = elements / log_alpha.numel() * (1 if self.is_weight else world_size())
         share = float(learning) / math.sqrt(sharing * self._settings.quant_max)
         if isinstance(clip, ScalarRange):
             return clip.scale_per_alpha * share * self._alpha_number()

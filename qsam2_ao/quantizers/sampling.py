@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,6 +32,21 @@ class CalibrationSample:
         self.samples.append(even_sample(x))
         if sum(sample.numel() for sample in self.samples) > _SAMPLES:
             self.samples = [sample[::2] for sample in self.samples]
+
+    def progress(self) -> dict[str, Any]:
+        """All that was seen so far, as plain values and tensors that :meth:`go_on` takes."""
+        return {"stats": [tuple(stats) for stats in self.stats], "counts": self.counts, "samples": self.samples}
+
+    def go_on(self, progress: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from another one's :meth:`progress`.
+
+        Args:
+            progress: What it gave.
+            device: Where the activations are.
+        """
+        self.stats = [RangeStats(*(value.to(device) for value in stats)) for stats in progress["stats"]]
+        self.counts = list(progress["counts"])
+        self.samples = [sample.to(device) for sample in progress["samples"]]
 
     def statistics(self, device: torch.device | None = None) -> RangeStats | None:
         """Statistics of everything seen, on all data-parallel ranks; shape [1] each, None if nothing was.

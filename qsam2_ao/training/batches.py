@@ -54,11 +54,13 @@ class RawBatch:
         frames: uint8 ``[frames, videos, height, width, 3]``.
         masks: uint8 ``[frames, videos, height, width]``, instance ids.
         objects: int64 ``[objects, 2]``: the video and the id in it.
+        first: Number of the first video in the whole step's batch, of which this may be a part.
     """
 
     frames: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     objects: NDArray[np.int64]
+    first: int = 0
 
 
 def to_datapoint(raw: RawBatch, device: torch.device | str = "cpu") -> BatchedVideoDatapoint:
@@ -87,7 +89,7 @@ def to_datapoint(raw: RawBatch, device: torch.device | str = "cpu") -> BatchedVi
     ids = torch.from_numpy(raw.masks).to(device)[:, objects[:, 0]]
     video = objects[:, 0].expand(num_frames, -1)
     frame = torch.arange(num_frames, device=device)[:, None].expand_as(video)
-    identifiers = torch.stack([video, objects[:, 1].expand(num_frames, -1), frame], dim=-1)
+    identifiers = torch.stack([video + raw.first, objects[:, 1].expand(num_frames, -1), frame], dim=-1)
     sizes = torch.tensor([height, width], device=device).expand(num_frames, len(objects), 2)
     return BatchedVideoDatapoint(
         img_batch=(frames - mean) / std,
@@ -124,6 +126,23 @@ def split_frames(raw: RawBatch, objects: int, rng: np.random.Generator) -> RawBa
         area[0] = 0
         chosen += [(image, identity) for identity in rng.permutation(np.nonzero(area > smallest)[0])[:objects]]
     return RawBatch(frames, masks, np.array(chosen, np.int64).reshape(-1, 2))
+
+
+def join_batches(parts: list[RawBatch], first: int = 0) -> RawBatch:
+    """Batches of clips of equal length and size side by side.
+
+    Args:
+        parts: The batches.
+        first: Number of the first video in the whole step's batch.
+    """
+    before = np.cumsum([0, *(part.frames.shape[1] for part in parts[:-1])])
+    objects = [part.objects + np.array([count, 0]) for part, count in zip(parts, before, strict=True)]
+    return RawBatch(
+        np.concatenate([part.frames for part in parts], 1),
+        np.concatenate([part.masks for part in parts], 1),
+        np.concatenate(objects),
+        first,
+    )
 
 
 class ProceduralBatches(Dataset[RawBatch]):
@@ -196,7 +215,7 @@ def stream_of(
             batch_size=None,
             sampler=range(first, steps),
             num_workers=workers,
-            prefetch_factor=16 if workers else None,
+            prefetch_factor=4 if workers else None,
             # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
             multiprocessing_context="spawn" if workers else None,
             collate_fn=_unchanged,

@@ -1,48 +1,162 @@
-"""Training batches out of a DAVIS-style folder."""
+"""Training batches out of short random clips: of data sets, or procedural ones.
+
+What kind of batch a step has (clips, or their frames alone as images) is drawn from (seed, step). What is in a clip is
+drawn from (seed, step, slot), its place in the whole step's batch: however the batch is dealt out to processes and
+parts, it holds the same clips.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch.utils.data import Dataset
 from training.utils.data_utils import BatchedVideoDatapoint
 
-from ..data.davis import DavisSequence
-from ..data.masks import VOID
-from ..data.procedural import Sequence
+from ..data.clips import DatasetClips
+from ..data.mixture import Mixture
+from ..data.procedural import Sequence, generate_sequence
 from ..errors import DataError
-from ..training.batches import RawBatch, split_frames, stack_sequences, to_datapoint
+from .augmentation import augmented
+from .batches import RawBatch, join_batches, split_frames, stack_sequences, stream_of
 
 _ATTEMPTS = 50
 #: Every so often the frames of a clip stand alone, so that training on clips does not unlearn prompted images.
 _IMAGE_SHARE = 0.4
 
 
-#: With fewer videos all are trained on, and judged by other clips of the same.
-_FEWEST_TO_HOLD_OUT = 5
+class Clips(Protocol):
+    """Where clips are drawn from. It can be sent to the processes that read."""
+
+    def longest(self, frames: int) -> int:
+        """How many frames clips have that should have ``frames``."""
+
+    def draw(self, frames: int, rng: np.random.Generator) -> Sequence:
+        """A random clip of so many frames in the model's size; its objects are those that the first frame shows."""
+
+    def name(self) -> str:
+        """What it is, for errors."""
 
 
-def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[DavisSequence]]:
-    """Every tenth video, at least one, set aside to judge a training by.
+@dataclass(frozen=True)
+class ProceduralClips:
+    """Clips of procedural videos.
 
     Args:
-        sequences: The videos. Of fewer than five none can be spared: both lists then hold all of them.
-
-    Returns:
-        Those to train on, and those to judge by.
-
-    Example:
-        >>> trained, held = hold_out(read_davis("DAVIS"))
+        size: Side of the frames in pixels.
+        seed: Of the videos.
     """
-    if len(sequences) < _FEWEST_TO_HOLD_OUT:
-        return sequences, sequences
-    return [s for i, s in enumerate(sequences) if i % 10 != 4], sequences[4::10]
+
+    size: int
+    seed: int
+
+    def longest(self, frames: int) -> int:
+        """Any number."""
+        return frames
+
+    def draw(self, frames: int, rng: np.random.Generator) -> Sequence:
+        """A clip, sometimes at several times its speed."""
+        return generate_sequence(
+            "train",
+            int(rng.integers(2**31)),
+            size=(self.size, self.size),
+            num_frames=frames,
+            stride=int(rng.choice([1, 1, 1, 2, 6])),
+            seed=self.seed,
+        )
+
+    def name(self) -> str:
+        """That they are procedural."""
+        return "procedural videos"
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A process's part of every step's batch.
+
+    Attributes:
+        clips: How many go through the model at once.
+        accumulate: How many parts of a step come one after the other.
+        rank: This process's number.
+        ranks: How many there are.
+    """
+
+    clips: int = 1
+    accumulate: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    def slots(self, part: int) -> range:
+        """The places in the step's batch that a part of this process has."""
+        first = (part * self.ranks + self.rank) * self.clips
+        return range(first, first + self.clips)
+
+
+class ClipBatches(Dataset[RawBatch]):
+    """The batches of every step of a training, by ``step * accumulate + part``.
+
+    Args:
+        source: Where clips come from.
+        frames: Frames of a clip, at most.
+        objects: Objects of a clip, at most, each visible on its first frame (on each frame that stands alone).
+        seed: Another value is another stream of batches.
+        dealt: This process's part of them.
+        augment: Mirror, crop and recolour.
+    """
+
+    def __init__(
+        self,
+        source: Clips,
+        *,
+        frames: int = 4,
+        objects: int = 3,
+        seed: int = 0,
+        dealt: Dealt | None = None,
+        augment: bool = False,
+    ) -> None:
+        self.source, self.frames, self.objects, self.seed = source, source.longest(frames), objects, seed
+        self.dealt, self.augment = dealt or Dealt(), augment
+
+    def __getitem__(self, index: int) -> RawBatch:
+        """A batch before normalisation.
+
+        Raises:
+            DataError: A file cannot be used, or no clip with a visible object is found.
+        """
+        step, part = divmod(index, self.dealt.accumulate)
+        alone = bool(np.random.default_rng((self.seed, step)).random() < _IMAGE_SHARE)
+        slots = self.dealt.slots(part)
+        clips = [self._draw(alone, np.random.default_rng((self.seed, step, slot))) for slot in slots]
+        return join_batches(clips, slots[0] * (self.frames if alone else 1))
+
+    def _draw(self, alone: bool, rng: np.random.Generator) -> RawBatch:
+        for _ in range(_ATTEMPTS):
+            clip = self.source.draw(self.frames, rng)
+            if self.augment:
+                frames, masks = augmented(clip.frames, clip.masks, rng)
+                clip = Sequence(frames, masks, visible(masks), clip.name)
+            raw = stack_sequences([clip], self.objects, rng)
+            if alone:
+                raw = split_frames(raw, self.objects, rng)
+            if len(raw.objects):
+                return raw
+        raise DataError(
+            f"no clip with a visible object in {_ATTEMPTS} tries; are the masks of {self.source.name()} empty?"
+        )
+
+    def stream(
+        self, steps: int, *, device: torch.device | str = "cpu", workers: int = 0
+    ) -> Callable[[int], Iterator[BatchedVideoDatapoint]]:
+        """The batches as :func:`qsam2_ao.training.loop.train` takes them; see ``ProceduralBatches.stream``."""
+        return stream_of(self, steps * self.dealt.accumulate, device=device, workers=workers)
 
 
 def clip_batches(
-    sequences: list[DavisSequence],
+    mixture: Mixture,
     size: int,
     steps: int,
     *,
@@ -54,7 +168,7 @@ def clip_batches(
     """Short random clips of one video each, resized to the model's input.
 
     Args:
-        sequences: The videos.
+        mixture: The videos.
         size: Side of the model's square input in pixels.
         steps: Where the stream ends.
         frames: At most so many frames of a clip.
@@ -69,45 +183,13 @@ def clip_batches(
         DataError: While it runs: a file cannot be used, or no clip with a visible object is found.
 
     Example:
-        >>> batches = clip_batches(read_davis("DAVIS"), model.image_size, 100)
+        >>> batches = clip_batches(Mixture.open("DAVIS"), model.image_size, 100)
         >>> result = train_qat(prepared, steps=1, batches=batches)
     """
-
-    def start(first: int) -> Iterator[BatchedVideoDatapoint]:
-        for step in range(first, steps):
-            yield to_datapoint(_draw(sequences, size, frames, objects, np.random.default_rng((seed, step))), device)
-
-    return start
+    batches = ClipBatches(DatasetClips(mixture, size), frames=frames, objects=objects, seed=seed)
+    return batches.stream(steps, device=device)
 
 
-def _draw(sequences: list[DavisSequence], size: int, frames: int, objects: int, rng: np.random.Generator) -> RawBatch:
-    alone = rng.random() < _IMAGE_SHARE
-    for _ in range(_ATTEMPTS):
-        clip = _clip(sequences[int(rng.integers(len(sequences)))], size, frames, rng)
-        raw = stack_sequences([clip], objects, rng)
-        if alone:
-            raw = split_frames(raw, objects, rng)
-        if len(raw.objects):
-            return raw
-    raise DataError(
-        f"no clip with a visible object in {_ATTEMPTS} tries; are the masks of {sequences[0].name} and the other "
-        f"{len(sequences) - 1} sequences empty?"
-    )
-
-
-def _clip(sequence: DavisSequence, size: int, frames: int, rng: np.random.Generator) -> Sequence:
-    """Some annotated frames in the order of time; its objects are those that the first one shows."""
-    annotated = sequence.masks.present
-    length = min(frames, len(annotated))
-    first = int(rng.integers(len(annotated) - length + 1))
-    times = annotated[first : first + length]
-    pictures = np.stack([_resize(sequence.frames[t], size, Image.Resampling.BILINEAR) for t in times])
-    masks = np.stack([_resize(sequence.masks[t], size, Image.Resampling.NEAREST) for t in times])
-    masks[masks == VOID] = 0  # SAM2's losses have no pixels that do not count
-    visible = tuple(int(i) for i in np.unique(masks[0]) if i)
-    return Sequence(pictures, masks, visible, sequence.name)
-
-
-def _resize(picture: NDArray[np.uint8] | None, size: int, how: Image.Resampling) -> NDArray[np.uint8]:
-    assert picture is not None
-    return np.asarray(Image.fromarray(picture).resize((size, size), how))
+def visible(masks: NDArray[np.uint8]) -> tuple[int, ...]:
+    """The ids of the objects that a clip's first frame shows."""
+    return tuple(int(i) for i in np.unique(masks[0]) if i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..models.config import as_class
+from ..quantizers.statistics import world_size
+from ..ranks import bare, mean_over_ranks
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 
 
@@ -78,10 +80,12 @@ class Distillation:
         # A choice between masks that SAM2 makes in eval mode alone would have the student learn from another one.
         self.teacher.sam_mask_decoder.dynamic_multimask_via_stability = False
         self.weights, self.own = weights, SAM2Loss()
+        self.terms: dict[str, Tensor] = {}
+        """The terms of the last loss, before they are weighted: those of SAM2's own, and of the distillation."""
 
     def forward(self, model: nn.Module, batch: BatchedVideoDatapoint) -> tuple[_Seen, _Seen]:
         """What student and teacher compute on a batch."""
-        student: Any = getattr(model, "module", model)
+        student: Any = bare(model)
         if not (self.weights.masks or self.weights.memory):
             seen = _run(model, student, batch)
             with torch.no_grad():
@@ -99,30 +103,39 @@ class Distillation:
         """SAM2's loss and the weighted terms: a scalar."""
         (own, wanted), weights = seen, self.weights
         total = weights.labels * self.own(own.outputs, batch)
+        terms: dict[str, Tensor] = {}
         if weights.features:
-            total = total + weights.features * _distance(own.features, wanted.features)
+            terms["features"] = _distance(own.features, wanted.features)
         if weights.memory:
-            total = total + weights.memory * _distance(own.memories, wanted.memories)
+            terms["memory"] = _distance(own.memories, wanted.memories)
         if weights.masks:
-            terms = [
-                F.binary_cross_entropy_with_logits(logits.float(), target.float().sigmoid())
+            entropies = [
+                _mean(F.binary_cross_entropy_with_logits(logits.float(), target.float().sigmoid(), reduction="none"))
                 for logits, target in zip(own.logits, wanted.logits, strict=True)
             ]
-            total = total + weights.masks * torch.stack(terms).mean()
+            terms["masks"] = torch.stack(entropies).mean()
+        for name, term in terms.items():
+            total = total + getattr(weights, name) * term
+        self.terms = {**self.own.terms, **{f"distilled_{name}": term.detach() for name, term in terms.items()}}
         return total
 
 
 def _run(model: nn.Module, settings: Any, batch: BatchedVideoDatapoint) -> _Seen:
-    seen = _Seen()
+    features: list[Tensor] = []
+    pointers: list[Tensor] = []
     with ExitStack() as stack:
-        stack.enter_context(_listening(settings.image_encoder, lambda out: seen.features.extend(out["backbone_fpn"])))
-        stack.enter_context(_listening(settings.obj_ptr_proj, seen.pointers.append))
-        seen.outputs = prompted_forward(model, batch)
-    return seen
+        stack.enter_context(_listening(settings.image_encoder, lambda out: features.extend(out["backbone_fpn"])))
+        stack.enter_context(_listening(settings.obj_ptr_proj, pointers.append))
+        # As results of the model: DistributedDataParallel waits for the gradients of what its results depend on.
+        stack.enter_context(_listening(settings, lambda out: (out, features, pointers)))
+        result: Any = prompted_forward(model, batch)
+    outputs, features, pointers = result
+    return _Seen(features, pointers, outputs)
 
 
 @contextmanager
-def _listening(module: nn.Module, hear: Any) -> Iterator[None]:
+def _listening(module: nn.Module, hear: Callable[[Any], Any]) -> Iterator[None]:
+    """Hand a module's results to a function; what it returns, if anything, takes their place."""
     handle = module.register_forward_hook(lambda *call: hear(call[-1]))
     try:
         yield
@@ -133,6 +146,25 @@ def _listening(module: nn.Module, hear: Any) -> Iterator[None]:
 def _distance(own: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """Mean over tensors of the squared distance relative to the target's variance."""
     terms = [
-        F.mse_loss(a.float(), b.float()) / b.float().var().clamp(min=1e-8) for a, b in zip(own, wanted, strict=True)
+        _mean(F.mse_loss(a.float(), b.float(), reduction="none")) / _variance(b.float()).clamp(min=1e-8)
+        for a, b in zip(own, wanted, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, such that the mean over data-parallel ranks is that of all their values, however many each has."""
+    if world_size() == 1:
+        return values.mean()
+    return values.sum() / mean_over_ranks(torch.tensor(float(values.numel()), device=values.device))
+
+
+def _variance(values: Tensor) -> Tensor:
+    """The variance, over all data-parallel ranks."""
+    if world_size() == 1:
+        return values.var()
+    exact = values.double()
+    count = torch.tensor(float(values.numel()), device=values.device, dtype=torch.float64)
+    count, total, squares = mean_over_ranks(torch.stack([count, exact.sum(), exact.square().sum()]))
+    everything = count * world_size()
+    return ((squares - total.square() / count) * world_size() / (everything - 1)).float()

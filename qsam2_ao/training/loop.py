@@ -10,17 +10,21 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import DataError, NonFiniteError
 from ..interrupts import interrupts_between_steps
+from ..ranks import bare, mean_over_ranks, rank
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
@@ -43,6 +47,7 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,
     weight_decay: float = 0.01,
     warmup: int = 0,
+    accumulate: int = 1,
     clip: float | None = 1.0,
     ema: float | None = None,
     seed: int = 0,
@@ -53,14 +58,17 @@ def train(
     checkpoint_minutes: float | None = 5.0,
     schedule: Callable[[int], float] | None = None,
     on_step: Callable[[TrainResult], None] | None = None,
+    on_resume: Callable[[TrainResult], None] | None = None,
     progress: bool = True,
     description: str = "train",
 ) -> TrainResult:
     """Train a model in place, with a linear warm-up and a cosine decay to zero.
 
     Args:
-        model: Any module; it is left in the mode (train or eval) in which it came.
-        batches: Called with the number of the first step to do (not 0 after a resume); gives the batches from
+        model: Any module; it is left in the mode (train or eval) in which it came. In DistributedDataParallel, every
+            rank calls this alike with its own part of the batches, and the first one writes the checkpoints, which all
+            ranks read: on several machines they are in a folder that these share.
+        batches: Called with the number of the first batch that is needed (not 0 after a resume); gives the batches from
             there on.
         loss: From the model's output and the batch to a scalar.
         steps: The number of steps of the whole training.
@@ -68,6 +76,7 @@ def train(
         optimizer: Another optimizer over the model's parameters; each group's own learning rate is its peak.
         weight_decay: Of the default AdamW, for parameters of two or more dimensions.
         warmup: Steps until the peak.
+        accumulate: Batches in a step; its gradient is the mean of theirs.
         clip: Largest norm of the gradient; None doesn't limit it.
         ema: Decay of a running average of the model's state (0.999 averages about 1000 steps; less at the
             start); None keeps none.
@@ -81,6 +90,8 @@ def train(
         schedule: From a step to its learning rate as a fraction of the peak, instead of warm-up and cosine. A
             training with one may be resumed with another number of steps.
         on_step: Called after every step with the result so far.
+        on_resume: Called once with what a checkpoint has, before the next step: the run that wrote it may have ended
+            before ``on_step`` had.
         progress: Whether to show a bar with the loss and the remaining time.
         description: The bar's title.
 
@@ -111,29 +122,31 @@ def train(
     if optimizer is None:
         optimizer = _adamw(model, lr, weight_decay)
     training = _Training(model, optimizer, loss, forward, seed=seed, clip=clip, ema=ema, autocast=autocast)
-    result = training.result
+    result, inner = training.result, bare(model)
     settings = {"steps": steps if schedule is None else None, "seed": seed, "ema": ema}
+    if accumulate != 1:
+        settings["accumulate"] = accumulate
     if checkpoint is not None and Path(checkpoint).exists():
-        load_checkpoint(Path(checkpoint), model, optimizer, result, settings)
+        load_checkpoint(Path(checkpoint), inner, optimizer, result, settings)
+        if on_resume is not None:
+            on_resume(result)
     saved, saved_at = result.step, time.monotonic()
     # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
-    main = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-        torch.distributed.get_rank() == 0
-    )
+    main = rank() == 0
 
     def save() -> None:
         nonlocal saved, saved_at
         if saved != result.step:
             with naming_step(result.step):
-                check_ranges(model)
+                check_ranges(inner)
         if checkpoint is not None and main and saved != result.step:
-            save_checkpoint(Path(checkpoint), model, optimizer, result, settings)
+            save_checkpoint(Path(checkpoint), inner, optimizer, result, settings)
             saved, saved_at = result.step, time.monotonic()
 
     mode = model.training
     model.train()
     bar = tqdm(total=steps, initial=result.step, desc=description, disable=not (progress and main), dynamic_ncols=True)
-    stream = iter(batches(result.step) if result.step < steps else ())
+    stream = iter(batches(result.step * accumulate) if result.step < steps else ())
     try:
         with (
             bar,
@@ -143,11 +156,12 @@ def train(
         ):
             while result.step < steps:
                 with interruptible():
-                    batch = next(stream, None)
-                if batch is None:
-                    raise DataError(f"the batches ended after step {result.step} of {steps}; give as many as steps")
+                    parts = list(islice(stream, accumulate))
+                if len(parts) < accumulate:
+                    wanted = "as many as steps" if accumulate == 1 else f"{accumulate} for each step"
+                    raise DataError(f"the batches ended after step {result.step} of {steps}; give {wanted}")
                 rate = warmup_and_cosine(result.step, steps, warmup) if schedule is None else schedule(result.step)
-                training.step(batch, rate)
+                training.step(parts, rate)
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
@@ -193,33 +207,51 @@ class _Training(Generic[Batch, Output]):
         ema: float | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self.result = TrainResult(average=None if ema is None else copy_state(model.state_dict()))
+        self._bare = bare(model)
+        self.result = TrainResult(average=None if ema is None else copy_state(self._bare.state_dict()))
         self._model, self._optimizer, self._loss = model, optimizer, loss
         self._forward = forward if forward is not None else lambda module, batch: module(batch)
         self._seed, self._clip, self._ema, self._autocast = seed, clip, ema, autocast
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
-    def step(self, batch: Batch, factor: float) -> None:
-        """Forward, backward and update, at a fraction of the peak learning rates."""
-        model, result = self._model, self.result
+    def step(self, parts: Sequence[Batch], factor: float) -> None:
+        """Forward and backward of every part, and an update at a fraction of the peak learning rates."""
+        result = self.result
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
-        with randomness_of_step(model, self._seed, result.step), naming_step(result.step):
-            with autocast_to(model, self._autocast):
-                value = self._loss(self._forward(model, batch), batch)
-            number = float(value.detach())
-            if not math.isfinite(number):
-                raise NonFiniteError(
-                    f"the loss is {number}; {name_culprit(model)}; lower the learning rate or check the data"
-                )
-            self._optimizer.zero_grad(set_to_none=True)
-            value.backward()
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(batch, number, len(parts)) for number, batch in enumerate(parts)]
         if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+            result.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self._optimizer.step()
         result.step += 1
-        result.losses.append(number)
+        result.losses.append(sum(losses) / len(losses))
         if result.average is not None and self._ema is not None:
             decay = min(self._ema, (result.step + 1) / (result.step + 10))
-            move_average(result.average, model.state_dict(), decay)
+            move_average(result.average, self._bare.state_dict(), decay)
+
+    def _backward(self, batch: Batch, number: int, count: int) -> float:
+        """Add a part's gradient, and give its loss, which is the mean over the ranks of a data-parallel model."""
+        model, step = self._model, self.result.step
+        with (
+            randomness_of_step(model, self._seed, step, number),
+            naming_step(step),
+            _without_exchange(model, number < count - 1),
+        ):
+            with autocast_to(model, self._autocast):
+                value = self._loss(self._forward(model, batch), batch)
+            # All ranks hear of a loss that is not finite, and none waits for another that has given up.
+            mean = mean_over_ranks(value) if isinstance(model, DistributedDataParallel) else value.detach()
+            loss = float(mean)
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss is {loss}; {name_culprit(model)}; lower the learning rate or check the data"
+                )
+            (value / count).backward()
+        return loss
+
+
+def _without_exchange(model: Any, yes: bool) -> AbstractContextManager[Any]:
+    """Only a step's last part has the ranks exchange their gradients."""
+    return model.no_sync() if yes and isinstance(model, DistributedDataParallel) else nullcontext()

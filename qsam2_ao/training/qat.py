@@ -1,28 +1,30 @@
-"""Quantization-aware training of a prepared model on the procedural clips, with SAM2's own losses.
+"""Quantization-aware training of a prepared model with SAM2's own losses, and fine-tuning of a float one.
 
-It is :func:`qsam2_ao.training.loop.train` with the batches, losses and prompts of the float training; for
-data of your own, call the loop yourself or use SAM2's trainer.
+It is :func:`qsam2_ao.training.loop.train` with the losses and prompts of the float training.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
 from ..models.config import as_class
 from ..quantizers import range_parameters
+from ..ranks import bare, rank
 from .batches import BatchKind, ProceduralBatches, Stage
 from .distillation import Distillation, DistillationWeights
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
+from .metrics import MetricsLog
 from .selection import Selection
 
 #: Prompted images and short clips, in the proportion of the float training.
@@ -50,13 +52,16 @@ def train_qat(
     judge_every: int | None = None,
     workers: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a prepared SAM2 in place.
 
     Args:
         prepared: What ``prepare_qsam2`` returned, of any SAM2 class; it keeps its class. Its parameters are
-            trained.
+            trained. It may be inside of DistributedDataParallel: every rank then calls this alike, with its own part of
+            each step's batch, of one kind for all ranks (as many frames of as many videos). A float SAM2 is
+            fine-tuned.
         steps: The number of steps.
         lr: Peak learning rate, of all parameters or of kinds of them.
         seed: Seed of data and prompts.
@@ -68,6 +73,7 @@ def train_qat(
         judge_every: Steps between two judgements by the held-out batches; a tenth of the steps by default.
         workers: Processes that generate videos.
         checkpoint: As for :func:`qsam2_ao.training.loop.train`; the best weights so far are kept beside it.
+        log_dir: A folder for the metrics; see :class:`~qsam2_ao.training.metrics.MetricsLog`.
         options: Further arguments of :func:`qsam2_ao.training.loop.train`, for example ``progress``.
 
     Returns:
@@ -82,49 +88,63 @@ def train_qat(
         >>> len(result.losses)
         1
     """
-    model: Any = as_trainable(prepared)
+    model = as_trainable(prepared)
+    inner: Any = bare(model)
     mode = prepared.training
-    device = next(model.parameters()).device
+    device = next(inner.parameters()).device
     if batches is None:
-        size = (model.image_size, model.image_size)
+        size = (inner.image_size, inner.image_size)
         source = ProceduralBatches(QAT_STAGES, size=size, seed=2 * seed + 1)
-        batches = source.stream(steps, device=device, workers=workers)
-    loss: Callable[[Any, BatchedVideoDatapoint], Tensor] = SAM2Loss()
+        batches = source.stream(steps * options.get("accumulate", 1), device=device, workers=workers)
+    own = SAM2Loss()
+    loss: Callable[[Any, BatchedVideoDatapoint], Tensor] = own
     forward: Callable[[nn.Module, BatchedVideoDatapoint], Any] = prompted_forward
+    terms: Callable[[], Mapping[str, Tensor]] = lambda: own.terms  # noqa: E731
     if distill_from is not None:
         distillation = Distillation(distill_from, distill or DistillationWeights())
-        loss, forward = distillation.loss, distillation.forward
+        loss, forward, terms = distillation.loss, distillation.forward, lambda: distillation.terms
     options = {"description": "QAT", "warmup": min(steps // 10, 50), **options}
     if "optimizer" not in options:
-        options["optimizer"] = qat_optimizer(model, lr if isinstance(lr, Rates) else Rates(lr))
+        options["optimizer"] = qat_optimizer(inner, lr if isinstance(lr, Rates) else Rates(lr))
     options["checkpoint"] = checkpoint
+    selection: Selection[BatchedVideoDatapoint, Any] | None = None
+    log: MetricsLog | None = None
     try:
-        if held_out is None:
-            return train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
-        selection = Selection(
-            model,
-            held_out,
-            loss,
-            forward,
-            every=judge_every or max(steps // 10, 1),
-            steps=steps,
-            seed=seed,
-            path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
-        )
-        # Averages over the last fifth of what is done: short enough to have left the start behind.
-        options = {"ema": 1 - 5 / max(steps, 10), **options}
+        if held_out is not None:
+            selection = Selection(
+                inner,
+                held_out,
+                loss,
+                forward,
+                every=judge_every or max(steps // 10, 1),
+                steps=steps,
+                seed=seed,
+                path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
+            )
+            options["on_resume"] = selection
+            # Averages over the last fifth of what is done: short enough to have left the start behind.
+            options["ema"] = options.get("ema") or 1 - 5 / max(steps, 10)
+        if log_dir is not None and rank() == 0:
+            log = MetricsLog(log_dir, inner, options["optimizer"], steps=steps)
         also = options.pop("on_step", None)
 
         def on_step(result: TrainResult) -> None:
-            selection(result)
+            logged = dict(terms()) if log is not None else {}
+            if selection is not None:
+                selection(result)
+            if log is not None:
+                log(result, logged, None if selection is None else selection.best.losses.get(result.step))
             if also is not None:
                 also(result)
 
         result = train(model, batches, loss, steps=steps, seed=seed, forward=forward, on_step=on_step, **options)
-        model.load_state_dict(selection.best.state)
-        result.selected = selection.best
+        if selection is not None:
+            inner.load_state_dict(selection.best.state)
+            result.selected = selection.best
         return result
     finally:
+        if log is not None:
+            log.close()
         prepared.train(mode)
 
 
@@ -166,15 +186,29 @@ def as_trainable(model: nn.Module) -> nn.Module:
     training is.
 
     Args:
-        model: A SAM2 of any class, float or prepared.
+        model: A SAM2 of any class, float or prepared, or one inside of DistributedDataParallel.
 
     Returns:
-        The model itself where it is a ``SAM2Train`` already (its own settings are kept).
+        The model itself where it is a ``SAM2Train`` already (its own settings are kept). Of a model in
+        DistributedDataParallel, the ``SAM2Train`` inside of another one.
 
     Example:
         >>> trainable = as_trainable(model)
     """
-    if isinstance(model, SAM2Train):
+    inner = bare(model)
+    if isinstance(inner, SAM2Train):
         return model
-    trainable: nn.Module = as_class(model, SAM2Train, **TRAIN_OVERRIDES)
-    return trainable
+    trainable: nn.Module = as_class(inner, SAM2Train, **TRAIN_OVERRIDES)
+    return data_parallel(trainable, model.process_group) if isinstance(model, DistributedDataParallel) else trainable
+
+
+def data_parallel(trainable: nn.Module, group: Any = None) -> DistributedDataParallel:
+    """A model whose gradients are the mean over the ranks. Batches of single images use only a part of it.
+
+    Args:
+        trainable: On this rank's device.
+        group: The ranks; all by default.
+    """
+    where = next(trainable.parameters()).device
+    devices = [where] if where.type == "cuda" else None
+    return DistributedDataParallel(trainable, devices, process_group=group, find_unused_parameters=True)

@@ -30,12 +30,14 @@ class TrainResult:
         losses: The loss of every step.
         average: The running average of the model's state, or None where none was kept.
         selected: What held-out batches chose among the averages and the start, or None without such batches.
+        gradient_norm: Of the last step, before it was clipped; None where it is not.
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     average: State | None = None
     selected: Selected | None = None
+    gradient_norm: Tensor | None = None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError
 from ..files import load_torch, save_torch
+from ..quantizers.statistics import world_size
+from ..ranks import rank
 from .resume import State, TrainResult
 from .step import copy_state, randomness_of_step
 
@@ -55,7 +58,8 @@ class Selection(Generic[Batch, Output]):
     """Judges a training's averaged weights from time to time, and remembers the best; call it after every step.
 
     The same batches and prompts judge every state, so that small differences count. Ranges and statistics stay as
-    they are while it judges.
+    they are while it judges. Data-parallel ranks judge the same batches at the same time, and what the first one finds
+    holds for all.
 
     Args:
         model: The model as it is before the first step; a copy of it is kept.
@@ -106,15 +110,16 @@ class Selection(Generic[Batch, Output]):
             self.best = Selected(0, {0: self.judge(start)}, start)
 
     def __call__(self, result: TrainResult) -> None:
-        """Judge the averaged weights where it is time to."""
-        if result.step % self._every and result.step != self._steps:
+        """Judge the averaged weights where it is time to, once."""
+        due = result.step % self._every == 0 or result.step == self._steps
+        if not due or result.step in self.best.losses:
             return
         if result.average is None:
             raise DataError("a selection needs averaged weights; give the training an ema")
         self.best.losses[result.step] = loss = self.judge(result.average)
         if loss < self.best.losses[self.best.step]:
             self.best.step, self.best.state = result.step, copy_state(result.average)
-        if self._path is not None:
+        if self._path is not None and rank() == 0:
             save_torch({"format": _FORMAT, **vars(self.best)}, self._path)
 
     @torch.no_grad()
@@ -128,7 +133,12 @@ class Selection(Generic[Batch, Output]):
         for number, batch in enumerate(self._batches):
             with randomness_of_step(model, self._seed, number):
                 losses.append(float(self._loss(self._forward(model, batch), batch)))
-        return sum(losses) / len(losses)
+        loss = sum(losses) / len(losses)
+        if world_size() > 1:
+            shared = [loss]
+            dist.broadcast_object_list(shared, device=torch.device("cpu"))
+            loss = shared[0]
+        return loss
 
 
 def _read(path: Path, start: State) -> Selected:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import NonFiniteError
+from ..ranks import bare, rank
 from .resume import State
 
 
@@ -44,13 +46,25 @@ def autocast_to(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextM
 
 
 @contextmanager
-def randomness_of_step(model: nn.Module, seed: int, step: int) -> Iterator[None]:
-    """Make torch's generators, and SAM2Train's own, a function of seed and step inside the block."""
+def randomness_of_step(model: nn.Module, seed: int, step: int, part: int = 0) -> Iterator[None]:
+    """Make torch's generators, and SAM2Train's own, a function of seed and step inside the block.
+
+    SAM2Train's own decides about a whole batch (clicks or masks, which frames are corrected): it is the same on all
+    data-parallel ranks and for all parts of a step. What torch draws (dropout) differs.
+
+    Args:
+        model: The model, perhaps inside of DistributedDataParallel.
+        seed: Of the training.
+        step: Its step.
+        part: Number of the part of an accumulated gradient.
+    """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    settings: Any = getattr(model, "module", model)  # DistributedDataParallel keeps the model inside
+    settings: Any = bare(model)
+    place = (rank() if isinstance(model, DistributedDataParallel) else 0, part)
+    own = number if place == (0, 0) else int(np.random.SeedSequence((seed, step, *place)).generate_state(1)[0])
     with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(number)
+        torch.manual_seed(own)
         if isinstance(getattr(settings, "rng", None), np.random.Generator):
             settings.rng = np.random.default_rng(number)
         yield

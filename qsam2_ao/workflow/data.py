@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.davis import DavisSequence, read_davis
+from ..data.mixture import parse_sources
 from ..data.procedural import Sequence, generate_sequence, generate_split
+from ..workspace import fingerprint
 from . import EMBEDDED
 
 
@@ -40,6 +44,20 @@ def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint
         Calibration data as ``prepare_qsam2`` takes it.
     """
     return procedural_images(count, side) if name == EMBEDDED else name
+
+
+def sources_fingerprint(data: str | None) -> list[Any] | None:
+    """What tells data sets from changed ones.
+
+    Args:
+        data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, "embedded", or None.
+
+    Returns:
+        JSON-able values.
+    """
+    if data is None or data == EMBEDDED:
+        return fingerprint(data)
+    return [[s.format, s.split, s.weight, *(fingerprint(s.path) or ())] for s in parse_sources(data)]
 
 
 def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> list[Sequence] | list[DavisSequence]:

@@ -113,11 +113,16 @@ def run_demo(
         "model": fingerprint(EMBEDDED_WEIGHTS),
         "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
     }
+    training = None
+    if steps:
+        from ..training.settings import TrainingSettings
+
+        training = TrainingSettings(steps, lr)
     work = Workspace(output / "work", settings)
     model = load_model(EMBEDDED, device=device)
     tests = [generate_sequence("test", i, num_frames=FRAMES) for i in range(min(PICTURES, videos))]
 
-    with one_thread_if_small(model):
+    with work.locked(), one_thread_if_small(model):
         note("float: evaluating")
         scores, masks = _evaluate(work, "float", model, videos, tests)
         rows = [ModelRow("float", "16 / 32", file_size(EMBEDDED_WEIGHTS), **scores)]
@@ -127,7 +132,7 @@ def run_demo(
             if not packed.exists():
                 calibration = procedural_images(images, model.image_size)
                 quantize_model(
-                    model, QuantizationJob(name, images, steps, lr, seed), packed, work, calibration_data=calibration
+                    model, QuantizationJob(name, images, training, seed), packed, work, calibration_data=calibration
                 )
             with atomic_write(output / packed.name) as temporary:
                 shutil.copyfile(packed, temporary)

@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..calibration import CalibrationData
 from ..checkpoint import save_qsam2
 from ..convert import convert_qsam2
-from ..data.davis import read_davis
 from ..errors import CheckpointError, QSAM2Error
 from ..files import check_output_file, load_torch, save_torch
 from ..models.config import model_config
 from ..prepare import prepare_qsam2
+from ..ranks import from_first_rank, joined, place_from, rank
 from ..recipe import QConfigLike, preset_qconfig
 from ..reporting.notes import note
 from ..sensitivity import Assignment
 from ..stage import set_stage, stage_of
 from ..workspace import Workspace, fingerprint
 from . import EMBEDDED
-from .data import calibration_source
+from .data import calibration_source, sources_fingerprint
 from .models import load_model
 
 if TYPE_CHECKING:
-    from training.utils.data_utils import BatchedVideoDatapoint
-
-Batches = Callable[[int], "Iterator[BatchedVideoDatapoint]"]
-
-HELD_OUT_BATCHES = 8
-#: Even, where the seeds that procedural clips are trained on are odd.
-HELD_OUT_SEED = 2**20
-#: How often a training is judged by the held-out batches.
-JUDGEMENTS = 5
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a training learns from, and what chooses between its weights.
-
-    Attributes:
-        batches: As ``train_qat`` takes them.
-        held_out: Batches that are not trained on.
-    """
-
-    batches: Batches
-    held_out: list[BatchedVideoDatapoint]
+    from ..training.settings import TrainingSettings
+    from .training import TrainingData
 
 
 @dataclass(frozen=True)
@@ -62,8 +42,7 @@ class QuantizationJob:
     Attributes:
         preset: A preset's name; with an assignment a name for messages and files.
         images: Calibrate on at most so many images.
-        steps: Steps of quantization-aware training; 0 is post-training quantization.
-        lr: Peak learning rate.
+        training: How to train with fake-quantizers; None is post-training quantization.
         seed: Seed of everything random.
         first_last_bits: Bits of the first and last layers; None for the preset's own.
         assignment: Bits of the weights layer by layer, in place of the preset's.
@@ -72,8 +51,7 @@ class QuantizationJob:
 
     preset: str
     images: int = 50
-    steps: int = 0
-    lr: float = 1e-4
+    training: TrainingSettings | None = None
     seed: int = 0
     first_last_bits: int | None = None
     assignment: Assignment | None = None
@@ -86,8 +64,7 @@ class QuantizationJob:
         activation_bits: int | None = 8,
         *,
         images: int = 50,
-        steps: int = 0,
-        lr: float = 1e-4,
+        training: TrainingSettings | None = None,
         seed: int = 0,
     ) -> QuantizationJob:
         """A job with bits layer by layer, named after them.
@@ -96,8 +73,7 @@ class QuantizationJob:
             assignment: Bits of the weights.
             activation_bits: Bits of the layers' inputs, 4 to 8; None keeps them in float.
             images: As above.
-            steps: As above.
-            lr: As above.
+            training: As above.
             seed: As above.
 
         Example:
@@ -105,7 +81,17 @@ class QuantizationJob:
             'w2-3-4-8a8'
         """
         name = f"w{'-'.join(map(str, assignment.counts()))}a{activation_bits or 16}"
-        return cls(name, images, steps, lr, seed, assignment=assignment, activation_bits=activation_bits)
+        return cls(name, images, training, seed, assignment=assignment, activation_bits=activation_bits)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the result depends on, as plain values."""
+        own = {key: value for key, value in vars(self).items() if key not in ("training", "assignment")}
+        return {
+            **own,
+            "assignment": None if self.assignment is None else asdict(self.assignment),
+            "training": None if self.training is None else self.training.recorded,
+        }
 
     @property
     def qconfig(self) -> QConfigLike:
@@ -124,37 +110,72 @@ def quantize_to_file(
     *,
     calibration: str = EMBEDDED,
     train_data: str = EMBEDDED,
+    val_data: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    log_dir: str | os.PathLike[str] | None = None,
 ) -> SAM2Base:
     """Quantize a float model that has a name into a packed file. Run again, it goes on where it stopped.
 
     Finished steps are kept in ``OUTPUT.work`` beside the file until it is written. A run with the same settings and
-    another name in the same folder goes on from there too.
+    another name in the same folder goes on from there too. In a process that torchrun or srun started it is one rank of
+    several: the first calibrates and writes, and all train.
 
     Args:
         model: "embedded", or an official name or config with its checkpoint.
         job: How.
         output: The packed ``.safetensors`` file to write.
         calibration: A folder of images, or "embedded" for procedural ones.
-        train_data: A DAVIS-style folder, or "embedded" for procedural clips; for a job with training steps.
+        train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
+            clips; for a job with training.
+        val_data: Likewise, to judge the training by; by default a part of ``train_data`` is set aside.
         checkpoint: The ``.pt`` file of an official config.
         device: Where to calibrate and train.
+        log_dir: A folder for the training's metrics.
 
     Returns:
         The quantized model, as it was saved.
 
     Raises:
-        QSAM2Error: The model is quantized already, or a step failed; the message says which layer, file or setting.
-            What can be known before the first step (data, recipe, the place and the room for the file) is.
+        QSAM2Error: The model is quantized already, another run has the folder, or a step failed; the message says which
+            layer, file or setting. What can be known before the first step (data, recipe, the place and the room for
+            the file) is.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
 
     Example:
         >>> quantize_to_file("embedded", QuantizationJob("w4a8", images=10), "w4a8.safetensors")  # doctest: +SKIP
     """
-    if job.steps:
-        importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
     output = Path(output)
+    with joined(place_from(os.environ), device) as device:
+        if job.training is not None:
+            importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
+        loaded = _loaded(model, job, output, checkpoint, device)
+        data = calibration_source(calibration, job.images, loaded.image_size)
+        training = None
+        if job.training is not None:
+            from .training import training_data
+
+            training = training_data(train_data, val_data, job.training, loaded, job.seed)
+        settings = {
+            **job.recorded,
+            "model": fingerprint(model),
+            "checkpoint": fingerprint(checkpoint),
+            "calibration": fingerprint(calibration),
+            "train_data": sources_fingerprint(train_data) if job.training else None,
+            "val_data": sources_fingerprint(val_data),
+            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+        }
+        with shared_workspace(output, settings) as work:
+            quantized = quantize_model(
+                loaded, job, output, work, calibration_data=data, training=training, log_dir=log_dir
+            )
+    return quantized
+
+
+def _loaded(
+    model: str, job: QuantizationJob, output: Path, checkpoint: str | os.PathLike[str] | None, device: str
+) -> SAM2Base:
+    """The float model, once it is known that its result can be written."""
     check_output_file(output, ".safetensors")
     loaded = load_model(model, checkpoint, device)
     if stage_of(loaded).layers:
@@ -163,33 +184,36 @@ def quantize_to_file(
         job.assignment.check_model(loaded)
     model_config(loaded)  # without it the result could not be saved
     check_output_file(output, ".safetensors", _room(loaded, job))
-    training = None
-    if job.steps and train_data != EMBEDDED:
-        from ..training.clips import clip_batches, hold_out
+    return loaded
 
-        trained, held = hold_out(read_davis(train_data))
-        size = loaded.image_size
-        training = TrainingData(
-            clip_batches(trained, size, job.steps, seed=job.seed, device=device),
-            # Drawn now: what is wrong with all of the data shows before the calibration.
-            list(clip_batches(held, size, HELD_OUT_BATCHES, seed=HELD_OUT_SEED, device=device)(0)),
-        )
-    work = Workspace(
-        output.parent / f"{output.name}.work",
-        {
-            **asdict(job),
-            "model": fingerprint(model),
-            "checkpoint": fingerprint(checkpoint),
-            "calibration": fingerprint(calibration),
-            "train_data": fingerprint(train_data) if job.steps else None,
-            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
-        },
-        sorted(output.parent.glob("*.work")),
-    )
-    data = calibration_source(calibration, job.images, loaded.image_size)
-    quantized = quantize_model(loaded, job, output, work, calibration_data=data, training=training)
-    work.discard()
-    return quantized
+
+@contextmanager
+def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Workspace]:
+    """The work folder beside a file, which one run at a time has, with all of its ranks; it goes when the block ends.
+
+    Args:
+        output: The file that is made. An earlier run may have left the folder beside another one.
+        settings: All that the file depends on.
+
+    Raises:
+        QSAM2Error: Another run has it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+
+        def open_locked() -> Workspace:
+            others = sorted(output.parent.glob("*.work"))
+            work = Workspace(output.parent / f"{output.name}.work", settings, others)
+            stack.enter_context(work.locked())
+            return work
+
+        work = from_first_rank(open_locked, "open the work folder")
+        yield work
+
+        def remove() -> None:
+            stack.close()  # no folder goes while a file in it is open, on some systems
+            work.discard()
+
+        from_first_rank(remove, "remove the work folder")
 
 
 def quantize_model(
@@ -200,6 +224,7 @@ def quantize_model(
     *,
     calibration_data: CalibrationData,
     training: TrainingData | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
 ) -> SAM2Base:
     """Calibrate, train, convert and save, going on from what ``work`` has.
 
@@ -213,6 +238,7 @@ def quantize_model(
         work: Where finished steps are kept. Its settings must name everything that the result depends on.
         calibration_data: As ``prepare_qsam2`` takes it.
         training: What to train on and to judge by; None for procedural clips.
+        log_dir: A folder for the training's metrics.
 
     Returns:
         The quantized model, as it was saved.
@@ -221,42 +247,33 @@ def quantize_model(
         QSAM2Error: A step failed; the message says which layer, file or setting.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
     """
-    note(f"{job.preset}: calibrating (VRC, GPTQ)")
-    prepared = _prepare(model, job, work.folder / f"{job.preset}-prepared.pt", calibration_data)
-    if job.steps:
+    _say(f"{job.preset}: calibrating (VRC, GPTQ)")
+    path = work.folder / f"{job.preset}-prepared.pt"
+    made: list[SAM2Base] = []
+    from_first_rank(lambda: made.append(_prepare(model, job, path, calibration_data)), "calibrate the model")
+    # The other ranks read what the first has written.
+    prepared = made[0] if made else _prepare(model, job, path, calibration_data)
+    if job.training is not None:
         from ..training.distillation import RECOMMENDED
-        from ..training.qat import train_qat
+        from .training import train_as, training_data
 
-        note(f"{job.preset}: training (LSC, distilled from the float model), {job.steps} steps")
-        training = training or _procedural(model, job)
-        result = train_qat(
+        _say(f"{job.preset}: training (LSC, distilled from the float model), {job.training.steps} steps")
+        result = train_as(
+            job.training,
             prepared,
-            steps=job.steps,
-            lr=job.lr,
+            training or training_data(EMBEDDED, None, job.training, model, job.seed),
             seed=job.seed,
-            batches=training.batches,
-            held_out=training.held_out,
-            judge_every=math.ceil(job.steps / JUDGEMENTS),
             distill_from=model,
             distill=RECOMMENDED,
             checkpoint=work.folder / f"{job.preset}-training.pt",
+            log_dir=log_dir,
             description=f"{job.preset} QAT",
         )
-        note(f"{job.preset}: {result.selected}")
-    note(f"{job.preset}: packing into {output}")
+        _say(f"{job.preset}: {result.selected}")
+    _say(f"{job.preset}: packing into {output}")
     quantized = convert_qsam2(prepared.eval())
-    save_qsam2(quantized, output)
+    from_first_rank(lambda: save_qsam2(quantized, output), f"write {output}")
     return quantized
-
-
-def _procedural(model: SAM2Base, job: QuantizationJob) -> TrainingData:
-    from ..training.batches import ProceduralBatches
-    from ..training.qat import QAT_STAGES
-
-    device, size = next(model.parameters()).device, (model.image_size, model.image_size)
-    trained = ProceduralBatches(QAT_STAGES, size=size, seed=2 * job.seed + 1)
-    held = ProceduralBatches(QAT_STAGES, size=size, seed=HELD_OUT_SEED)
-    return TrainingData(trained.stream(job.steps, device=device), list(held.stream(HELD_OUT_BATCHES, device=device)(0)))
 
 
 def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data: CalibrationData) -> SAM2Base:
@@ -279,6 +296,7 @@ def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data
         rounding="gptq",
         max_images=job.images,
         seed=job.seed,
+        keep=(keep := path.with_name(f"{job.preset}-calibration.pt")),
     )
     stage = stage_of(prepared)
     info = dict(stage.info or {})
@@ -288,13 +306,20 @@ def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data
         info["qconfig"] = f"{job.preset}, first and last layers {job.first_last_bits} bits"
     set_stage(prepared, replace(stage, info=info))
     save_torch({"state": prepared.state_dict(), "info": info}, path)
+    keep.unlink(missing_ok=True)
     return prepared
+
+
+def _say(text: str) -> None:
+    """A note, once for all ranks."""
+    if rank() == 0:
+        note(text)
 
 
 def _room(model: SAM2Base, job: QuantizationJob) -> int:
     """Bytes that the prepared model, the state of its training, and the packed file take together, at most."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return size * (1 + 4 * bool(job.steps)) + size // 4
+    return size * (1 + 5 * (job.training is not None)) + size // 4
 
 
 def _first_line(error: Exception) -> str:

@@ -103,3 +103,11 @@ def test_a_map_of_ids_of_what_overlaps() -> None:
         Annotation((1, 1), {0: np.ones((1, 1), bool)}).ids()
     with pytest.raises(DataError, match=r"must be integers \[height, width\]"):
         Annotation.from_ids(np.zeros((2, 2, 3), np.uint8))
+
+
+def test_sequences_of_a_list(davis: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("test-00002\n\ntest-00001\n")
+    assert open_dataset(davis, split="all", sequences=tmp_path / "mine.txt").names == ("test-00002", "test-00001")
+    (tmp_path / "mine.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"mine\.txt lists no sequences"):
+        open_dataset(davis, split="all", sequences=tmp_path / "mine.txt")

@@ -51,6 +51,7 @@ def test_what_is_no_mask_is_refused(mask: NDArray[np.bool_]) -> None:
         ({"size": [2, 2], "counts": 4}, "has size"),
         ({"size": [2, 2], "counts": "3"}, "do not fill its 2 x 2"),
         ({"size": [2, 2], "counts": [5, -1]}, "do not fill"),
+        ({"size": [2, 2], "counts": [2**62, 2**62, 2**62, 2**62, 4]}, "do not fill"),
         ({"size": [2, 2], "counts": ["a"]}, "cannot be read"),
         ({"size": [2, 2], "counts": "ä"}, "cannot be read"),
         ({"size": [2, 2], "counts": "\x01"}, "cannot be read"),

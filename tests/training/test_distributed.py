@@ -8,10 +8,15 @@ from data_parallel import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from qsam2_ao import load_embedded, prepare_qsam2
+from qsam2_ao.quantizers.statistics import on_this_rank_alone
 from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
+from qsam2_ao.training.distillation import RECOMMENDED
 from qsam2_ao.training.losses import SAM2Loss, prompted_forward
 from qsam2_ao.training.qat import Rates, as_trainable, qat_optimizer
+from qsam2_ao.training.settings import TrainingSettings
+from qsam2_ao.workflow.data import procedural_images
+from qsam2_ao.workflow.training import train_as, training_data
 
 
 def train(rank):
@@ -33,6 +38,35 @@ def train(rank):
         if not q.is_weight
     }
     return {"ranges": ranges, "stats": stats}
+
+
+SETTINGS = TrainingSettings(2, lr=1e-3, batch_size=4, frames=3, validate_every=2)
+
+
+def train_together(rank):
+    """Steps on four clips, by however many ranks there are."""
+    model = load_embedded()
+    with on_this_rank_alone():
+        prepared = prepare_qsam2(model, "w4a8", calibration_data=procedural_images(2, 96), vrc=None, progress=False)
+    data = training_data("embedded", None, SETTINGS, model, seed=3)
+    result = train_as(SETTINGS, prepared, data, seed=3, distill_from=model, distill=RECOMMENDED)
+    return {
+        "state": result.average,  # whatever the held-out batches chose
+        "losses": torch.tensor(result.losses),
+        "held_out": torch.tensor([result.selected.losses[step] for step in (0, 2)]),
+    }
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_process_does_with_the_whole_batch(tmp_path):
+    first, second = run_ranks(train_together, tmp_path, seconds=300)
+    alone = train_together(0)
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first["held_out"], alone["held_out"], rtol=1e-4, atol=1e-4)
+    for name, value in alone["state"].items():
+        torch.testing.assert_close(first["state"][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -13,14 +13,13 @@ from official_training import EMBEDDED, own_logging, write_dataset
 from omegaconf import OmegaConf
 from training.optimizer import construct_optimizer
 
-from qsam2_ao.errors import CheckpointError, QConfigError, QSAM2Error
+from qsam2_ao.errors import CheckpointError, QConfigError
 from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.stage import stage_of
 from qsam2_ao.training.official import quantized_sam2
 from qsam2_ao.training.official.compose import compose_training
 from qsam2_ao.training.official.launch import train
 from qsam2_ao.training.official.options import Options
-from qsam2_ao.training.official.places import Place, place_from
 from qsam2_ao.training.official.record import load_calibrated, record_of, save_calibrated
 
 NO_FILES = [f"trainer.model.qsam2.{key}=null" for key in ("checkpoint", "calibration", "folder")]
@@ -94,21 +93,6 @@ def test_recipes_by_region():
     options = Options.read({"regions": {"image_encoder": "w4a8"}, "checkpoint": None, "calibration": None})
     assert options.qconfig == {"image_encoder": "w4a8"}
     assert options.recipe != Options.read(GIVEN).recipe
-
-
-def test_which_process_this_is():
-    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
-    assert place_from(torchrun) == Place(3, 1, 4, "host", 29500)
-    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
-    nodes = {"SLURM_STEP_NODELIST": "gpu[07-08],big1", "SLURM_JOB_ID": "123456"}
-    assert place_from({**srun, **nodes}) == Place(5, 1, 8, "gpu07", 33456)
-    assert place_from({**srun, **nodes, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 1, 8, "a", 1)
-    batch_script = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
-    assert place_from(batch_script) is None
-    with pytest.raises(QSAM2Error, match="MASTER_ADDR, MASTER_PORT is not set"):
-        place_from({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-    with pytest.raises(QSAM2Error, match="no number"):
-        place_from({**torchrun, "RANK": "first"})
 
 
 def test_more_processes_than_gpus_are_refused_first(tmp_path):

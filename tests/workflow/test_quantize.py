@@ -12,15 +12,17 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from qsam2_ao import load_qsam2
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.training import qat
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
+from qsam2_ao.training.settings import TrainingSettings
 from qsam2_ao.workflow import quantize as quantizing
+from qsam2_ao.workflow import training as training_workflow
 from qsam2_ao.workflow.data import procedural_images
-from qsam2_ao.workflow.quantize import QuantizationJob, TrainingData, quantize_model
+from qsam2_ao.workflow.quantize import QuantizationJob, quantize_model
+from qsam2_ao.workflow.training import TrainingData
 from qsam2_ao.workspace import Workspace
 
 STAGES = (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),)
-JOB = QuantizationJob("w2a8", images=2, steps=3, lr=1e-4, seed=5)
+JOB = QuantizationJob("w2a8", images=2, training=TrainingSettings(3), seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def quantize(model: object, folder: Path) -> Path:
         Workspace(folder, {}),
         calibration_data=procedural_images(2, 96),
         training=TrainingData(
-            ProceduralBatches(STAGES, seed=11).stream(JOB.steps), list(ProceduralBatches(STAGES, seed=12).stream(1)(0))
+            ProceduralBatches(STAGES, seed=11).stream(3), list(ProceduralBatches(STAGES, seed=12).stream(1)(0))
         ),
     )
     return output
@@ -49,7 +51,7 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
 
     # Stop before the training, then in the middle of it, then before packing.
     broken = tmp_path / "broken"
-    train, convert = qat.train_qat, quantizing.convert_qsam2
+    train, convert = training_workflow.train_qat, quantizing.convert_qsam2
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -62,15 +64,15 @@ def test_interrupted_runs_end_in_the_same_file(model, tmp_path: Path, monkeypatc
         return train(*arguments, **options, checkpoint_every=1, on_step=after_a_step)  # type: ignore[arg-type]
 
     for module, name, replacement in (
-        (qat, "train_qat", stop),
-        (qat, "train_qat", stop_in_training),
+        (training_workflow, "train_qat", stop),
+        (training_workflow, "train_qat", stop_in_training),
         (quantizing, "convert_qsam2", stop),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, replacement)
             with pytest.raises(KeyboardInterrupt):
                 quantize(model, broken)
-    assert qat.train_qat is train
+    assert training_workflow.train_qat is train
     assert quantizing.convert_qsam2 is convert
 
     def refuse(*_: object, **options: object) -> object:

@@ -21,20 +21,23 @@ from .pairs import all_pairs, check_pairs, files_below, paired_folders
 
 NAME = "ade20k"
 _SEGMENTS = "_seg"
+_SPLITS = ("training", "validation")
 
 
 def detect(root: Path) -> bool:
     """Whether pictures are called as in ADE20K."""
     if any(_is_ours(next(iter(sorted(images.iterdir())), images)) for images, _ in _places(root).values()):
         return True
-    return root.is_dir() and any(map(_is_ours, root.rglob(f"ADE_*{_SEGMENTS}.png")))
+    full, pattern = _full_set(root), f"ADE_*{_SEGMENTS}.png"
+    places = (full.glob(pattern), *((full / split).rglob(pattern) for split in _SPLITS))
+    return any(next(found, None) is not None for found in places)
 
 
 def splits(root: Path) -> tuple[str, ...]:
     """The folders."""
     if _places(root):
         return tuple(name for name in _places(root) if name)
-    return tuple(name for name in ("training", "validation") if (_full_set(root) / name).is_dir())
+    return tuple(name for name in _SPLITS if (_full_set(root) / name).is_dir())
 
 
 def open_split(root: Path, split: str | None) -> Dataset:

@@ -309,5 +309,18 @@ class Dataset(Sequence[Video]):
             raise DataError(f"{self.root} has no sequence {missing[0]!r}{part}{did_you_mean(missing[0], self.names)}")
         return self._with(tuple(names))
 
+    def labelled(self) -> Dataset:
+        """Itself, where there are masks to learn from or to score by.
+
+        Raises:
+            DataError: There are none.
+        """
+        if not self.has_masks:
+            raise DataError(
+                f'{self.root} has pictures, but no masks that are known here; see the page "Data formats", or name its '
+                "format"
+            )
+        return self
+
     def _with(self, names: tuple[str, ...]) -> Dataset:
         return Dataset(self.format, self.root, names, self.opener, self.split, self.pictures, self.has_masks)

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ...optional import needed
 from ..annotation import Annotation, LazyMasks
+from ..rle import decode_rle
 from .base import Dataset, Video, open_picture_with
 from .masklets import decode_rle_at
-from .records import field, read_json
+from .records import checked_size, field, read_json
 
 NAME = "coco"
 _BESIDE = "_annotations.coco.json"
@@ -44,7 +45,7 @@ def open_split(root: Path, split: str | None) -> Dataset:
         DataError: The file is damaged, or a picture is missing.
     """
     path = choose_file(root, split, _files(root), "annotations/instances_*.json")
-    opener = _Opener(path, image_folder(root, path, split))
+    opener = _Opener(path, image_folders(root, path, split))
     for entry in opener.index.images.values():
         check_image(opener.folder, entry, path)
     return Dataset(NAME, root, tuple(opener.index.images), opener, split, pictures=True)
@@ -63,31 +64,19 @@ def choose_file(root: Path, split: str | None, files: Mapping[str, Path], patter
     return next(iter(files.values())) if split is None else files[split]
 
 
-def image_folder(root: Path, path: Path, split: str | None) -> Path:
-    """Where the pictures of a JSON file lie.
+def image_folders(root: Path, path: Path, split: str | None) -> tuple[Path, ...]:
+    """Where the pictures of a JSON file usually lie.
 
     Args:
         root: The data set, or the file itself.
         path: The file.
         split: Of its name.
-
-    Raises:
-        DataError: None of the usual places has them.
     """
+    if path.name == _BESIDE:
+        return (path.parent,)
     name = split or path.stem.removeprefix("instances_").removeprefix("panoptic_").removeprefix("annotations_")
-    base = root if root.is_dir() else path.parent
-    bases = [base, base.parent] if root.is_file() else [base]
-    usual = [path.parent] if path.name == _BESIDE else []
-    usual += [b / place for b in bases for place in (name, f"images/{name}", "images", "input_images", ".")]
-    images = field(read_json(path), "images", list, path)
-    first = field(images[0], "file_name", str, path) if images else ""
-    for folder in usual:
-        if (folder / first).is_file():
-            return folder
-    raise DataError(
-        f"{path} lists the picture {first}, which is not in {', '.join(str(f) for f in dict.fromkeys(usual))}; put the "
-        "pictures there"
-    )
+    bases = [root] if root.is_dir() else [path.parent, path.parent.parent]
+    return tuple(base / place for base in bases for place in (name, f"images/{name}", "images", "input_images", "."))
 
 
 def check_image(folder: Path, entry: Mapping[str, object], path: Path) -> None:
@@ -128,7 +117,10 @@ def read_index(path: Path) -> Index:
     numbers: set[int] = set()
     for place, entry in enumerate(field(record, "images", list, path), 1):
         where = f"{path}, image {place}"
-        name = Path(field(entry, "file_name", str, where)).with_suffix("").as_posix()
+        file = Path(field(entry, "file_name", str, where))
+        if not file.name:
+            raise DataError(f"{where}: its file_name is {str(file)!r}, which names no file; correct it")
+        name = file.with_suffix("").as_posix()
         number = field(entry, "id", int, where)
         if name in images or number in numbers:
             raise DataError(f"{where}: another has its name {name} or its id {number}; correct one of them")
@@ -151,11 +143,27 @@ class IndexedOpener:
 
     Attributes:
         path: The file.
-        folder: Of the pictures.
+        folders: One of them has the pictures.
     """
 
     path: Path
-    folder: Path
+    folders: tuple[Path, ...]
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the pictures.
+
+        Raises:
+            DataError: None of the folders has the first one.
+        """
+        first = field(next(iter(self.index.images.values())), "file_name", str, self.path)
+        for folder in self.folders:
+            if (folder / first).is_file():
+                return folder
+        raise DataError(
+            f"{self.path} lists the picture {first}, which is in none of {', '.join(map(str, self.folders))}; put the "
+            "pictures into one of them"
+        )
 
     @cached_property
     def index(self) -> Index:
@@ -169,7 +177,7 @@ class IndexedOpener:
     def entry(self, name: str) -> tuple[Path, tuple[int, int], Sequence[Mapping[str, object]], str]:
         """A picture's file, its height and width, its annotations, and what to call it in errors."""
         image, where = self.index.images[name], f"{self.path}, picture {name}"
-        size = field(image, "height", int, where), field(image, "width", int, where)
+        size = checked_size(field(image, "height", int, where), field(image, "width", int, where), where)
         found = self.index.annotations.get(field(image, "id", int, where), ())
         return self.folder / field(image, "file_name", str, where), size, found, where
 
@@ -248,7 +256,7 @@ def segmentation_mask(segmentation: object, size: tuple[int, int], where: str) -
         raise DataError(f"{where}: its segmentation is empty; remove the annotation")
     coco = needed("pycocotools.mask")
     merged = coco.merge(coco.frPyObjects([list(map(float, polygon)) for polygon in segmentation], height, width))
-    return np.asarray(coco.decode(merged)).astype(bool)
+    return decode_rle(merged)
 
 
 def _files(root: Path) -> dict[str, Path]:

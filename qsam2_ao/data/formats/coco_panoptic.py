@@ -16,7 +16,7 @@ from ...errors import DataError
 from ..annotation import Annotation, LazyMasks
 from ..decoding import open_picture
 from .base import Dataset, Video, check_size, open_picture_with
-from .coco import IndexedOpener, check_image, choose_file, image_folder
+from .coco import IndexedOpener, check_image, choose_file, image_folders
 from .records import field
 
 NAME = "coco-panoptic"
@@ -42,7 +42,7 @@ def open_split(root: Path, split: str | None) -> Dataset:
     segments = path.with_suffix("")
     if not segments.is_dir():
         raise DataError(f"{segments}: no such folder, which should hold the segments of {path.name} as PNG files")
-    opener = _Opener(path, image_folder(root, path, split), segments)
+    opener = _Opener(path, image_folders(root, path, split), segments)
     for name, entry in opener.index.images.items():
         check_image(opener.folder, entry, path)
         if len(found := opener.entry(name)[2]) != 1:
@@ -71,7 +71,8 @@ class _Segments:
     def __call__(self) -> Annotation:
         listed: dict[int, bool] = {}
         for segment in field(self.entry, "segments_info", list, self.where):
-            listed[field(segment, "id", int, self.where)] = bool(segment.get("iscrowd", 0))
+            number = field(segment, "id", int, self.where)
+            listed[number] = bool(segment.get("iscrowd", 0))
         picture = open_picture(self.path)
         if picture.mode != "RGB":
             raise DataError(f"{self.path} has mode {picture.mode}, and panoptic segments are colours (RGB)")

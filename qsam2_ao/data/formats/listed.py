@@ -49,11 +49,15 @@ class ListedVideos:
         objects = field(self._videos[name], "objects", dict, where)
         if strange := [key for key in objects if not key.isdecimal() or not 0 < int(key) < 255]:
             raise DataError(f"{where}: an object is called {strange[0]!r}, and ids are 1 to 254")
+        requested = self.requested(objects, where)
+        masks = {path.stem for path in list_pictures(self.annotations / name)}
+        # Fewer masks than listed frames, or as many as objects at most: each shows the objects that begin there, and
+        # says nothing of the others.
+        complete = len(masks) > len(objects) if requested is None else masks.issuperset(requested)
         return open_maps(
             self.images / name,
             self.annotations / name,
             known_ids=tuple(sorted(map(int, objects))),
-            requested=self.requested(objects, where),
-            # As many masks as objects at most: each mask shows those that begin there, and says nothing of others.
-            complete=len(list_pictures(self.annotations / name)) > len(objects),
+            requested=requested,
+            complete=complete,
         )

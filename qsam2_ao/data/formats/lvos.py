@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import DataError
 from .base import Dataset
 from .listed import ListedVideos
-from .maps import check_folders, split_folders, video_folders
+from .maps import check_folders, split_folder, split_folders, video_folders
 
 NAME = "lvos"
 
@@ -32,7 +32,7 @@ def open_split(root: Path, split: str | None) -> Dataset:
     Raises:
         DataError: A video lacks its frames or masks, or the list of objects is missing or damaged.
     """
-    folder = root if split is None else root / split
+    folder = split_folder(root, split)
     metas = _metas(folder)
     if len(metas) != 1:
         raise DataError(

@@ -122,6 +122,18 @@ def check_folders(images: Path, annotations: Path) -> None:
             raise DataError(f"{folder}: no such folder, which should hold the {kind} of {images.name}")
 
 
+def split_folder(root: Path, split: str | None) -> Path:
+    """The folder of a split, or the data set itself where it is that of one split.
+
+    Raises:
+        DataError: It has several, and none was chosen.
+    """
+    folders = split_folders(root)
+    if split is None and folders and not (root / "Annotations").is_dir():
+        raise DataError(f"{root} has a folder for each split: choose one of {', '.join(folders)}")
+    return root if split is None else folders[split]
+
+
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders of a data set that has ``JPEGImages`` and ``Annotations`` for each split: split -> its folder."""
     if not root.is_dir():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ..annotation import Annotation, LazyMasks
 from ..rle import decode_rle
-from .records import field, read_json
+from .records import field, read_json, size_field
 
 #: Frames a second of the videos, of which masklets have every fourth unless the file says its own rate.
 _RATE, _EVERY = 24, 4
@@ -42,7 +42,7 @@ def read_masklets(path: Path) -> tuple[list[Row], tuple[int, ...], int]:
     count = lengths.pop()
     assert isinstance(record, dict)
     ids = field(record, "masklet_id", list, path) if "masklet_id" in record else list(range(count))
-    if len(set(ids)) != count or not all(isinstance(i, int) and i >= 0 for i in ids):
+    if not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) != len(ids) or len(ids) != count:
         raise DataError(f"{path}: masklet_id is {ids}, and must number the {count} objects of a frame; correct it")
     known = [None if row is None or all(entry is None for entry in row) else row for row in rows]
     return known, tuple(ids), _stride(record.get("fps"), path)
@@ -80,15 +80,14 @@ class Masklets:
         """The masks of a frame, each decoded when it is asked for."""
         source = f"{self.path}, frame {t}"
         found = {i: entry for i, entry in zip(self.object_ids, self.rows[t], strict=True) if entry is not None}
-        sizes = {tuple(field(entry, "size", list, f"{source}, object {i}")) for i, entry in found.items()}
+        sizes = {size_field(entry, f"{source}, object {i}") for i, entry in found.items()}
         if len(sizes) > 1:
             raise DataError(f"{source}: its masks are of {len(sizes)} sizes; get the file again")
-        height, width = sizes.pop() if sizes else (0, 0)
 
         def decode(object_id: int) -> NDArray[np.bool_]:
             return decode_rle_at(found[object_id], f"{source}, object {object_id}")
 
-        return Annotation((height, width), LazyMasks(list(found), decode), complete=False, source=source)
+        return Annotation(sizes.pop(), LazyMasks(list(found), decode), complete=False, source=source)
 
 
 def decode_rle_at(entry: object, where: str) -> NDArray[np.bool_]:

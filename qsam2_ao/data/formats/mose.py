@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import davis
 from .base import Dataset
-from .maps import split_folders
+from .maps import split_folder, split_folders
 
 NAME = "mose"
 
@@ -30,6 +30,5 @@ def open_split(root: Path, split: str | None) -> Dataset:
     Raises:
         DataError: A video lacks its frames or masks.
     """
-    folder = root if split is None else split_folders(root)[split]
-    found = davis.open_split(folder, None)
+    found = davis.open_split(split_folder(root, split), None)
     return Dataset(NAME, root, found.names, found.opener, split)

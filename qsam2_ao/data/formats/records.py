@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import DataError
+from ..decoding import max_pixels
 
 Kind = TypeVar("Kind")
 
@@ -56,6 +57,41 @@ def field(record: object, key: str, kind: type[Kind], where: object) -> Kind:
         what = "is not there" if found is None else f"is not {_WORDS[kind]}"
         raise DataError(f"{where}: the field {key!r} {what}, so that it is not in this format")
     return found
+
+
+def size_field(record: object, where: object) -> tuple[int, int]:
+    """The field ``size`` of a mask, height and width in pixels.
+
+    Args:
+        record: The mask.
+        where: As for :func:`field`.
+
+    Raises:
+        DataError: It is not there, or is no such pair.
+    """
+    found = field(record, "size", list, where)
+    if len(found) != 2 or not all(type(side) is int and side > 0 for side in found):
+        raise DataError(f"{where}: the size of a mask is {found}, and must be [height, width] in pixels; correct it")
+    return checked_size(found[0], found[1], where)
+
+
+def checked_size(height: int, width: int, where: object) -> tuple[int, int]:
+    """The size of a mask that is to be made, within what a picture may have.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        where: As for :func:`field`.
+
+    Raises:
+        DataError: It is larger than :func:`~qsam2_ao.data.decoding.max_pixels`, or not positive.
+    """
+    if min(height, width) < 1 or height * width > max_pixels():
+        raise DataError(
+            f"{where}: a mask of {width} x {height} pixels cannot be; correct it, or set the environment variable "
+            "QSAM2_MAX_PIXELS for a picture that is so large"
+        )
+    return height, width
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..annotation import Annotation, LazyMasks
 from ..listing import natural_key
 from .base import Dataset, Video, open_picture_with
 from .masklets import decode_rle_at
-from .records import field, read_json
+from .records import checked_size, field, read_json, size_field
 
 NAME = "sa-1b"
 
@@ -66,7 +66,7 @@ class _Masks:
     def __call__(self) -> Annotation:
         record = read_json(self.path)
         image = field(record, "image", dict, self.path)
-        size = field(image, "height", int, self.path), field(image, "width", int, self.path)
+        size = checked_size(field(image, "height", int, self.path), field(image, "width", int, self.path), self.path)
         entries: dict[int, dict[str, object]] = {}
         for number, entry in enumerate(field(record, "annotations", list, self.path), 1):
             where = f"{self.path}, annotation {number}"
@@ -74,10 +74,8 @@ class _Masks:
             if object_id in entries or object_id < 0:
                 raise DataError(f"{where}: its id is {object_id}, which is negative or another's too; correct it")
             found = field(entry, "segmentation", dict, where)
-            if found.get("size") != list(size):
-                raise DataError(
-                    f"{where}: its mask is {found.get('size')}, not {list(size)} as the picture; correct it"
-                )
+            if (other := size_field(found, where)) != size:
+                raise DataError(f"{where}: its mask is {list(other)}, and the picture {list(size)}; correct it")
             entries[object_id] = found
 
         def decode(object_id: int) -> NDArray[np.bool_]:

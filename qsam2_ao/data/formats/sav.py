@@ -139,8 +139,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _has_objects(root: Path) -> bool:
     """Whether the first video's masks are folders, and not files."""
-    place = next((root / name for name in _MASKS if (root / name).is_dir()), None)
-    if place is None or not any((root / name).is_dir() for name in _FRAMES):
+    images, masks = (next((root / n for n in names if (root / n).is_dir()), None) for names in (_FRAMES, _MASKS))
+    if images is None or masks is None:
         return False
-    video = next((path for path in sorted(place.iterdir()) if path.is_dir()), None)
-    return video is not None and any(path.is_dir() and path.name.isdecimal() for path in video.iterdir())
+    video = next((path for path in sorted(masks.iterdir()) if path.is_dir()), None)
+    if video is None or not any(path.is_dir() and path.name.isdecimal() for path in video.iterdir()):
+        return False
+    # A folder of resolutions has folders of videos in both.
+    frames = images / video.name
+    return frames.is_dir() and not any(path.is_dir() for path in frames.iterdir())

@@ -19,6 +19,7 @@ from ..annotation import Annotation, LazyMasks
 from ..decoding import picture_size
 from .base import Dataset, Video, open_picture_with
 from .pairs import all_pairs, check_pairs, paired_folders
+from .records import checked_size
 
 NAME = "yolo"
 #: How far beyond the edge a corner may be, in sides of the picture: labellers round a little over it.
@@ -73,7 +74,7 @@ class _Labels:
     image: Path
 
     def __call__(self) -> Annotation:
-        size = picture_size(self.image)
+        size = checked_size(*picture_size(self.image), self.image)
         if self.path is None:
             return Annotation(size, {}, source=str(self.image))
         polygons = read_polygons(self.path)

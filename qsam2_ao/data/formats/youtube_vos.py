@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .base import Dataset
 from .listed import ListedVideos
-from .maps import check_folders, split_folders, video_folders
+from .maps import check_folders, split_folder, split_folders, video_folders
 from .records import field
 
 NAME = "youtube-vos"
@@ -39,7 +39,7 @@ def open_split(root: Path, split: str | None) -> Dataset:
         DataError: A video lacks its frames or masks, or ``meta.json`` is damaged.
     """
     plain = None if split is None else split.removesuffix(_EVERY)
-    folder = root if plain is None else root / plain
+    folder = split_folder(root, plain)
     images = folder / "JPEGImages" if split == plain or plain is None else _every_frame(root, plain)
     assert images is not None
     opener = ListedVideos(images, folder / "Annotations", folder / _META, _listed_frames)

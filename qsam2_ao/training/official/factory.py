@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from training.model.sam2 import SAM2Train
 
-from ...errors import CheckpointError, QSAM2Error
+from ...errors import CheckpointError
 from ...models.embedded import EMBEDDED_WEIGHTS, load_weights
 from ...models.official import load_official_state, read_checkpoint
 from ...prepare import prepare_qsam2
-from ...quantizers.statistics import on_this_rank_alone
+from ...ranks import from_first_rank
 from ...stage import set_stage, stage_of
 from .options import Options
 from .random_state import random_state, set_random_state
@@ -109,28 +108,17 @@ def _record(checkpoint: Path, options: Options) -> dict[str, Any]:
 
 def _calibrated(model: SAM2Train, options: Options) -> SAM2Train:
     """The prepared model, equal on all ranks."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if not several:
-        return _calibrate(model, options)
-    prepared: SAM2Train | None = None
-    failure: Exception | None = None
-    shared: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            with on_this_rank_alone():
-                prepared = _calibrate(model, options)
-            shared = [(_state(prepared), stage_of(prepared).info), None]
-        except Exception as error:  # the others must hear of it, whatever it is
-            failure, shared = error, [None, f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(shared)
-    if failure is not None:
-        raise failure
-    if shared[0] is None:
-        raise QSAM2Error(f"rank 0 could not calibrate the model: {shared[1]}")
-    if prepared is None:
-        state, info = shared[0]
-        prepared = _with_info(_uncalibrated(model, options), info)
-        prepared.load_state_dict(state)
+    made: list[SAM2Train] = []
+
+    def calibrate() -> tuple[State, Mapping[str, Any] | None]:
+        made.append(_calibrate(model, options))
+        return _state(made[0]), stage_of(made[0]).info
+
+    state, info = from_first_rank(calibrate, "calibrate the model")
+    if made:
+        return made[0]
+    prepared = _with_info(_uncalibrated(model, options), info or {})
+    prepared.load_state_dict(state)
     return prepared
 
 

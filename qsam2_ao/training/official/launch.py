@@ -18,8 +18,8 @@ from ...compat.rebind import rebound
 from ...errors import QConfigError, QSAM2Error
 from ...files import atomic_write
 from ...optional import needed
+from ...ranks import Place, free_port, place_from
 from .compose import own_cause, register_resolvers
-from .places import Place, free_port, place_from
 
 
 def train(config: DictConfig, name: str) -> None:

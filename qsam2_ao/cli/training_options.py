@@ -1,0 +1,94 @@
+"""The options of the commands that train, ``qsam2 quantize`` and ``qsam2 finetune``, and the record they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from ..errors import QConfigError
+
+if TYPE_CHECKING:
+    from ..training.settings import TrainingSettings
+
+_PANEL = "Training"
+
+
+def _option(
+    help: str, *names: str, min: float | None = None, max: float | None = None, metavar: str | None = None
+) -> typer.models.OptionInfo:
+    return typer.Option(
+        *names, help=help, min=min, max=max, metavar=metavar, show_default=False, rich_help_panel=_PANEL
+    )
+
+
+TrainData: TypeAlias = Annotated[
+    str | None,
+    _option("A data set, several as A:0.7,B:0.3, or 'embedded' for clips.", "--train-data", metavar="DATA"),
+]
+ValData: TypeAlias = Annotated[
+    str | None,
+    _option("Data sets to judge by; else every tenth video is set aside.", "--val-data", metavar="DATA"),
+]
+ValidateEvery: TypeAlias = Annotated[
+    int | None, _option("Steps between two judgements; the best weights are kept. A fifth of --steps.", min=1)
+]
+Rate: TypeAlias = Annotated[float | None, _option("Peak learning rate; 1e-4.", "--lr", min=0)]
+RangeRate: TypeAlias = Annotated[
+    float | None, _option("Peak learning rate of the clipping ranges; that of --lr.", "--range-lr", min=0)
+]
+BatchSize: TypeAlias = Annotated[
+    int | None, _option("Clips of a step, over all processes and parts; 1 each (4 procedural ones).", min=1)
+]
+Accumulate: TypeAlias = Annotated[
+    int | None, _option("Parts of a step that go through the model one after the other; 1.", min=1)
+]
+BF16: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.", rich_help_panel=_PANEL)]
+Frames: TypeAlias = Annotated[int | None, _option("Frames of a clip; 4.", min=1)]
+Objects: TypeAlias = Annotated[int | None, _option("Objects of a clip; 3.", min=1)]
+Freeze: TypeAlias = Annotated[
+    list[str] | None, _option("A region to leave as it is, such as image_encoder. Repeatable.", metavar="REGION")
+]
+EMA: TypeAlias = Annotated[
+    float | None, _option("Decay of the averaged weights, which are what is kept; by --steps.", "--ema", min=0, max=1)
+]
+Augment: TypeAlias = Annotated[
+    bool, typer.Option("--augment", help="Mirror, crop and recolour the clips.", rich_help_panel=_PANEL)
+]
+Workers: TypeAlias = Annotated[int | None, _option("Processes that read the data; 0 reads in this one.", min=0)]
+LogDir: TypeAlias = Annotated[
+    Path | None, _option("Write metrics.jsonl, and tensorboard's files, there.", "--log-dir", metavar="FOLDER")
+]
+
+
+def training_settings(steps: int, given: Mapping[str, object]) -> TrainingSettings:
+    """The record of a training.
+
+    Args:
+        steps: At least 1.
+        given: Its other fields; what is None was not given.
+
+    Raises:
+        QConfigError: A setting cannot be.
+    """
+    from ..training.settings import TrainingSettings
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen["freeze"] = tuple(chosen.get("freeze", ()))  # type: ignore[arg-type]
+    return TrainingSettings(steps, **chosen)  # type: ignore[arg-type]
+
+
+def refuse_without_steps(given: Mapping[str, object]) -> None:
+    """Refuse options of a training that there is none of.
+
+    Args:
+        given: Names of options as Python has them, and their values; None, False and empty ones were not given.
+
+    Raises:
+        QConfigError: Naming the first.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False and value != []:
+            raise QConfigError(f"--{name.replace('_', '-')} is for training: give --steps, or leave it out")

@@ -1,0 +1,133 @@
+"""What a training learns from, and the training itself, as ``qsam2 quantize`` and ``qsam2 finetune`` share them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
+from training.utils.data_utils import BatchedVideoDatapoint
+
+from ..data.clips import DatasetClips
+from ..data.mixture import Mixture
+from ..quantizers.statistics import world_size
+from ..ranks import rank
+from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips
+from ..training.distillation import DistillationWeights
+from ..training.freezing import frozen
+from ..training.loop import TrainResult
+from ..training.qat import Rates, as_trainable, data_parallel, train_qat
+from ..training.settings import TrainingSettings
+from . import EMBEDDED
+
+HELD_OUT_BATCHES = 8
+HELD_OUT_SEED = 2**20
+#: How often a training is judged by the held-out batches.
+JUDGEMENTS = 5
+#: Procedural clips of the embedded model in a batch, if nothing else is said; of videos one.
+_PROCEDURAL_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training learns from, and what chooses between its weights.
+
+    Attributes:
+        batches: As ``train_qat`` takes them.
+        held_out: Batches that are not trained on.
+    """
+
+    batches: Callable[[int], Iterator[BatchedVideoDatapoint]]
+    held_out: list[BatchedVideoDatapoint]
+
+
+def training_data(
+    train: str, held_out: str | None, settings: TrainingSettings, model: SAM2Base, seed: int
+) -> TrainingData:
+    """Open the data of a training; this rank's part of it.
+
+    Args:
+        train: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural clips.
+        held_out: Likewise, to judge by; None sets a part of ``train`` aside.
+        settings: The training's.
+        model: The model, for the size and device of the batches.
+        seed: Of the training.
+
+    Raises:
+        QConfigError: The batch cannot be dealt to the ranks.
+        DataError: A data set or file cannot be used. What is wrong with all of the data is said here.
+    """
+    size, device = model.image_size, next(model.parameters()).device
+    trained: Clips
+    judged: Clips
+    if train == EMBEDDED:
+        trained, judged = ProceduralClips(size, 2 * seed + 1), ProceduralClips(size, HELD_OUT_SEED)
+    else:
+        mixture = Mixture.open(train)
+        mixture, spared = mixture.hold_out() if held_out is None else (mixture, mixture)
+        trained, judged = (DatasetClips(videos, size, settings.objects) for videos in (mixture, spared))
+    if held_out is not None:
+        judged = DatasetClips(Mixture.open(held_out, default_split="val"), size, settings.objects)
+    clips = _PROCEDURAL_CLIPS if train == EMBEDDED else 1
+    dealt = Dealt(settings.clips_at_once(world_size(), clips), settings.accumulate, rank(), world_size())
+    frames, objects = settings.frames, settings.objects
+    batches = ClipBatches(trained, frames=frames, objects=objects, seed=seed, dealt=dealt, augment=settings.augment)
+    judging = ClipBatches(judged, frames=frames, objects=objects, seed=HELD_OUT_SEED, dealt=Dealt(clips))
+    return TrainingData(
+        batches.stream(settings.steps, device=device, workers=settings.workers),
+        list(judging.stream(HELD_OUT_BATCHES, device=device)(0)),
+    )
+
+
+def train_as(
+    settings: TrainingSettings,
+    model: nn.Module,
+    data: TrainingData,
+    *,
+    seed: int,
+    distill_from: nn.Module | None = None,
+    distill: DistillationWeights | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
+    description: str = "train",
+) -> TrainResult:
+    """Train a model in place, on all ranks, and leave it with the weights that the held-out batches chose.
+
+    Args:
+        settings: How.
+        model: A float or prepared SAM2.
+        data: What to train on and to judge by.
+        seed: Of the data and prompts.
+        distill_from: As for ``train_qat``.
+        distill: As for ``train_qat``.
+        checkpoint: A file to continue from; the best weights so far are kept beside it.
+        log_dir: A folder for the metrics.
+        description: The progress bar's title.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit.
+        NonFiniteError: The training diverged.
+    """
+    trainable = as_trainable(model)
+    with frozen(trainable, settings.freeze):
+        return train_qat(
+            data_parallel(trainable) if world_size() > 1 else trainable,
+            steps=settings.steps,
+            lr=Rates(settings.lr, ranges=1.0 if settings.range_lr is None else settings.range_lr / settings.lr),
+            seed=seed,
+            batches=data.batches,
+            held_out=data.held_out,
+            judge_every=settings.validate_every or math.ceil(settings.steps / JUDGEMENTS),
+            distill_from=distill_from,
+            distill=distill,
+            checkpoint=checkpoint,
+            log_dir=log_dir,
+            accumulate=settings.accumulate,
+            autocast=torch.bfloat16 if settings.bf16 else None,
+            ema=settings.ema,
+            description=description,
+        )
