@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import QConfigError
+from ..ranks import place_from
 from ..reporting.notes import note
-from ..training.official.places import place_from
 
 Item = TypeVar("Item")
 
