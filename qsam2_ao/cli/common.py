@@ -154,7 +154,7 @@ def console() -> Console:
 
 
 def data_source(option: str, given: str | None, model: str) -> str:
-    """What an option for a folder of data means: the folder, or procedural data for the embedded model.
+    """What an option for data means: a folder, data sets with weights, or procedural data for the embedded model.
 
     Args:
         option: Its name, for errors.
@@ -162,15 +162,20 @@ def data_source(option: str, given: str | None, model: str) -> str:
         model: The model's name.
 
     Returns:
-        An existing folder, or "embedded".
+        What exists, as it was given, or "embedded".
 
     Raises:
-        QSAM2Error: It is missing for another model than the embedded one, or there is no such folder.
+        QSAM2Error: It is missing for another model than the embedded one, there is no such folder, or a weight is no
+            number.
     """
     if given is None and model not in EMBEDDED_NAMES:
         raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
     if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
-        raise QSAM2Error(f"{option} {given}: no such folder")
+        from ..data.mixture import parse_sources
+
+        for source in parse_sources(str(given)):
+            if not Path(source.path).exists():
+                raise QSAM2Error(f"{option} {source.path}: no such folder")
     return given or EMBEDDED
 
 

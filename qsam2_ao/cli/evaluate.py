@@ -166,11 +166,12 @@ def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
     scores = {name: report[name] for name in ("j", "f", "jf", "miou")}
     settings = done.settings
     split = f", split {report['split']}" if report["split"] else ""
-    title = (
-        f"{report['videos']} videos of {data}{split}, in percent (protocol {settings.protocol}, metric "
-        f"{settings.metric}, prompt {settings.prompt})"
+    console().print(
+        comparison_table(
+            [ModelRow(model, None, None, **scores)], f"{report['videos']} videos of {data}{split}, in percent"
+        )
     )
-    console().print(comparison_table([ModelRow(model, None, None, **scores)], title))
+    typer.echo(f"protocol {settings.protocol}, metric {settings.metric}, prompt {settings.prompt}")
     if len(settings.image_prompts) > 1:
         for name, value in report["miou_by_prompt"].items():
             typer.echo(f"mIoU with {name}: {'-' if value is None else f'{value:.1f}'}")

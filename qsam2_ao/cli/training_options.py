@@ -25,11 +25,12 @@ def _option(
 
 
 TrainData: TypeAlias = Annotated[
-    str | None, _option("A DAVIS folder, or 'embedded' for clips.", "--train-data", metavar="FOLDER")
+    str | None,
+    _option("A data set, several as A:0.7,B:0.3, or 'embedded' for clips.", "--train-data", metavar="DATA"),
 ]
 ValData: TypeAlias = Annotated[
     str | None,
-    _option("A DAVIS folder to judge by; else every tenth video is set aside.", "--val-data", metavar="FOLDER"),
+    _option("Data sets to judge by; else every tenth video is set aside.", "--val-data", metavar="DATA"),
 ]
 ValidateEvery: TypeAlias = Annotated[
     int | None, _option("Steps between two judgements; the best weights are kept. A fifth of --steps.", min=1)

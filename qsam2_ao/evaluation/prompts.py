@@ -52,7 +52,7 @@ def prompt_object(
             further one is the innermost point of the largest error of the answer so far.
 
     Example:
-        >>> prompt_object(predictor, state, 0, 1, mask, "3-click")
+        >>> prompt_object(predictor, state, 0, 1, mask, "3-click")  # doctest: +SKIP
     """
     from sam2.modeling.sam2_utils import get_next_point
     from sam2.utils.misc import mask_to_box

@@ -40,7 +40,8 @@ def following(model: nn.Module, protocol: Protocol) -> Iterator[None]:
 
     Example:
         >>> with following(model, "official"):
-        ...     masks = track_sequence(predictor, sequence)
+        ...     model.sam_mask_decoder.dynamic_multimask_via_stability
+        False
     """
     if protocol not in get_args(Protocol):
         raise DataError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
@@ -71,7 +72,8 @@ def autocast(device: torch.device | str, dtype: Autocast) -> Iterator[None]:
 
     Example:
         >>> with autocast("cpu", "bf16"):
-        ...     masks = track_sequence(predictor, sequence)
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
     """
     if dtype not in get_args(Autocast):
         raise DataError(f"autocast must be one of {', '.join(get_args(Autocast))}, got {dtype!r}")

@@ -76,7 +76,10 @@ def track_objects(
 
     Example:
         >>> for t, logits in track_objects(predictor, sequence.frames, first_masks(sequence)):
-        ...     print(t, sorted(logits))
+        ...     print(t, list(logits))
+        0 [1, 2, 3, 4, 5]
+        1 [1, 2, 3, 4, 5]
+        2 [1, 2, 3, 4, 5]
     """
     check_prompt(prompt, VideoPrompt)
     images = _Preprocessed(frames, predictor.image_size)

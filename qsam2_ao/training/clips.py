@@ -1,4 +1,4 @@
-"""Training batches out of short random clips: of a DAVIS-style folder, or procedural ones.
+"""Training batches out of short random clips: of data sets, or procedural ones.
 
 What kind of batch a step has (clips, or their frames alone as images) is drawn from (seed, step). What is in a clip is
 drawn from (seed, step, slot), its place in the whole step's batch: however the batch is dealt out to processes and
@@ -14,12 +14,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 from training.utils.data_utils import BatchedVideoDatapoint
 
-from ..data.davis import DavisSequence
-from ..data.masks import VOID
+from ..data.clips import DatasetClips
+from ..data.mixture import Mixture
 from ..data.procedural import Sequence, generate_sequence
 from ..errors import DataError
 from .augmentation import augmented
@@ -28,27 +27,6 @@ from .batches import RawBatch, join_batches, split_frames, stack_sequences, stre
 _ATTEMPTS = 50
 #: Every so often the frames of a clip stand alone, so that training on clips does not unlearn prompted images.
 _IMAGE_SHARE = 0.4
-
-
-#: With fewer videos all are trained on, and judged by other clips of the same.
-_FEWEST_TO_HOLD_OUT = 5
-
-
-def hold_out(sequences: list[DavisSequence]) -> tuple[list[DavisSequence], list[DavisSequence]]:
-    """Every tenth video, at least one, set aside to judge a training by.
-
-    Args:
-        sequences: The videos. Of fewer than five none can be spared: both lists then hold all of them.
-
-    Returns:
-        Those to train on, and those to judge by.
-
-    Example:
-        >>> trained, held = hold_out(read_davis("DAVIS"))
-    """
-    if len(sequences) < _FEWEST_TO_HOLD_OUT:
-        return sequences, sequences
-    return [s for i, s in enumerate(sequences) if i % 10 != 4], sequences[4::10]
 
 
 class Clips(Protocol):
@@ -62,38 +40,6 @@ class Clips(Protocol):
 
     def name(self) -> str:
         """What it is, for errors."""
-
-
-@dataclass(frozen=True)
-class VideoClips:
-    """Clips of annotated frames of videos, resized to a model's input.
-
-    Args:
-        sequences: The videos.
-        size: Side of the model's square input in pixels.
-    """
-
-    sequences: list[DavisSequence]
-    size: int
-
-    def longest(self, frames: int) -> int:
-        """As many as the longest video has."""
-        return min(frames, max(len(sequence.masks.present) for sequence in self.sequences))
-
-    def draw(self, frames: int, rng: np.random.Generator) -> Sequence:
-        """Neighbouring frames of one video; a shorter video goes back and forth."""
-        sequence = self.sequences[int(rng.integers(len(self.sequences)))]
-        annotated = sequence.masks.present
-        first = int(rng.integers(max(len(annotated) - frames, 0) + 1))
-        times = [annotated[_back_and_forth(first + i, len(annotated))] for i in range(frames)]
-        pictures = np.stack([_resize(sequence.frames[t], self.size, Image.Resampling.BILINEAR) for t in times])
-        masks = np.stack([_resize(sequence.masks[t], self.size, Image.Resampling.NEAREST) for t in times])
-        masks[masks == VOID] = 0  # SAM2's losses have no pixels that do not count
-        return Sequence(pictures, masks, visible(masks), sequence.name)
-
-    def name(self) -> str:
-        """The first video and how many there are."""
-        return f"{self.sequences[0].name} and the other {len(self.sequences) - 1} sequences"
 
 
 @dataclass(frozen=True)
@@ -210,7 +156,7 @@ class ClipBatches(Dataset[RawBatch]):
 
 
 def clip_batches(
-    sequences: list[DavisSequence],
+    mixture: Mixture,
     size: int,
     steps: int,
     *,
@@ -222,7 +168,7 @@ def clip_batches(
     """Short random clips of one video each, resized to the model's input.
 
     Args:
-        sequences: The videos.
+        mixture: The videos.
         size: Side of the model's square input in pixels.
         steps: Where the stream ends.
         frames: At most so many frames of a clip.
@@ -237,24 +183,13 @@ def clip_batches(
         DataError: While it runs: a file cannot be used, or no clip with a visible object is found.
 
     Example:
-        >>> batches = clip_batches(read_davis("DAVIS"), model.image_size, 100)
+        >>> batches = clip_batches(Mixture.open("DAVIS"), model.image_size, 100)
         >>> result = train_qat(prepared, steps=1, batches=batches)
     """
-    batches = ClipBatches(VideoClips(sequences, size), frames=frames, objects=objects, seed=seed)
+    batches = ClipBatches(DatasetClips(mixture, size), frames=frames, objects=objects, seed=seed)
     return batches.stream(steps, device=device)
 
 
 def visible(masks: NDArray[np.uint8]) -> tuple[int, ...]:
     """The ids of the objects that a clip's first frame shows."""
     return tuple(int(i) for i in np.unique(masks[0]) if i)
-
-
-def _back_and_forth(index: int, length: int) -> int:
-    """0, 1, 2, 1, 0, 1, ... for a length of 3."""
-    position = index % max(2 * length - 2, 1)
-    return min(position, 2 * length - 2 - position) if length > 1 else 0
-
-
-def _resize(picture: NDArray[np.uint8] | None, size: int, how: Image.Resampling) -> NDArray[np.uint8]:
-    assert picture is not None
-    return np.asarray(Image.fromarray(picture).resize((size, size), how))

@@ -77,11 +77,13 @@ class Evaluation:
         settings: How.
         results: Of each video, in the data set's order.
         about: What the report says besides: model, data, versions.
+        pictures: Whether each video is a single picture, of which there is no J&F.
     """
 
     settings: EvaluationSettings
     results: tuple[VideoResult, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    pictures: bool = False
 
     @property
     def scores(self) -> JFScores | None:
@@ -116,7 +118,7 @@ class Evaluation:
             "miou": next(iter(images.values()), None),
             "miou_by_prompt": images,
             "settings": asdict(self.settings),
-            "not_scored": [result["name"] for result in self.results if not result["objects"]],
+            "not_scored": [] if self.pictures else [r["name"] for r in self.results if not r["objects"]],
         }
         if per_object and scores is not None:
             report["sequences"] = scores.to_dict()["sequences"]
@@ -224,7 +226,7 @@ def evaluate(
         if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "videos"):
             return None
         results = tuple(work.result(quote(name, safe=""), _not_there) for name in videos.names)
-        done = Evaluation(settings, results, about)
+        done = Evaluation(settings, results, about, videos.pictures)
         if output is not None:
             with atomic_write(Path(output) / "report.json") as path:
                 path.write_text(json.dumps(done.to_dict(per_object=per_object), indent=2, allow_nan=False))

@@ -14,6 +14,7 @@ from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
 from ..workspace import fingerprint
 from . import EMBEDDED
+from .data import sources_fingerprint
 from .models import load_model
 from .quantize import shared_workspace, write_by_way_of
 from .training import train_as, training_data
@@ -41,8 +42,9 @@ def finetune_to_file(
         model: As for ``load_model``: "embedded", a checkpoint, or an official config with its checkpoint.
         settings: How to train.
         output: The ``.pt`` file to write.
-        train_data: A DAVIS-style folder, or "embedded" for procedural clips.
-        val_data: A DAVIS-style folder to judge by; by default a part of ``train_data`` is set aside.
+        train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
+            clips.
+        val_data: Likewise, to judge by; by default a part of ``train_data`` is set aside.
         checkpoint: The checkpoint of an official config.
         device: Where to train.
         seed: Of the data and prompts.
@@ -79,8 +81,8 @@ def finetune_to_file(
             "seed": seed,
             "model": fingerprint(model),
             "checkpoint": fingerprint(checkpoint),
-            "train_data": fingerprint(train_data),
-            "val_data": fingerprint(val_data),
+            "train_data": sources_fingerprint(train_data),
+            "val_data": sources_fingerprint(val_data),
             "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
         }
         with shared_workspace(output, depends_on) as work:

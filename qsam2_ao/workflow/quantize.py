@@ -27,7 +27,7 @@ from ..sensitivity import Assignment
 from ..stage import set_stage, stage_of
 from ..workspace import Workspace, fingerprint
 from . import EMBEDDED
-from .data import calibration_source
+from .data import calibration_source, sources_fingerprint
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -126,8 +126,9 @@ def quantize_to_file(
         job: How.
         output: The packed ``.safetensors`` file to write.
         calibration: A folder of images, or "embedded" for procedural ones.
-        train_data: A DAVIS-style folder, or "embedded" for procedural clips; for a job with training.
-        val_data: A DAVIS-style folder to judge the training by; by default a part of ``train_data`` is set aside.
+        train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
+            clips; for a job with training.
+        val_data: Likewise, to judge the training by; by default a part of ``train_data`` is set aside.
         checkpoint: The ``.pt`` file of an official config.
         device: Where to calibrate and train.
         log_dir: A folder for the training's metrics.
@@ -160,8 +161,8 @@ def quantize_to_file(
             "model": fingerprint(model),
             "checkpoint": fingerprint(checkpoint),
             "calibration": fingerprint(calibration),
-            "train_data": fingerprint(train_data) if job.training else None,
-            "val_data": fingerprint(val_data),
+            "train_data": sources_fingerprint(train_data) if job.training else None,
+            "val_data": sources_fingerprint(val_data),
             "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
         }
         with shared_workspace(output, settings) as work:

@@ -12,10 +12,11 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 from training.utils.data_utils import BatchedVideoDatapoint
 
-from ..data.davis import read_davis
+from ..data.clips import DatasetClips
+from ..data.mixture import Mixture
 from ..quantizers.statistics import world_size
 from ..ranks import rank
-from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips, VideoClips, hold_out
+from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips
 from ..training.distillation import DistillationWeights
 from ..training.freezing import frozen
 from ..training.loop import TrainResult
@@ -50,15 +51,15 @@ def training_data(
     """Open the data of a training; this rank's part of it.
 
     Args:
-        train: A DAVIS-style folder, or "embedded" for procedural clips.
-        held_out: A DAVIS-style folder to judge by; None sets a part of ``train`` aside.
+        train: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural clips.
+        held_out: Likewise, to judge by; None sets a part of ``train`` aside.
         settings: The training's.
         model: The model, for the size and device of the batches.
         seed: Of the training.
 
     Raises:
         QConfigError: The batch cannot be dealt to the ranks.
-        DataError: A folder or file cannot be used. What is wrong with all of the data is said here.
+        DataError: A data set or file cannot be used. What is wrong with all of the data is said here.
     """
     size, device = model.image_size, next(model.parameters()).device
     trained: Clips
@@ -66,10 +67,11 @@ def training_data(
     if train == EMBEDDED:
         trained, judged = ProceduralClips(size, 2 * seed + 1), ProceduralClips(size, HELD_OUT_SEED)
     else:
-        videos, spared = hold_out(read_davis(train)) if held_out is None else (read_davis(train), [])
-        trained, judged = VideoClips(videos, size), VideoClips(spared, size)
+        mixture = Mixture.open(train)
+        mixture, spared = mixture.hold_out() if held_out is None else (mixture, mixture)
+        trained, judged = (DatasetClips(videos, size, settings.objects) for videos in (mixture, spared))
     if held_out is not None:
-        judged = VideoClips(read_davis(held_out), size)
+        judged = DatasetClips(Mixture.open(held_out, default_split="val"), size, settings.objects)
     clips = _PROCEDURAL_CLIPS if train == EMBEDDED else 1
     dealt = Dealt(settings.clips_at_once(world_size(), clips), settings.accumulate, rank(), world_size())
     frames, objects = settings.frames, settings.objects

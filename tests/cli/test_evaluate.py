@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qsam2_ao import load_qsam2
 from qsam2_ao.data.datasets import open_dataset
@@ -117,6 +118,19 @@ def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
     assert report["not_scored"] == ["val-00000", "val-00001", "val-00002"]
     for path in masks.rglob("*.png"):
         assert (read_ids(path) == read_ids(tmp_path / "first" / path.relative_to(masks))).all()
+
+
+def test_pictures_have_miou_alone(run, packed_file: Path, tmp_path: Path):
+    for sequence in generate_split("val", 2, num_frames=1):
+        for kind, picture in (("images", sequence.frames[0]), ("masks", sequence.masks[0])):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / kind / f"{sequence.name}.png")
+    report = evaluated(run, packed_file, "--data", tmp_path, "--image-prompt", "3-click", "-o", tmp_path / "out")
+    assert (report["videos"], report["objects"], report["jf"], report["not_scored"]) == (2, 0, None, [])
+    assert 0 < report["miou"] == report["miou_by_prompt"]["3-click"] <= 100
+    shown = run("evaluate", packed_file, "--data", tmp_path, "--image-prompt", "3-click")
+    assert "mIoU" in shown.stdout
+    assert "no scores" not in shown.stdout
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from data_layouts import video, write_sa1b
 
 from qsam2_ao.checkpoint import read_header
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
@@ -20,9 +21,10 @@ def davis(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_folders_of_images_and_clips_give_a_trained_file(run, davis: Path, tmp_path: Path):
     output = tmp_path / "model.safetensors"
+    write_sa1b(tmp_path / "sa-1b", 1, video(1))
     result = run(
         "quantize", "embedded", "--preset", "w2a8", "--calibration", davis / "JPEGImages", "--images", 3,
-        "--train-data", davis, "--steps", 2, "-o", output, "--json",
+        "--train-data", f"{davis}:0.7,{tmp_path / 'sa-1b'}:0.3", "--steps", 2, "-o", output, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
@@ -33,7 +35,9 @@ def test_folders_of_images_and_clips_give_a_trained_file(run, davis: Path, tmp_p
     assert header.info["qconfig"] == "w2a8"
     assert header.info["images"] == 3
     assert {layer.bits for layer in header.plan} == {2, 8}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["davis", "model.safetensors"], "work left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["davis", "model.safetensors", "sa-1b"], (
+        "work left behind"
+    )
 
 
 @pytest.mark.slow
@@ -51,7 +55,9 @@ def test_without_training_and_data_of_its_own(run, tmp_path: Path):
         (["embedded", "--calibration", "absent"], "--calibration absent: no such folder"),
         (["embedded", "--calibration", "{empty}"], "holds no image"),
         (["embedded", "--steps", "1", "--train-data", "absent"], "--train-data absent: no such folder"),
-        (["embedded", "--steps", "1", "--train-data", "{empty}"], "DAVIS"),
+        (["embedded", "--steps", "1", "--train-data", "{empty}"], "is not laid out like any data set"),
+        (["embedded", "--steps", "1", "--train-data", "{empty}:0.7,absent:0.3"], "--train-data absent: no such folder"),
+        (["embedded", "--steps", "1", "--train-data", "{empty}:much"], "the weight 'much' is no positive number"),
         (["embedded", "-o", "{file}/model.safetensors"], "cannot write"),
         (["embedded", "-o", "{empty}"], "is a folder; name a file in it"),
         (["embedded", "-o", "model.pt"], "model.pt: a .safetensors file is written"),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qsam2_ao.data.davis import read_davis
+from qsam2_ao.data.mixture import Mixture
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
-from qsam2_ao.training.clips import clip_batches, hold_out
+from qsam2_ao.training.clips import clip_batches
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def davis(tmp_path: Path) -> Path:
 
 def test_batches_are_what_the_training_reads(davis: Path):
     kinds = set()
-    for batch in clip_batches(read_davis(davis), 64, 8, frames=3, objects=2)(0):
+    for batch in clip_batches(Mixture.open(str(davis)), 64, 8, frames=3, objects=2)(0):
         frames, images = batch.img_batch.shape[:2]
         assert batch.img_batch.shape[2:] == (3, 64, 64)
         assert batch.masks.shape[0] == frames
@@ -35,12 +35,12 @@ def test_batches_are_what_the_training_reads(davis: Path):
 
 
 def test_a_resumed_stream_goes_on_with_the_same_batches(davis: Path):
-    sequences = read_davis(davis)
-    whole = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=3)(0)]
-    rest = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=3)(2)]
+    mixture = Mixture.open(str(davis))
+    whole = [batch.img_batch for batch in clip_batches(mixture, 32, 4, seed=3)(0)]
+    rest = [batch.img_batch for batch in clip_batches(mixture, 32, 4, seed=3)(2)]
     assert len(rest) == 2
     assert all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
-    other = [batch.img_batch for batch in clip_batches(sequences, 32, 4, seed=4)(0)]
+    other = [batch.img_batch for batch in clip_batches(mixture, 32, 4, seed=4)(0)]
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
@@ -48,8 +48,12 @@ def test_frames_without_masks_are_left_out(davis: Path):
     for path in sorted((davis / "Annotations").rglob("*.png")):
         if path.stem != "00002":
             path.unlink()
-    batches = list(clip_batches(read_davis(davis), 32, 3)(0))
-    assert all(batch.img_batch.shape[:2] == (1, 1) for batch in batches)
+        else:
+            frame = davis / "JPEGImages" / path.parent.name / f"{path.stem}.jpg"
+            Image.new("RGB", (80, 60), (255, 0, 0)).save(frame)
+    for batch in clip_batches(Mixture.open(str(davis)), 32, 3)(0):
+        assert (batch.img_batch[:, :, 0] > 2).all()
+        assert (batch.img_batch[:, :, 1:] < -1.5).all()
 
 
 def test_void_is_no_object_and_background(davis: Path):
@@ -57,8 +61,8 @@ def test_void_is_no_object_and_background(davis: Path):
         mask = np.array(Image.open(path)) * 0
         mask[:40], mask[40:50, 30:] = 255, 3
         Image.fromarray(mask).save(path)
-    for batch in clip_batches(read_davis(davis), 60, 6, objects=5)(0):
-        assert {*batch.metadata.unique_objects_identifier[..., 1].unique().tolist()} == {3}
+    for batch in clip_batches(Mixture.open(str(davis)), 60, 6, objects=5)(0):
+        assert {*batch.metadata.unique_objects_identifier[..., 1].unique().tolist()} == {1}
         assert batch.masks[:, :, :40].sum() == 0
         assert batch.masks[:, :, 42:48, 30:].all()
 
@@ -67,13 +71,4 @@ def test_empty_masks_are_an_error(davis: Path):
     for path in (davis / "Annotations").rglob("*.png"):
         Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
     with pytest.raises(DataError, match="no clip with a visible object"):
-        next(clip_batches(read_davis(davis), 32, 1)(0))
-
-
-def test_every_tenth_video_is_held_out(davis: Path):
-    sequences = read_davis(davis)
-    many = [sequences[0]] * 4 + [sequences[1]] + [sequences[0]] * 9 + [sequences[1]]
-    trained, held = hold_out(many)
-    assert held == [sequences[1], sequences[1]]
-    assert trained == [sequences[0]] * 13
-    assert hold_out(many[:4]) == (many[:4], many[:4])
+        next(clip_batches(Mixture.open(str(davis)), 32, 1)(0))
