@@ -26,6 +26,7 @@ from .segment import segment
 from .sensitivity import sensitivity
 from .track import track
 from .train import convert, train
+from .web import web
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _RESUMABLE = ("demo", "quantize", "train", "sensitivity", "benchmark")
@@ -88,6 +89,7 @@ for _command in (
     track,
     compare,
     report,
+    web,
     inspect,
     export,
     doctor,
