@@ -23,6 +23,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "matplotlib": ("plots", "drawing"),
     "vos_benchmark": ("eval", "scoring videos"),
     "skimage": ("plots", "showing photographs"),
+    "starlette": ("web", "the page of qsam2 web"),
+    "uvicorn": ("web", "the page of qsam2 web"),
     "onnx": ("export", "exporting"),
     "onnxscript": ("export", "exporting"),
     "openvino": ("export", "running in OpenVINO"),

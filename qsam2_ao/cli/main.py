@@ -28,6 +28,7 @@ from .sensitivity import sensitivity
 from .track import track
 from .train import convert, train
 from .vos_inference import vos_inference
+from .web import web
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _RESUMABLE = ("demo", "quantize", "finetune", "train", "sensitivity", "benchmark")
@@ -94,6 +95,7 @@ for _command in (
     track,
     compare,
     report,
+    web,
     inspect,
     export,
     doctor,

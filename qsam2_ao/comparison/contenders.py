@@ -51,20 +51,21 @@ class Contender:
         return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else file_size(path)
 
 
-def contenders(names: Sequence[str]) -> list[Contender]:
+def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
     """What the models are called, from ``MODEL`` or ``MODEL@TARGET`` each.
 
     Args:
         names: As people write them; without a target, "auto".
+        least: How many there must be.
 
     Raises:
-        QSAM2Error: There are fewer than two, a config has no weights, or the same is there twice.
+        QSAM2Error: There are too few, a config has no weights, or the same is there twice.
 
     Example:
         >>> [contender.label for contender in contenders(["embedded", "a.safetensors@int8", "a.safetensors@packed"])]
         ['embedded', 'a@int8', 'a@packed']
     """
-    if len(names) < 2:
+    if len(names) < least:
         raise QSAM2Error("name at least two models to compare; the first is what the others are compared with")
     split = [_split(name) for name in names]
     if configs := [name for name, _ in split if name in OFFICIAL]:

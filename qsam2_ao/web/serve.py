@@ -1,0 +1,65 @@
+"""Serving the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..comparison.contenders import contenders
+from ..errors import QSAM2Error
+from ..optional import needed
+from .answers import Entrant, Models
+
+LOCAL = ("127.0.0.1", "localhost")
+_EVERYWHERE = ("0.0.0.0", "::")
+
+
+def load_models(names: Sequence[str], device: str = "cpu") -> Models:
+    """Load the models of a page.
+
+    Args:
+        names: One or more of ``MODEL`` or ``MODEL@TARGET``, as ``qsam2 compare`` takes them.
+        device: Where they run.
+
+    Raises:
+        QSAM2Error: One cannot be loaded.
+    """
+    chosen = contenders(names, least=1)
+    return Models([Entrant(each, each.load(device), each.file_bytes()) for each in chosen])
+
+
+def serve(
+    models: Models,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_upload: int,
+    max_frames: int,
+    names: Sequence[str] = (),
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        models: The models.
+        host: Address to listen on.
+        port: Port to listen on.
+        max_upload: Bytes of the largest file that may be opened.
+        max_frames: Of longer clips, only the first so many are opened.
+        names: By which other machines ask for this one.
+
+    Raises:
+        QSAM2Error: The address cannot be listened on.
+        MissingPackageError: Starlette or uvicorn is not installed.
+    """
+    needed("starlette")
+    uvicorn = needed("uvicorn")
+    from .app import make_app
+
+    hosts = [*LOCAL, *names, *([] if host in _EVERYWHERE else [host])]
+    if host in _EVERYWHERE and not names:
+        raise QSAM2Error(f"--host {host} listens to every machine that can reach this one: say by which --name it may")
+    app = make_app(models, max_upload=max_upload, max_frames=max_frames, hosts=hosts)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit as error:
+        raise QSAM2Error(f"port {port} of {host} cannot be listened on; choose another --port") from error
