@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 
+from ..data.annotation import Annotation
 from ..data.types import VideoSequence
-from ..evaluation import track_sequence
-from ..evaluation.jf import JFScores, score_sequence
+from ..evaluation.jf import JFScores
 from ..evaluation.miou import mask_iou
-from ..evaluation.video import check_sequences
+from ..evaluation.video import check_sequences, score_masks, track_masks
 from ..predictors import as_video_predictor, eval_mode
 from ..progress import tqdm
 from ..reporting.overlay import draw_masks, side_by_side
@@ -22,6 +23,7 @@ from .figures import bars
 from .page import Block, Section, Table, Text, drawing, picture
 
 FLOAT = "float"
+Masks: TypeAlias = Mapping[int, NDArray[np.bool_]]
 WORST = 3
 """Videos whose masks are shown."""
 
@@ -86,29 +88,35 @@ def _look_at(models: Mapping[str, SAM2Base], sequence: VideoSequence) -> _Video:
     for name, model in models.items():
         predictor = as_video_predictor(model)
         with eval_mode(predictor), one_thread_if_small(predictor):
-            found[name] = track_sequence(predictor, sequence)
-        scored = score_sequence(sequence.name, found[name], sequence.masks, object_ids=sequence.object_ids)
-        scores[name] = JFScores(tuple(scored), True)
-    worst = sorted(_worst_frames(found, sequence)[:2])
+            found[name] = dict(track_masks(predictor, sequence))
+        scores[name] = JFScores(score_masks(sequence, found[name].items()), True)
     rows = []
-    for frame in worst:
-        truth = sequence.masks[frame]
-        assert truth is not None
+    for frame, truth in sorted(_worst_frames(found, sequence)[:2], key=lambda pair: pair[0]):
         picture_ = np.asarray(sequence.frames[frame])
-        rows.append((f"truth, frame {frame}", picture_, np.where(truth == 255, 0, truth).astype(np.uint8)))
-        rows += [(name, picture_, ids[frame]) for name, ids in found.items()]
+        rows.append((f"truth, frame {frame}", picture_, _ids(truth.masks)))
+        rows += [(name, picture_, _ids(masks[frame])) for name, masks in found.items()]
     return _Video(sequence.name, scores, rows)
 
 
-def _worst_frames(found: Mapping[str, NDArray[np.uint8]], sequence: VideoSequence) -> list[int]:
-    """Frames with a truth, those where a model is farthest from it first."""
+def _worst_frames(found: Mapping[str, Mapping[int, Masks]], sequence: VideoSequence) -> list[tuple[int, Annotation]]:
+    """Frames with a truth, and it; those where a model is farthest from it come first."""
+    truths = [
+        (t, annotation) for t in sequence.annotated if (annotation := sequence.annotation(t)) and annotation.masks
+    ]
 
-    def agreement(frame: int) -> float:
-        truth = sequence.masks[frame]
-        known = truth != 255
+    def agreement(pair: tuple[int, Annotation]) -> float:
+        frame, truth = pair
+        known = True if truth.void is None else ~truth.void
+        nothing = np.zeros(truth.size, bool)
         return min(
-            float(np.mean([mask_iou((ids[frame] == i) & known, truth == i) for i in sequence.object_ids]))
-            for ids in found.values()
+            float(np.mean([mask_iou(masks[frame].get(i, nothing) & known, truth.masks[i]) for i in truth.masks]))
+            for masks in found.values()
         )
 
-    return sorted((t for t in range(len(sequence.frames)) if sequence.masks[t] is not None), key=agreement)
+    return sorted(truths, key=agreement)
+
+
+def _ids(masks: Masks) -> NDArray[np.uint8]:
+    """To draw them; where masks overlap, the smaller id is on top."""
+    shape = next(iter(masks.values())).shape
+    return Annotation((shape[0], shape[1]), masks).ids().astype(np.uint8)
