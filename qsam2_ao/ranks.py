@@ -186,7 +186,7 @@ def from_first_rank(compute: Callable[[], T], what: str) -> T:
                 shared[0] = compute()
         except BaseException as error:  # the others must hear of it, whatever it is
             failure, shared = error, [None, f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(shared, device=torch.device("cpu"))
+    dist.broadcast_object_list(shared)
     if failure is not None:
         raise failure
     if shared[1] is not None:

@@ -18,9 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from qsam2_ao.data.procedural import generate_sequence, write_sequence
+
 ROOT = Path(__file__).parents[1]
 #: Small, with everything in it: calibration in several batches, training in parts, judgements, packing.
-OPTIONS = "--preset w4a8 --images 18 --steps 4 --batch-size 4 --accumulate 2 --frames 2 --objects 1"
+OPTIONS = "--preset w4a8 --images 18 --steps 3 --validate-every 2 --batch-size 4 --accumulate 2 --frames 2 --objects 1"
 JOB = ["quantize", "embedded", *OPTIONS.split()]
 PATIENCE = 1200
 
@@ -29,7 +31,8 @@ def start(output: Path, ranks: int) -> subprocess.Popen[bytes]:
     """The command in processes of its own."""
     python = [sys.executable, "-m"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
-    command = [*python, *launcher, "tests.killing", "--child", *JOB, "-o", str(output)]
+    command = [*python, *launcher, "tests.killing", "--child", *JOB, "--train-data", str(output.parent / "davis")]
+    command += ["-o", str(output)]
     log = open(output.with_suffix(".log"), "ab")  # noqa: SIM115 - the child's
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -82,6 +85,8 @@ def try_moments(folder: Path, moments: int, seed: int, ranks: int = 1) -> list[s
         AssertionError: They are not.
     """
     whole, broken = folder / "whole.safetensors", folder / "broken.safetensors"
+    for number in range(2):
+        write_sequence(generate_sequence("train", number, num_frames=3), folder / "davis")
     seconds = finish(whole, ranks)
     generator, found = random.Random(seed), []
     while len(found) < moments:

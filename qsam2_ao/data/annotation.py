@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class LazyMasks(Mapping[int, NDArray[np.bool_]]):
         return len(self._ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Annotation:
     """The objects on one frame.
 
@@ -61,7 +61,7 @@ class Annotation:
     masks: Mapping[int, NDArray[np.bool_]]
     void: NDArray[np.bool_] | None = None
     complete: bool = True
-    source: str = field(default="the annotation", compare=False)
+    source: str = "the annotation"
 
     @classmethod
     def from_ids(

@@ -87,17 +87,23 @@ class DatasetClips:
         return np.stack([np.asarray(picture) for picture in resized])
 
     def _masks(self, annotations: list[Annotation], boxes: list[Box], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Random objects that are known on all frames, as long as they do not overlap with those before."""
+        """Random objects that are known on all frames, as long as they do not overlap with those before.
+
+        Those that the first frame shows come first; others are there for frames that are to stand alone.
+        """
         ids = np.zeros((len(annotations), self.size, self.size), np.uint8)
         count = 0
-        for object_id in rng.permutation(list(annotations[0].masks))[: _TRIED * self.objects]:
+        begin = annotations[0].masks.keys()
+        later = {i for annotation in annotations for i in annotation.masks} - begin
+        order = [*rng.permutation(sorted(begin)), *rng.permutation(sorted(later))]
+        for object_id in order[: _TRIED * self.objects]:
             if count == min(_SPARE * self.objects, VOID - 1):
                 break
             found = [annotation.mask(int(object_id)) for annotation in annotations]
             if any(mask is None for mask in found):
                 continue
             mask = self._resized([mask for mask in found if mask is not None], boxes)
-            if mask[0].any() and not ids[mask].any():
+            if mask.any() and not ids[mask].any():
                 count += 1
                 ids[mask] = count
         return ids
@@ -121,6 +127,6 @@ def _views(rng: np.random.Generator, frames: int, height: int, width: int) -> li
     across, down = (np.clip(0.5 + np.cumsum(rng.normal(0, 4 * _PACE, frames)), 0, 1) for _ in range(2))
     left, top = across * (1 - share) * width, down * (1 - share) * height
     return [
-        (float(x), float(y), float(x + s * width), float(y + s * height))
+        (float(x), float(y), float(min(x + s * width, width)), float(min(y + s * height, height)))
         for x, y, s in zip(left, top, share, strict=True)
     ]

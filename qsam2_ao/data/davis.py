@@ -6,11 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .formats.base import IdMapView, Video
+from .formats.base import Video
 from .formats.davis import open_split
-
-DavisSequence = Video
-LazyPictures = IdMapView
 
 
 def read_davis(

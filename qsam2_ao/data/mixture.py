@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -51,12 +51,12 @@ def parse_sources(text: str) -> tuple[Source, ...]:
         >>> parse_sources("DAVIS:3,coco=COCO@train2017:1")[1]
         Source(path='COCO', weight=1.0, format='coco', split='train2017')
     """
-    if Path(text).exists():
+    if os.path.exists(text):
         return (Source(text),)
     sources, weighted = [], 0
     for entry in text.split(","):
         rest, colon, number = entry.strip().rpartition(":")
-        if Path(entry.strip()).exists() or not colon:
+        if os.path.exists(entry.strip()) or not colon:
             rest, colon = entry.strip(), ""
         weight = 1.0
         if colon:
@@ -74,13 +74,13 @@ def parse_sources(text: str) -> tuple[Source, ...]:
 
 
 def _source(text: str, weight: float) -> Source:
-    if text and Path(text).exists():
+    if os.path.exists(text):
         return Source(text, weight)
     format, equals, path = text.partition("=")
     if not equals or format not in FORMATS:
         format, path = "auto", text
     folder, at, split = path.rpartition("@")
-    if Path(path).exists() or not at:
+    if os.path.exists(path) or not at:
         folder, split = path, ""
     if not folder:
         raise DataError(f"{text!r} names no data set; give [FORMAT=]PATH[@SPLIT][:WEIGHT], and several with a comma")

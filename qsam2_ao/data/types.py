@@ -23,7 +23,6 @@ class VideoSequence(Protocol):
         frame_names: What each frame is called, as its file without the ending: ``"00000"``. Masks of it are saved under
             this name.
         annotated: The frames of which anything is known, ascending. Asking for it reads no mask.
-        masks: The annotations as maps of ids, for what asks for objects that do not overlap.
     """
 
     @property
@@ -40,9 +39,6 @@ class VideoSequence(Protocol):
 
     @property
     def annotated(self) -> tuple[int, ...]: ...  # noqa: D102
-
-    @property
-    def masks(self) -> Indexed[Any]: ...  # noqa: D102
 
     def annotation(self, t: int) -> Annotation | None:
         """What is known of frame ``t``, of the frames' size; ``None`` for one that is not in ``annotated``."""

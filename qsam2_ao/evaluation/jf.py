@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.davis import LazyPictures
 from ..data.listing import list_pictures, natural_key
 from ..data.masks import VOID, MaskReader
 from ..data.types import Indexed
@@ -122,8 +121,8 @@ def score_sequence(
     check_metric(metric)
     if len(predicted) != len(truth):
         raise DataError(f"{name}: {len(predicted)} predicted masks for {len(truth)} annotated frames")
-    check_lengths({name: truth}, skip_first_and_last=skip_first_and_last)
-    annotated = annotated_frames(truth)
+    annotated = [t for t in range(len(truth)) if truth[t] is not None]
+    check_lengths({name: len(annotated)}, skip_first_and_last=skip_first_and_last)
     counted = annotated[slice(1, -1) if skip_first_and_last else slice(None)]
     present = {int(i) for t in counted for i in np.unique(np.asarray(truth[t]))} - {0}
     named = None if object_ids is None else set(object_ids)
@@ -147,35 +146,19 @@ def score_sequence(
     return tally.scores()
 
 
-def annotated_frames(masks: Indexed[NDArray[np.uint8] | None]) -> list[int]:
-    """The frames of a sequence that have an annotation.
-
-    Args:
-        masks: Those of a :class:`~qsam2_ao.data.types.VideoSequence`; files are not read.
-
-    Example:
-        >>> annotated_frames([np.ones((2, 2), np.uint8), None])
-        [0]
-    """
-    if isinstance(masks, LazyPictures):
-        return masks.present
-    return [t for t in range(len(masks)) if masks[t] is not None]
-
-
-def check_lengths(sequences: Mapping[str, Indexed[Any]], *, skip_first_and_last: bool) -> None:
+def check_lengths(counts: Mapping[str, int], *, skip_first_and_last: bool) -> None:
     """Refuse sequences of which no frame would count.
 
     Args:
-        sequences: Name -> one item for each frame, ``None`` where it has no annotation.
+        counts: Name -> how many annotated frames it has.
         skip_first_and_last: Whether the first and the last annotated frame don't count.
 
     Raises:
         DataError: There are such sequences; it names them.
 
     Example:
-        >>> check_lengths({"bear": [1, 2, 3]}, skip_first_and_last=True)
+        >>> check_lengths({"bear": 3}, skip_first_and_last=True)
     """
-    counts = {name: len(annotated_frames(masks)) for name, masks in sequences.items()}
     least = 3 if skip_first_and_last else 1
     short = [f"{name} ({count})" for name, count in counts.items() if count < least]
     if not short:
@@ -229,7 +212,7 @@ def score_folders(
     if not sequences:
         raise DataError(f"{root} has no sequences; each is a folder of PNG files")
     annotated = {name: list_pictures(root / name) for name in sequences}
-    check_lengths(annotated, skip_first_and_last=skip_first_and_last)
+    check_lengths({n: len(paths) for n, paths in annotated.items()}, skip_first_and_last=skip_first_and_last)
     objects: list[ObjectScore] = []
     for name, paths in tqdm(annotated.items(), desc="scoring", unit="video", disable=not progress):
         folder = Path(predictions) / name

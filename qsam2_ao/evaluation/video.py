@@ -239,7 +239,7 @@ def check_sequences(sequences: Iterable[VideoSequence], *, skip_first_and_last: 
     """
     needed("vos_benchmark")
     sequences = list(sequences)
-    check_lengths({s.name: s.masks for s in sequences}, skip_first_and_last=skip_first_and_last)
+    check_lengths({s.name: len(s.annotated) for s in sequences}, skip_first_and_last=skip_first_and_last)
     if empty := [sequence.name for sequence in sequences if not sequence.object_ids]:
         raise DataError(f"no mask shows an object in {', '.join(empty)}; leave out these sequences")
     for sequence in sequences:
@@ -292,7 +292,7 @@ def evaluate_video(
         check_sequences(sequences, skip_first_and_last=skip_first_and_last)
     with following(predictor, protocol), eval_mode(predictor), one_thread_if_small(predictor):
         for sequence in tqdm(sequences, desc=f"videos, {prompt}", unit="video", disable=not progress):
-            check_lengths({sequence.name: sequence.masks}, skip_first_and_last=skip_first_and_last)
+            check_lengths({sequence.name: len(sequence.annotated)}, skip_first_and_last=skip_first_and_last)
             started = time.perf_counter()
             objects += score_video(
                 predictor,

@@ -46,8 +46,9 @@ class LSCFakeQuantize(LSCTraining, PT2EFakeQuantizeBase):
     a step alpha_bar and the statistics that an activation is quantized with hold still, while the buffers take in the
     pooled statistics of the step's calls; those are what eval, :meth:`calculate_qparams` and the next step use. torch's
     optimizers tell the end of a step, and with torch.distributed it merges what all ranks saw, in one collective for
-    all ranges of the optimizer. Without such an optimizer a step ends where alpha has changed, and ranks are not
-    merged. State dicts are complete between steps; a deep copy is so at any time.
+    all ranges of the optimizer. Where an activation's range reaches all of its values, a gradient that would widen it
+    further is dropped before the step. Without such an optimizer a step ends where alpha has changed, ranks are not
+    merged, and no gradient is dropped. State dicts are complete between steps; a deep copy is so at any time.
 
     Switches as in torch.ao: ``disable_fake_quant`` passes the input through, ``disable_observer`` freezes the
     ranges (statistics of weights and activations, and alpha). In eval mode nothing is learned.
@@ -122,7 +123,7 @@ class LSCFakeQuantize(LSCTraining, PT2EFakeQuantizeBase):
         self.group_size = group_size
         self.grid = self._grid.name
         codes = (self._grid.quant_min, self._grid.quant_max)
-        self._settings = LSCSettings(*codes, granularity, group_size, one_sided=not is_weight)
+        self._settings = LSCSettings(*codes, granularity, group_size)
         self.momentum = momentum
         self.stats_momentum = stats_momentum
         self.name = name

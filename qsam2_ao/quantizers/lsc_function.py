@@ -27,16 +27,12 @@ class LSCSettings(NamedTuple):
         quant_max: Largest code.
         granularity: "tensor", "channel" or "group".
         group_size: Inputs per group.
-        one_sided: At the range's limit, only gradients that shrink alpha pass. Not for weights: a pass's calls of one
-            weight may share their output or not (activation checkpointing), and the sum of their gradients must be the
-            same.
     """
 
     quant_min: int
     quant_max: int
     granularity: str
     group_size: int | None
-    one_sided: bool = True
 
 
 class CachedWeight(NamedTuple):
@@ -79,7 +75,7 @@ class LSCFunction(torch.autograd.Function):
             ctx: Autograd context.
             x: Any shape and floating dtype.
             alpha: What is learned, shape [1], [out] or [out, n_groups], as the tensors of the range.
-            clip: The range; where it is at its limit, only gradients that shrink alpha pass.
+            clip: The range.
             alpha_factor: What alpha's gradient is multiplied by.
             settings: Codes and granularity.
             shared: For a leaf ``x`` whose output several layers' calls share. The output then takes part in several
@@ -88,7 +84,7 @@ class LSCFunction(torch.autograd.Function):
         Returns:
             Fake-quantized ``x`` in its dtype.
         """
-        parameters = (clip.scale, clip.zero_point, alpha_factor, clip.at_limit)
+        parameters = (clip.scale, clip.zero_point, alpha_factor)
         scale, zero_point = _broadcast(x, clip.scale, clip.zero_point, settings)
         out = fake_quantize_affine(x, scale, zero_point, settings.quant_min, settings.quant_max).to(x.dtype)
         ctx.settings, ctx.shared = settings, shared
@@ -111,24 +107,17 @@ class LSCFunction(torch.autograd.Function):
         needed = ctx.needs_input_grad
         out = None
         if ctx.numbers is None:
-            x, scale, zero_point, factor, at_limit = ctx.leaf if ctx.shared is not None else ctx.saved_tensors
+            x, scale, zero_point, factor = ctx.leaf if ctx.shared is not None else ctx.saved_tensors
         else:
             x, out = ctx.saved_tensors
-            scale, zero_point, factor, at_limit = ctx.numbers
+            scale, zero_point, factor = ctx.numbers
         if out is None:
             grad_x, total = _from_input(grad, x, scale, zero_point, ctx.settings, needed)
         else:
             grad_x, total = _from_input_and_output(grad, x, out, scale, zero_point, ctx.settings, needed)
         if total is None:
             return grad_x, None, None, None, None, None
-        grad_alpha = total * factor
-        if not ctx.settings.one_sided:
-            return grad_x, grad_alpha, None, None, None, None
-        if at_limit is True:
-            grad_alpha = grad_alpha.clamp_min(0)
-        elif at_limit is not False:
-            grad_alpha = torch.where(at_limit, grad_alpha.clamp_min(0), grad_alpha)
-        return grad_x, grad_alpha, None, None, None, None
+        return grad_x, total * factor, None, None, None, None
 
 
 def _from_input(

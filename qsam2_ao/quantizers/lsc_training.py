@@ -29,11 +29,12 @@ class LSCTraining(LSCRange):
     momentum: float
     stats_momentum: float
     _settings: LSCSettings
-    _TRANSIENT: ClassVar[tuple[str, ...]] = (*LSCRange._TRANSIENT, "_alpha_version", "_number")
+    _TRANSIENT: ClassVar[tuple[str, ...]] = (*LSCRange._TRANSIENT, "_alpha_version", "_number", "_at_limit")
 
     def _reset_transients(self) -> None:
         super()._reset_transients()
         self._alpha_version = (0, 0)
+        self._at_limit: bool | Tensor = False
         # A tensor, since torch.compile would compile anew for every other number.
         self._number = torch.tensor(REGISTER.add(self), device="cpu")
 
@@ -49,7 +50,24 @@ class LSCTraining(LSCRange):
         elif self.is_weight and self._flag("observer_enabled"):
             with torch.no_grad():
                 self._store(self._weight_statistics(x))
-        return self._range(held=self.follows)
+        clip = self._range(held=self.follows)
+        if self.follows and not self.is_weight:
+            self._at_limit = clip.at_limit  # of all of a step's calls
+        return clip
+
+    @torch.no_grad()
+    def drop_widening(self) -> None:
+        """Where an activation's range reaches all of its values, drop a gradient that would widen it.
+
+        The sum over a step's calls and ranks counts: however a batch is dealt out, the range learns the same.
+        """
+        grad = self.log_alpha.grad
+        if grad is None or self._at_limit is False:
+            return
+        if self._at_limit is True:
+            grad.clamp_min_(0)
+        else:
+            grad.copy_(torch.where(self._at_limit, grad.clamp_min(0), grad))
 
     @torch.no_grad()
     def _start_from_call(self, x: Tensor) -> None:

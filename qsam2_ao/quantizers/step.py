@@ -139,6 +139,8 @@ def _before_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     if id(optimizer) in under_way:  # the step before was cut off by an error
         del under_way[under_way.index(id(optimizer)) :]
     under_way.append(id(optimizer))
+    for quantizer in _learned_by(optimizer):
+        quantizer.drop_widening()
 
 
 @torch.compiler.disable
@@ -150,15 +152,20 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     living = REGISTER.living()
     if not living:
         return
-    by_parameter = {id(quantizer.log_alpha): quantizer for quantizer in living}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    end_step([by_parameter[id(parameter)] for parameter in parameters if id(parameter) in by_parameter])
+    end_step(_learned_by(optimizer))
     # A range that is not learned is in no optimizer's list; it follows the data of the thread that trains.
     thread = threading.get_ident()
     for quantizer in living:
         step = quantizer.step
         if step is not None and not step.ended and step.thread == thread and not quantizer.log_alpha.requires_grad:
             quantizer.end_step()
+
+
+def _learned_by(optimizer: torch.optim.Optimizer) -> list[LSCTraining]:
+    """The quantizers whose ranges an optimizer has, in its order."""
+    by_parameter = {id(quantizer.log_alpha): quantizer for quantizer in REGISTER.living()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [by_parameter[id(parameter)] for parameter in parameters if id(parameter) in by_parameter]
 
 
 register_optimizer_step_pre_hook(_before_optimizer_step)

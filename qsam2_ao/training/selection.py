@@ -136,7 +136,7 @@ class Selection(Generic[Batch, Output]):
         loss = sum(losses) / len(losses)
         if world_size() > 1:
             shared = [loss]
-            dist.broadcast_object_list(shared, device=torch.device("cpu"))
+            dist.broadcast_object_list(shared)
             loss = shared[0]
         return loss
 

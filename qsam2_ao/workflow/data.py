@@ -1,15 +1,21 @@
-"""Data by name: a folder, or "embedded" for procedural pictures and videos."""
+"""Data by name: a data set's folder, or "embedded" for procedural pictures and videos."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.davis import DavisSequence, read_davis
+from ..data.datasets import open_dataset
+from ..data.formats import sav_train
+from ..data.formats.base import Dataset
 from ..data.mixture import parse_sources
-from ..data.procedural import Sequence, generate_sequence, generate_split
+from ..data.procedural import generate_sequence, generate_split
+from ..data.types import VideoSequence
 from ..workspace import fingerprint
 from . import EMBEDDED
 
@@ -32,8 +38,34 @@ def procedural_images(count: int, side: int) -> list[NDArray[np.uint8]]:
     return [generate_sequence("train", i, size=size, num_frames=1).frames[0] for i in range(count)]
 
 
-def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint8]] | str:
-    """What to calibrate on: procedural images for "embedded", else the folder.
+@dataclass(frozen=True)
+class FirstFrames(Sequence[NDArray[np.uint8]]):
+    """The first annotated frame of each video of a data set, read when it is asked for.
+
+    Attributes:
+        dataset: The videos.
+    """
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> FirstFrames: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | FirstFrames:
+        if isinstance(index, slice):
+            return FirstFrames(self.dataset[index])
+        video = self.dataset[index]
+        return video.frames[video.annotated[0] if video.annotated else 0]
+
+
+def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint8]] | FirstFrames | str:
+    """What to calibrate on: procedural images for "embedded", else the folder, or frames of its video files.
 
     Args:
         name: "embedded" or a folder.
@@ -43,7 +75,10 @@ def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint
     Returns:
         Calibration data as ``prepare_qsam2`` takes it.
     """
-    return procedural_images(count, side) if name == EMBEDDED else name
+    if name == EMBEDDED:
+        return procedural_images(count, side)
+    # Other data sets have their frames as pictures, which calibration finds itself.
+    return FirstFrames(open_dataset(name)) if sav_train.detect(Path(name)) else name
 
 
 def sources_fingerprint(data: str | None) -> list[Any] | None:
@@ -60,12 +95,12 @@ def sources_fingerprint(data: str | None) -> list[Any] | None:
     return [[s.format, s.split, s.weight, *(fingerprint(s.path) or ())] for s in parse_sources(data)]
 
 
-def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> list[Sequence] | list[DavisSequence]:
-    """Videos to score masks on: those of a DAVIS folder, or procedural ones for "embedded".
+def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> Sequence[VideoSequence]:
+    """Videos to score masks on: those of a data set, or procedural ones for "embedded".
 
     Args:
-        name: "embedded" or a folder.
-        split: Of the procedural videos: "val" or "test".
+        name: "embedded" or a data set's folder.
+        split: Of the procedural videos: "val" or "test"; a data set's "val" is taken where it has splits.
         count: Only the first so many; None for all of the folder, or 64 procedural ones.
         frames: Frames of each procedural video.
 
@@ -73,8 +108,8 @@ def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> 
         The videos.
 
     Raises:
-        DataError: The folder is not laid out like DAVIS.
+        DataError: The folder is no data set that is known here, or has no masks.
     """
     if name == EMBEDDED:
         return list(generate_split(split, count or 64, num_frames=frames))
-    return read_davis(name)[:count]
+    return open_dataset(name, default_split="val").labelled()[:count]

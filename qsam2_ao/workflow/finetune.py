@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import QSAM2Error
 from ..files import check_output_file, save_torch
-from ..ranks import from_first_rank, joined, place_from
+from ..ranks import joined, place_from
 from ..stage import stage_of
 from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
@@ -16,7 +16,7 @@ from ..workspace import fingerprint
 from . import EMBEDDED
 from .data import sources_fingerprint
 from .models import load_model
-from .quantize import shared_workspace
+from .quantize import shared_workspace, write_by_way_of
 from .training import train_as, training_data
 
 
@@ -96,5 +96,5 @@ def finetune_to_file(
                 description="fine-tuning",
             )
             state = {name: value.cpu() for name, value in loaded.state_dict().items()}
-            from_first_rank(lambda: save_torch({"model": state}, output), f"write {output}")
+            write_by_way_of(work, output, lambda path: save_torch({"model": state}, path))
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -216,6 +216,25 @@ def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Work
         from_first_rank(remove, "remove the work folder")
 
 
+def write_by_way_of(work: Workspace, output: Path, save: Callable[[Path], object]) -> None:
+    """Make a file in the work folder and move it to its place, once for all ranks.
+
+    Of a run that is killed meanwhile nothing but the work folder is left.
+
+    Args:
+        work: Its folder is in the same file system as the file.
+        output: The file.
+        save: Called with the path to write to.
+    """
+
+    def write() -> None:
+        path = work.folder / f"done{output.suffix}"
+        save(path)
+        os.replace(path, output)
+
+    from_first_rank(write, f"write {output}")
+
+
 def quantize_model(
     model: SAM2Base,
     job: QuantizationJob,
@@ -272,7 +291,7 @@ def quantize_model(
         _say(f"{job.preset}: {result.selected}")
     _say(f"{job.preset}: packing into {output}")
     quantized = convert_qsam2(prepared.eval())
-    from_first_rank(lambda: save_qsam2(quantized, output), f"write {output}")
+    write_by_way_of(work, output, lambda path: save_qsam2(quantized, path))
     return quantized
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,10 @@ def test_sequences_of_a_list(davis: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("\n")
     with pytest.raises(DataError, match=r"mine\.txt lists no sequences"):
         open_dataset(davis, split="all", sequences=tmp_path / "mine.txt")
+
+
+def test_numbered_videos_below_a_resolution_are_no_objects(tmp_path: Path) -> None:
+    sequence = generate_sequence("test", 0, num_frames=1, size=(48, 64))
+    write_sequence(replace(sequence, name="480p/00001"), tmp_path)
+    dataset = open_dataset(tmp_path)
+    assert (dataset.format, dataset.names) == ("davis", ("00001",))

@@ -5,12 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from qsam2_ao.data.davis import read_davis
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 from qsam2_ao.data.types import VideoSequence
 from qsam2_ao.errors import DataError
+
+
+def ids_of(sequence: VideoSequence, t: int) -> NDArray[np.int64]:
+    annotation = sequence.annotation(t)
+    assert annotation is not None
+    return annotation.ids()
 
 
 @pytest.fixture
@@ -30,10 +37,9 @@ def test_reads_what_the_generator_writes(davis: Path) -> None:
         assert len(sequence) == 4
         assert sequence.object_ids == original.object_ids
         for t in range(4):
-            assert np.array_equal(sequence.masks[t], original.masks[t])
+            assert np.array_equal(ids_of(sequence, t), original.masks[t])
             error = sequence.frames[t].astype(int) - original.frames[t]
             assert np.abs(error).mean() < 8  # JPEG
-    assert [mask.shape for mask in sequences[0].masks[1:3]] == [(48, 64)] * 2
 
 
 @pytest.mark.parametrize("resolutions", [["480p"], ["Full-Resolution"], ["480p", "Full-Resolution"]])
@@ -58,7 +64,7 @@ def test_finds_the_resolution_folder(davis: Path, resolutions: list[str]) -> Non
 def test_frames_without_annotation(davis: Path) -> None:
     (davis / "Annotations/test-00000/00002.png").unlink()
     sequence = read_davis(davis)[0]
-    assert [mask is None for mask in sequence.masks] == [False, False, True, False]
+    assert sequence.annotated == (0, 1, 3)
     assert sequence.object_ids
 
 
@@ -70,7 +76,7 @@ def test_nothing_is_read_before_it_is_asked_for(davis: Path) -> None:
     with pytest.raises(DataError, match=r"00003\.jpg cannot be read"):
         sequence.frames[3]
     with pytest.raises(DataError, match=r"00003\.png cannot be read"):
-        sequence.masks[-1]
+        sequence.annotation(-1)
 
 
 def test_other_sizes_are_named(davis: Path) -> None:
@@ -78,7 +84,7 @@ def test_other_sizes_are_named(davis: Path) -> None:
     Image.new("RGB", (64, 40)).save(davis / "JPEGImages/test-00000/00002.jpg")
     sequence = read_davis(davis)[0]
     with pytest.raises(DataError, match=r"00001\.png is 32 x 48 pixels, .* 64 x 48"):
-        sequence.masks[1]
+        sequence.annotation(1)
     with pytest.raises(DataError, match=r"00002\.jpg is 64 x 40 pixels"):
         sequence.frames[2]
 
@@ -116,7 +122,7 @@ def test_void_is_no_object(davis: Path) -> None:
     sequence = read_davis(davis)[0]
     assert 255 not in sequence.object_ids
     assert sequence.object_ids[0] == 1
-    assert all((mask[:5] == 255).all() for mask in sequence.masks)
+    assert all((ids_of(sequence, t)[:5] == 255).all() for t in sequence.annotated)
 
 
 def test_black_and_white_masks_are_one_object(davis: Path) -> None:
@@ -134,4 +140,4 @@ def test_frames_of_any_format_in_natural_order(davis: Path) -> None:
     (davis / "JPEGImages/test-00000/._frame_8.tif").write_bytes(b"\0\5\x16\7")
     sequence = read_davis(davis)[0]
     assert [path.name for path in sequence.frames.paths] == [f"frame_{t}.tif" for t in range(8, 12)]
-    assert sequence.masks.present == [0, 1, 2, 3]
+    assert sequence.annotated == (0, 1, 2, 3)

@@ -91,6 +91,18 @@ def test_clips_of_videos(folders: Path) -> None:
         assert len(np.unique(original.masks[0][(rows * 1.5 + 0.75).astype(int), columns * 2 + 1])) == 1
 
 
+def test_objects_that_begin_later_are_there_for_frames_that_stand_alone(tmp_path: Path) -> None:
+    for t in range(2):
+        ids = np.zeros((48, 64), np.uint8)
+        ids[:20, :30] = 1
+        ids[30:, 40:] = 7 * t
+        save(tmp_path / f"JPEGImages/a/{t}.jpg", video().frames[t])
+        save(tmp_path / f"Annotations/a/{t}.png", ids)
+    clip = DatasetClips(Mixture.open(str(tmp_path)), 48).draw(2, np.random.default_rng(1))
+    assert clip.object_ids == (1,)
+    assert np.unique(clip.masks[1]).tolist() == [0, 1, 2]
+
+
 def test_objects_that_overlap_take_turns(tmp_path: Path) -> None:
     sequence = video(frames=5)
     write_sav_train(tmp_path, "sav_000001", sequence)

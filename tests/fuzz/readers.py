@@ -133,8 +133,35 @@ def _read_davis(path: Path) -> None:
     from qsam2_ao.data.davis import read_davis
 
     for sequence in read_davis(path):
-        assert len(sequence) == len(list(zip(sequence.frames, sequence.masks, strict=True)))
+        assert len(sequence) == len(list(sequence.frames))
+        assert all(sequence.annotation(t) is not None for t in sequence.annotated)
         assert isinstance(sequence.object_ids, tuple)
+
+
+def _write_datasets(folder: Path) -> list[Path]:
+    from data_layouts import save_json, video, write_coco, write_maps, write_panoptic, write_sa1b, write_sav
+
+    sequence = video(frames=3)
+    write_sav(folder / "sav", "sav_000001", sequence)
+    write_sa1b(folder / "sa-1b", 1, sequence)
+    write_coco(folder / "coco", [sequence])
+    write_panoptic(folder / "panoptic", sequence)
+    write_maps(folder / "youtube-vos/val", "a", sequence)
+    objects = {str(i): {"frames": ["00000"]} for i in sequence.object_ids}
+    save_json(folder / "youtube-vos/val/meta.json", {"videos": {"a": {"objects": objects}}})
+    return sorted(folder.iterdir())
+
+
+@_reader("datasets", _write_datasets)
+def _read_datasets(path: Path) -> None:
+    from qsam2_ao.data.datasets import open_dataset
+
+    for video in open_dataset(path, default_split="val"):
+        assert isinstance(video.object_ids, tuple)
+        for t in video.annotated:
+            annotation = video.annotation(t)
+            assert annotation is not None
+            assert {mask.shape for mask in annotation.masks.values()} <= {video.frames[t].shape[:2]}
 
 
 def _write_calibration(folder: Path) -> list[Path]:

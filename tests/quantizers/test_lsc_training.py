@@ -75,6 +75,30 @@ def test_range_cannot_leave_the_observed_extremes():
     torch.testing.assert_close(scale * 15 / 2, weight.abs().amax(1))
 
 
+def test_a_range_that_reaches_all_values_is_not_widened_further():
+    torch.manual_seed(0)
+    x, upstream = torch.rand(64), torch.randn(64)
+    moved = []
+    for sign in (1.0, -1.0):
+        quantizer = LSCFakeQuantize(8)
+        with quantizer.calibrating():
+            quantizer(x)
+        with torch.no_grad():
+            quantizer.log_alpha.fill_(5.0)
+            quantizer.alpha_bar.fill_(math.exp(5.0))
+        optimizer = torch.optim.SGD([quantizer.log_alpha], lr=1.0)
+        # Two calls that disagree: their sum decides.
+        (quantizer(x) @ upstream * sign * 3).backward()
+        (quantizer(x) @ upstream * -sign).backward()
+        gradient = quantizer.log_alpha.grad.item()
+        optimizer.step()
+        moved.append((gradient, 5.0 - quantizer.log_alpha.item()))
+    (first, first_step), (second, second_step) = sorted(moved)
+    assert first < 0 < second
+    assert first_step == 0
+    assert second_step == pytest.approx(second, rel=1e-3)
+
+
 @pytest.mark.parametrize(("granularity", "group"), GRANULARITIES)
 def test_weight_ranges_follow_the_live_weight_in_eval(granularity, group):
     weight = torch.randn(4, 20)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from data_layouts import video as layout_video
+from data_layouts import write_sav_train
 
+from qsam2_ao.calibration.images import CalibrationImages
 from qsam2_ao.data.procedural import generate_split, write_sequence
-from qsam2_ao.workflow.data import calibration_source, procedural_images, sources_fingerprint, videos_with_masks
+from qsam2_ao.workflow.data import (
+    FirstFrames,
+    calibration_source,
+    procedural_images,
+    sources_fingerprint,
+    videos_with_masks,
+)
 
 
 def test_calibration_sources():
@@ -16,6 +25,16 @@ def test_calibration_sources():
     np.testing.assert_array_equal(images[0], calibration_source("embedded", 1, 96)[0])
     assert procedural_images(1, 1024)[0].shape == (256, 256, 3)
     assert calibration_source("photographs/", 3, 96) == "photographs/"
+
+
+def test_calibration_on_video_files(tmp_path: Path):
+    sequence = layout_video(frames=5)
+    write_sav_train(tmp_path, "sav_000001", sequence)
+    source = calibration_source(str(tmp_path), 3, 96)
+    assert isinstance(source, FirstFrames)
+    assert len(source) == len(source[:5]) == 1
+    assert np.abs(source[0].astype(int) - sequence.frames[0]).mean() < 12  # H.264
+    assert len(CalibrationImages(source)) == 1
 
 
 def test_videos(tmp_path: Path):

@@ -107,37 +107,6 @@ class Annotations(Protocol):
         ...
 
 
-class IdMapView(Sequence["NDArray[np.uint8] | None"]):
-    """The masks of a video as maps of ids, ``None`` where a frame has no annotation.
-
-    Args:
-        video: The video.
-    """
-
-    def __init__(self, video: Video) -> None:
-        self._video = video
-
-    def __len__(self) -> int:
-        return len(self._video)
-
-    @property
-    def present(self) -> list[int]:
-        """The frames that have an annotation, without reading any."""
-        return list(self._video.annotated)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8] | None: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[NDArray[np.uint8] | None]: ...
-
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | list[NDArray[np.uint8] | None] | None:
-        if isinstance(index, slice):
-            return [self[t] for t in range(*index.indices(len(self)))]
-        found = self._video.annotation(index)
-        return None if found is None else found.ids().astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Video:
     """A video, or a picture as one frame, with its masks: what an opened data set gives.
@@ -171,11 +140,6 @@ class Video:
     def annotated(self) -> tuple[int, ...]:
         """The frames of which anything is known, ascending; reads no mask."""
         return self.annotations.annotated
-
-    @property
-    def masks(self) -> IdMapView:
-        """The masks as maps of ids."""
-        return IdMapView(self)
 
     def annotation(self, t: int) -> Annotation | None:
         """What is known of a frame.
@@ -304,7 +268,8 @@ class Dataset(Sequence[Video]):
         Raises:
             DataError: It has no video of one of the names.
         """
-        if missing := [name for name in names if name not in set(self.names)]:
+        known = set(self.names)
+        if missing := [name for name in names if name not in known]:
             part = "" if self.split is None else f" in the split {self.split}"
             raise DataError(f"{self.root} has no sequence {missing[0]!r}{part}{did_you_mean(missing[0], self.names)}")
         return self._with(tuple(names))

@@ -43,7 +43,8 @@ def open_split(root: Path, split: str | None) -> Dataset:
         images, masks = all_pairs(root, places, split)
     else:
         masks = _beside(root)
-        images = {name: path for name, path in files_below(root).items() if path not in masks.values()}
+        used = set(masks.values())
+        images = {name: path for name, path in files_below(root).items() if path not in used}
     check_pairs(images, masks, what="mask")
     if not images:
         raise DataError(f"{root} has no pictures with masks")
