@@ -205,7 +205,7 @@ def _frames_that_count(sequence: VideoSequence, skip_first_and_last: bool) -> di
             frames = {}
             break
         for object_id in annotation.masks:
-            frames[object_id].append(t)
+            frames.setdefault(object_id, []).append(t)
     return {None: set(every[inner]), **{object_id: set(found[inner]) for object_id, found in frames.items()}}
 
 
