@@ -97,11 +97,14 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
     for name in ("SIGINT", "SIGTERM"):
         # Without a buffer, of which communicate would not know.
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-            assert process.stderr is not None
-            said = b"".join(takewhile(lambda line: b"w8a8: training" not in line, process.stderr))
-            time.sleep(1)  # so that it trains
-            process.send_signal(getattr(signal, name))
-            out, err = process.communicate(timeout=120)
+            try:
+                assert process.stderr is not None
+                said = b"".join(takewhile(lambda line: b"w8a8: training" not in line, process.stderr))
+                time.sleep(1)  # so that it trains
+                process.send_signal(getattr(signal, name))
+                out, err = process.communicate(timeout=120)
+            finally:
+                process.kill()
         assert process.returncode == 130, said + err
         assert b"run the same command again" in err
         assert b"Traceback" not in err
