@@ -34,7 +34,7 @@ OUTPUT = Path("outputs/tutorial")
 
 # %%
 def evaluation_videos():
-    # qsam2_ao.data.davis.read_davis("DAVIS") reads videos of yours in the layout of DAVIS.
+    # qsam2_ao.data.datasets.open_dataset("DAVIS") opens data sets of yours.
     return generate_split("test", VIDEOS, num_frames=FRAMES)
 
 

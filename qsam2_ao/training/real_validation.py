@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.davis import read_davis
+from ..data.datasets import open_dataset
 from ..evaluation.image import evaluate_image
 from ..evaluation.polygons import read_polygons
 from ..evaluation.video import evaluate_video
@@ -82,7 +82,7 @@ def real_score(
     root = Path(folder)
     samples = read_polygons(root / "coco128", count=photographs, per_image=per_image)
     predictor = as_video_predictor(model)
-    clips = evaluate_video(predictor, read_davis(root / "pumavos"))
+    clips = evaluate_video(predictor, open_dataset(root / "pumavos"))
     size: int = predictor.image_size
     quick = quick_score(model, videos=procedural_videos, size=(size, size))
     return RealScore(
