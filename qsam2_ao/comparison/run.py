@@ -15,12 +15,11 @@ from PIL import Image
 
 from ..errors import DataError
 from ..evaluation.miou import mask_iou
-from ..export import ExportedSAM2
 from ..progress import tqdm
 from ..reporting.environment import environment
 from ..segmentation import FrameMasks, StreamingPredictor, segment_image
-from ..segmentation.schedule import ObjectPrompt, Schedule, check_for_exported
-from ..segmentation.video import hear
+from ..segmentation.schedule import ObjectPrompt, Schedule
+from ..segmentation.video import check_heard, hear
 from ..threads import one_thread_if_small
 from .contenders import Contender, contenders, kind_of
 from .memory import Prompted, peak_memory
@@ -31,8 +30,7 @@ from .subjects import Frames, Subject
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-if TYPE_CHECKING:
-    pass
+    from ..export import ExportedSAM2
 
 ROUNDS = 7
 """Pictures are taken again until there are so many times of each model."""
@@ -182,8 +180,8 @@ class _Run:
 
     def _track(self, name: str, frames: Frames, schedule: Schedule) -> list[Case]:
         """All models through a clip at once, frame by frame; only the frames that differ most are looked at again."""
-        if any(isinstance(model, ExportedSAM2) for model in self.models.values()):
-            check_for_exported(schedule)
+        for model in self.models.values():
+            check_heard(model, schedule)
         begin = min(schedule)
         streams = {label: StreamingPredictor(model, num_frames=len(frames)) for label, model in self.models.items()}
         cases: list[Case] = []

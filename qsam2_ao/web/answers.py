@@ -17,16 +17,17 @@ from PIL import Image
 from ..comparison.contenders import Contender, kind_of
 from ..errors import DataError, QSAM2Error
 from ..evaluation.miou import mask_iou
-from ..export import ExportedSAM2
 from ..reporting.overlay import colour
 from ..segmentation import StreamingPredictor, label_map, save_label_map, segment_image
-from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_for_exported, check_schedule
-from ..segmentation.video import hear
+from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_schedule
+from ..segmentation.video import check_heard, hear
 from ..threads import one_thread_if_small
 from .clips import Clip, Tracking
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+    from ..export import ExportedSAM2
 
 FORWARD: Direction = "forward"
 
@@ -104,8 +105,8 @@ class Models:
             QSAM2Error: A prompt does not fit the clip, or a model cannot hear it.
         """
         check_schedule(schedule, clip.size, clip.length)
-        if any(isinstance(entrant.model, ExportedSAM2) for entrant in self.entrants):
-            check_for_exported(schedule)
+        for entrant in self.entrants:
+            check_heard(entrant.model, schedule)
         if clip.tracking is not None:
             clip.tracking.cancelled.set()
         tracking = clip.tracking = Tracking(clip.length - min(schedule))
