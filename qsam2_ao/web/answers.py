@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,10 @@ class Models:
         begin = min(schedule)
         streams = [StreamingPredictor(entrant.model, num_frames=clip.length) for entrant in self.entrants]
         try:
+            with self._turn:  # an earlier tracking writes inside its turn only, and none once it is cancelled
+                if tracking.cancelled.is_set():
+                    return
+                shutil.rmtree(clip.folder / "masks", ignore_errors=True)
             for index, picture in clip.frames_from(begin):
                 said = schedule.get(index, {})
                 found = []
@@ -128,8 +133,8 @@ class Models:
                         masks = stream.start(picture, index) if index == begin else stream.step(picture)
                         masks = hear(stream, masks, said)
                         found.append((masks, 1e3 * (time.perf_counter() - started)))
-                for number, (masks, _) in enumerate(found):
-                    save_label_map(masks.ids, clip.mask_path(number, index))
+                    for number, (masks, _) in enumerate(found):
+                        save_label_map(masks.ids, clip.mask_path(number, index))
                 first = found[0][0].logits
                 tracking.frames[index] = [{"ms": ms, "iou": _mean_iou(first, masks.logits)} for masks, ms in found]
                 tracking.done += 1

@@ -88,6 +88,14 @@ def test_a_clip_is_tracked_and_corrected_on_a_later_frame(client):
     assert video.content[4:8] == b"ftyp"
 
 
+def test_masks_of_an_earlier_tracking_are_not_taken_along(client):
+    clip = client.post("/api/samples/0").json()
+    for begin in (19, 21):
+        tracked(client, clip, [{"frame": begin, **CLICK}])
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/api/clips/{clip['id']}/download/0/masks").content)) as archive:
+        assert archive.namelist() == ["00021.png", "00022.png", "00023.png"]
+
+
 def test_two_users_at_once_do_not_mix(client, png: bytes):
     clips = [opened(client, png), opened(client, png)]
     answers: dict[int, list[dict]] = {0: [], 1: []}
