@@ -22,7 +22,7 @@ from ..segmentation.schedule import ObjectPrompt, Schedule
 from ..segmentation.video import check_heard, hear
 from ..threads import one_thread_if_small
 from .contenders import Contender, contenders, kind_of
-from .memory import Prompted, peak_memory
+from .memory import FRAMES, Prompted, peak_memory
 from .results import Case, Comparison, ModelResult, SubjectResult
 from .sheet import Shown, WorstCases
 from .subjects import Frames, Subject
@@ -94,7 +94,7 @@ def _representatives(subjects: Sequence[Subject]) -> list[Prompted]:
         if subject is not None:
             frames, schedule = subject.open()
             start = min(schedule)
-            count = 1 if kind == "picture" else min(3, len(frames) - start)
+            count = 1 if kind == "picture" else min(FRAMES, len(frames) - start)
             prompts = {number: prompt for number, prompt in schedule[start].items() if prompt is not None}
             found.append(([frames[start + i] for i in range(count)], prompts))
     return found
@@ -123,7 +123,7 @@ class _Run:
         means = {label: statistics.fmean(case.iou[label] for case in cases) for label in self._others}
         height, width = np.shape(frames[0])[:2]
         objects = len({number for said in schedule.values() for number in said})
-        return SubjectResult(subject.name, subject.kind, (width, height), len(frames), objects, means)
+        return SubjectResult(subject.name, subject.kind, (width, height), len(frames), objects, len(cases), means)
 
     @property
     def _others(self) -> list[str]:

@@ -64,6 +64,8 @@ def run_folder(tmp_path: Path) -> Path:
     work.mkdir(parents=True)
     (work / "settings.json").write_text(json.dumps({"preset": "w4a8", "seed": 3}))
     (folder / "other.json").write_text("[1]")
+    (folder / "others.json").write_text('{"metric": "x", "records": [{"layer": 1}]}')
+    (folder / "empty.json").write_text('{"metric": "x", "records": []}')
     return folder
 
 
