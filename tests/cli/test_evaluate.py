@@ -129,6 +129,8 @@ def test_pictures_have_miou_alone(run, packed_file: Path, tmp_path: Path):
     assert (report["videos"], report["objects"], report["jf"], report["not_scored"]) == (2, 0, None, [])
     assert 0 < report["miou"] == report["miou_by_prompt"]["3-click"] <= 100
     shown = run("evaluate", packed_file, "--data", tmp_path, "--image-prompt", "3-click")
+    assert "2 pictures of" in shown.stdout
+    assert "prompt 3-click" in shown.stdout
     assert "mIoU" in shown.stdout
     assert "no scores" not in shown.stdout
     refused = run("evaluate", packed_file, "--data", tmp_path, "--save-masks", tmp_path / "out")
