@@ -59,22 +59,22 @@ def gptq_round(
             f"[{width}, {width}], got {list(gram.shape)}"
         )
     order, inverse = compensation_of(gram, damping, name) if compensation is None else compensation
-    rows = rows[:, order].clone()
-    scale, zero_point = (t.double().expand(out, width)[:, order] for t in (scale, zero_point))
-    rounded = torch.empty_like(rows)
+    # Columns are what is gone through: each is made one piece of memory.
+    columns = rows.T[order].contiguous()
+    scale, zero_point = (t.double().expand(out, width).T[order].float() for t in (scale, zero_point))
+    rounded = torch.empty_like(columns)
     for start in range(0, width, _BLOCK):
         end = min(start + _BLOCK, width)
-        errors = torch.empty(out, end - start, dtype=rows.dtype, device=rows.device)
+        errors = torch.empty(end - start, out, dtype=columns.dtype, device=columns.device)
         for k in range(start, end):
-            step, zero = scale[:, k].float(), zero_point[:, k].float()
-            codes = quantize_affine(rows[:, k], step, zero, quant_min, quant_max)
-            rounded[:, k] = dequantize_affine(codes, step, zero).double()
-            errors[:, k - start] = (rows[:, k] - rounded[:, k]) / inverse[k, k]
-            rows[:, k + 1 : end] -= torch.outer(errors[:, k - start], inverse[k, k + 1 : end])
-        rows[:, end:] -= errors @ inverse[start:end, end:]
+            codes = quantize_affine(columns[k], scale[k], zero_point[k], quant_min, quant_max)
+            rounded[k] = dequantize_affine(codes, scale[k], zero_point[k])
+            errors[k - start] = (columns[k] - rounded[k]) / inverse[k, k]
+            columns[k + 1 : end].addr_(inverse[k, k + 1 : end], errors[k - start], alpha=-1)
+        columns[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)
     result = torch.empty_like(rounded)
-    result[:, order] = rounded
-    return result.reshape(weight.shape).to(weight.dtype)
+    result[order] = rounded
+    return result.T.contiguous().reshape(weight.shape).to(weight.dtype)
 
 
 def compensation_of(gram: Tensor, damping: float, name: str = "") -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -19,6 +20,8 @@ ROUNDINGS = ("nearest", "gptq")
 # GPTQ is tried in ranges of these widths, relative to the best one for rounding to the nearest.
 _MULTIPLES = (1.0, 0.9, 0.8, 0.7, 1.1, 1.2)
 _DAMPING = 0.01
+# Elements of the candidates that are rounded at once: 64 MiB in double precision, a few times over.
+_AT_ONCE = 2**23
 
 
 @torch.no_grad()
@@ -107,15 +110,26 @@ def _round_in_best_range(quantizer: LSCFakeQuantize, weight: Tensor, gram: Tenso
         found = torch.stack([((difference @ measure) * difference).sum(1) for measure in measures])
         return found.sum(1, keepdim=True).expand_as(found) if quantizer.granularity == "tensor" else found
 
+    def candidates(alphas: list[Tensor]) -> Iterator[Tensor]:
+        """Rows are rounded one by one, so several candidates go through at once, as far as memory is no matter."""
+        together = max(_AT_ONCE // original.numel(), 1)
+        for first in range(0, len(alphas), together):
+            qparams = []
+            for candidate_alpha in alphas[first : first + together]:
+                _set_alpha(quantizer, candidate_alpha)
+                qparams.append([t.expand(flat) for t in _qparams(quantizer, flat)])
+            scale, zero_point = (torch.cat(parts) for parts in zip(*qparams, strict=True))
+            rows = original.repeat(len(qparams), 1)
+            rounded = gptq_round(rows, gram, scale, zero_point, *grid, name=name, compensation=compensation)
+            yield from rounded.chunk(len(qparams))
+
     alpha = started = quantizer.alpha_bar.clone()
     grid = quantizer.codes
     rounded = fake_quantize_affine(original, *_qparams(quantizer, flat), *grid).double()
     references = errors(rounded)
     least = torch.ones_like(references[0])
-    for multiple in _MULTIPLES:
-        candidate_alpha = started * multiple
-        _set_alpha(quantizer, candidate_alpha)
-        candidate = gptq_round(original, gram, *_qparams(quantizer, flat), *grid, name=name, compensation=compensation)
+    alphas = [started * multiple for multiple in _MULTIPLES]
+    for candidate_alpha, candidate in zip(alphas, candidates(alphas), strict=True):
         error = worst_ratio(errors(candidate), references)
         better = error < least
         least = torch.where(better, error, least)

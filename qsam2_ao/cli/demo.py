@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import PRESET_NAMES, Device, Json, console, print_json
+
+if TYPE_CHECKING:
+    from ..workflow.demo import DemoResult
 
 
 def demo(
@@ -20,6 +23,9 @@ def demo(
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    web: Annotated[
+        bool, typer.Option("--web", help="Then serve a page to click on, with the float model and the packed files.")
+    ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -31,13 +37,15 @@ def demo(
     Example: [bold]qsam2 demo --steps 200 -o outputs/demo[/bold]
     """
     from ..errors import MissingPackageError
+    from ..optional import needed
     from ..report import ReportOptions, write_report
     from ..reporting.notes import note
-    from ..reporting.tables import comparison_table
     from ..workflow import EMBEDDED
     from ..workflow.data import videos_with_masks
     from ..workflow.demo import FRAMES, PICTURES, run_demo
 
+    if web:
+        needed("starlette")
     result = run_demo(output, preset, steps=steps, images=images, videos=videos, lr=lr, seed=seed, device=device)
     tracked = videos_with_masks(EMBEDDED, "test", min(videos, PICTURES), FRAMES)
     page = None
@@ -47,8 +55,18 @@ def demo(
         note(f"no report is written: {error}")
     if as_json:
         print_json(result.to_dict() | {"report": page and str(page)})
-        return
-    console().print(comparison_table(result.rows, f"{videos} test videos, {steps} training steps, in percent"))
+    else:
+        _show(result, output, page, f"{videos} test videos, {steps} training steps, in percent")
+    if web:
+        from ..web.serve import load_models, serve
+
+        serve(load_models([EMBEDDED, *(str(output / f"{name}.safetensors") for name in preset)], device))
+
+
+def _show(result: DemoResult, output: Path, page: Path | None, title: str) -> None:
+    from ..reporting.tables import comparison_table
+
+    console().print(comparison_table(result.rows, title))
     typer.echo(f"wrote the packed files, {len(result.pictures)} pictures and results.json to {output}")
     if page:
         typer.echo(f"look at {page.absolute()}")

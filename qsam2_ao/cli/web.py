@@ -41,5 +41,4 @@ def web(
     from ..workflow import EMBEDDED
 
     loaded = load_models(models or [EMBEDDED], device)
-    typer.echo(f"open http://{host}:{port} in a browser; Ctrl-C ends it", err=True)
     serve(loaded, host=host, port=port, max_upload=max_upload * 2**20, max_frames=max_frames, names=name or [])

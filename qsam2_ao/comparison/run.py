@@ -185,9 +185,12 @@ class _Run:
         begin = min(schedule)
         streams = {label: StreamingPredictor(model, num_frames=len(frames)) for label, model in self.models.items()}
         cases: list[Case] = []
+        index = -1
         shown: dict[int, tuple[float, Case, Shown]] = {}
-        for index in range(begin, len(frames)):
-            picture, said = np.asarray(frames[index]), schedule.get(index, {})
+        for index, frame in enumerate(frames):  # in order: a file is decoded once
+            if index < begin:
+                continue
+            picture, said = np.asarray(frame), schedule.get(index, {})
             found, seconds = self._step(streams, picture, index, begin, said)
             if index > begin + 1 or (index > begin and len(frames) == begin + 2):  # the first step warms up
                 self._keep("clip", seconds)
@@ -197,6 +200,8 @@ class _Run:
                 cases.append(case)
                 if number not in shown or case.least < shown[number][0]:
                     shown[number] = case.least, case, Shown(picture, said.get(number), masks)
+        if index + 1 < len(frames):
+            raise DataError(f"{name} breaks off after {index + 1} of {len(frames)} frames; convert it, or leave it out")
         self.worst.offer([case for _, case, _ in shown.values()], lambda case: shown[case.object_id][2])
         return cases
 

@@ -161,7 +161,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
     if fps <= 0:
         raise DataError(f"fps must be positive, got {fps}")
     av = needed("av")
-    # The encoder's default preset takes longer than a small model, for files a tenth smaller.
+    # The encoder's default preset takes longer than a small model does, for files a few percent smaller.
     codec, settings = (
         ("libx264", {"crf": "20", "preset": "veryfast"}) if "libx264" in av.codecs_available else ("mpeg4", {})
     )

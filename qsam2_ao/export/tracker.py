@@ -94,10 +94,16 @@ class ExportedTracker:
         features = self._conditioned(image[0], memory) if tracked else image[1]
         if not isinstance(given, PromptArrays):
             self._settings.check_mask_prompts(f"object {object_id} has a mask")
-            if not given.any():
-                raise DataError(f"object {object_id}: its mask is empty; give one that has pixels")
+            large = torch.from_numpy(given)[None, None].float()
+            if given.shape != (self._settings.image_size, self._settings.image_size):
+                large = (smoothed(large, self._settings.image_size) >= 0.5).float()
+            if not large.any():
+                raise DataError(
+                    f"object {object_id}: its mask is empty, or too small for the network's input of "
+                    f"{self._settings.image_size} pixels; give a larger one, or a click"
+                )
             self._clicks.pop(object_id, None)
-            found = self._from_mask(image, features, given, first=not tracked)
+            found = self._from_mask(image, features, large, first=not tracked)
         else:
             if tracked or (add and object_id in self._objects):
                 self._settings.check_mask_prompts(
@@ -179,12 +185,10 @@ class ExportedTracker:
         return found, self._memory(image, found, object_score, prompted), pointer
 
     def _from_mask(
-        self, image: tuple[Tensor, ...], features: Tensor, given: NDArray[np.bool_], *, first: bool
+        self, image: tuple[Tensor, ...], features: Tensor, large: Tensor, *, first: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same from a mask, bool ``[height, width]``."""
-        s, large = self._settings, torch.from_numpy(given)[None, None].float()
-        if large.shape[-2:] != (s.image_size, s.image_size):
-            large = (smoothed(large, s.image_size) >= 0.5).float()
+        """The same from a mask of 0 and 1, ``[1, 1, S, S]``."""
+        s = self._settings
         if not s.use_mask_input_as_output_without_sam:
             return self._segment(image, features, None, smoothed(large, s.image_size // 4), first=first)
         assert self._networks.mask_downsampling is not None

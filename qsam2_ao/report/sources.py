@@ -12,6 +12,7 @@ from typing import Any
 from ..comparison import Comparison, read_comparison
 from ..comparison.saving import RESULTS, SHEET
 from ..errors import DataError
+from ..models.weights import holds_float_weights
 
 DEMO, SETTINGS = "results.json", "settings.json"
 _DEEPEST = 4
@@ -82,24 +83,21 @@ def find_sources(paths: Sequence[str | os.PathLike[str]]) -> Sources:
 
 def _look_into(folder: Path, found: Sources, depth: int) -> None:
     entries = sorted(folder.iterdir())
-    finished = {path.name for path in entries if path.suffix == ".safetensors"}
     demos = len(found.demos)
     for path in (each for each in entries if each.is_file()):
         _take(path, found)
     own = ["work"] if len(found.demos) > demos else []  # the demo's stages, which are in its results
     for path in (each for each in entries if each.is_dir() and each.name not in own):
         if not path.is_symlink() and not path.name.startswith(".") and depth < _DEEPEST:
-            before = len(found.packed)
             _look_into(path, found, depth + 1)
-            # A run's own copy of what was written to its end.
-            found.packed[before:] = [each for each in found.packed[before:] if each.name not in finished]
 
 
 def _take(path: Path, found: Sources) -> bool:
     """Whether it was of use."""
     if path.suffix == ".safetensors":
-        found.packed.append(path)
-        return True
+        packed = not holds_float_weights(path)
+        found.packed += [path] * packed
+        return packed
     if path.suffix == ".jsonl":
         rows = _lines(path)
         if rows:

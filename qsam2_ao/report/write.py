@@ -99,7 +99,7 @@ def _sections(found: Sources, options: ReportOptions) -> list[Section]:
     reference = None if name is None or not found.packed else load_model(name)
     if options.videos and found.packed:
         models: dict[str, SAM2Base] = {} if reference is None else {FLOAT: reference}
-        models |= {path.stem: load_model(str(path), target="auto") for path in found.packed}
+        models |= {_label(path, found): load_model(str(path), target="auto") for path in found.packed}
         sections.append(video_section(models, options.videos))
     for path in found.packed:
         note(f"report: {path}")
@@ -110,9 +110,14 @@ def _sections(found: Sources, options: ReportOptions) -> list[Section]:
     return sections + [sensitivity_section(path, content) for path, content in found.sensitivities]
 
 
+def _label(path: Path, found: Sources) -> str:
+    """The file's name, or its path where another has the same name."""
+    return path.stem if sum(each.stem == path.stem for each in found.packed) == 1 else str(path.with_suffix(""))
+
+
 def _contents(found: Sources) -> Section:
     counts = {
-        "packed files": [path.name for path in found.packed],
+        "packed files": [str(path) for path in found.packed],
         "comparisons": [str(folder) for folder, _ in found.comparisons],
         "demos": [str(folder) for folder, _ in found.demos],
         "unfinished runs": [str(folder) for folder, _ in found.runs],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..comparison.contenders import contenders
 from ..errors import QSAM2Error
 from ..optional import needed
+from ..reporting.notes import note
 from .answers import Entrant, Models
 
 LOCAL = ("127.0.0.1", "localhost")
@@ -32,8 +33,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    max_upload: int,
-    max_frames: int,
+    max_upload: int = 200 * 2**20,
+    max_frames: int = 300,
     names: Sequence[str] = (),
 ) -> None:
     """Serve the page until Ctrl-C.
@@ -50,13 +51,14 @@ def serve(
         QSAM2Error: The address cannot be listened on.
         MissingPackageError: Starlette or uvicorn is not installed.
     """
+    hosts = [*LOCAL, *names, *([] if host in _EVERYWHERE else [host])]
+    if host in _EVERYWHERE and not names:
+        raise QSAM2Error(f"--host {host} listens to every machine that can reach this one: say by which --name it may")
     needed("starlette")
     uvicorn = needed("uvicorn")
     from .app import make_app
 
-    hosts = [*LOCAL, *names, *([] if host in _EVERYWHERE else [host])]
-    if host in _EVERYWHERE and not names:
-        raise QSAM2Error(f"--host {host} listens to every machine that can reach this one: say by which --name it may")
+    note(f"open http://{host}:{port} in a browser; Ctrl-C ends it")
     app = make_app(models, max_upload=max_upload, max_frames=max_frames, hosts=hosts)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
     try:

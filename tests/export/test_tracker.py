@@ -255,6 +255,11 @@ def test_an_empty_mask_is_refused(exported: ExportedSAM2, clip: Sequence) -> Non
     streaming.start(clip.frames[0])
     with pytest.raises(DataError, match="object 1: its mask is empty"):
         streaming.prompt(1, mask=np.zeros((96, 96), bool))
+    speck = np.zeros((960, 960), bool)
+    speck[400:403, 400:403] = True
+    streaming.start(np.zeros((960, 960, 3), np.uint8))
+    with pytest.raises(DataError, match="or too small for the network's input of 96 pixels"):
+        streaming.prompt(1, mask=speck)
     assert streaming.object_ids == []
 
 

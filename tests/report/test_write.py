@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from sam2.modeling.sam2_base import SAM2Base
 from qsam2_ao import save_qsam2
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import DataError
+from qsam2_ao.models.embedded import EMBEDDED_WEIGHTS
 from qsam2_ao.report import ReportOptions, write_report
+from qsam2_ao.report.sources import find_sources
 
 EVIL = "<script>alert(1)</script>"
 
@@ -100,6 +103,14 @@ def test_a_packed_file_beside_its_float_model(quantized: SAM2Base, images: list[
     assert not page.outside
     alone = Page(write_report([path], tmp_path / "page.html"))
     assert "Name the float model with --float" in alone.text
+
+
+def test_files_of_one_name_and_float_weights_beside_them(packed_file: Path, tmp_path: Path):
+    for folder in ("a", "a/b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(packed_file, tmp_path / folder / "w4a8.safetensors")
+    shutil.copy(EMBEDDED_WEIGHTS, tmp_path / "float.safetensors")
+    assert find_sources([tmp_path]).packed == [tmp_path / name / "w4a8.safetensors" for name in ("a", "a/b")]
 
 
 def test_nothing_to_report(tmp_path: Path):
