@@ -64,7 +64,7 @@ def report(
     Example: [bold]qsam2 report tiny-w4a8.safetensors --float sam2.1_hiera_tiny.pt --images photos --time[/bold]
     """
     from ..errors import QConfigError
-    from ..report import ReportOptions, write_report
+    from ..html_report import ReportOptions, write_report
     from ..workflow import EMBEDDED
     from ..workflow.data import videos_with_masks
 

@@ -124,7 +124,7 @@ def render(title: str, sections: Sequence[Section], made: str) -> str:
         True
     """
     environment = Environment(
-        loader=PackageLoader("qsam2_ao.report"),
+        loader=PackageLoader("qsam2_ao.html_report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
