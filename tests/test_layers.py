@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: From the top. What is moved stands where its new home is, for as long as the old name forwards to it.
 LAYERS = (
-    "__main__ cli benchmark comparison report web",
+    "__main__ cli benchmark comparison html_report web",
     "workflow workspace segmentation export",
     "training evaluation sensitivity predictors reporting",
     "prepare convert checkpoint eager_qat pt2e",

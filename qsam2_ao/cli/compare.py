@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device, Json, console, print_json
+from .common import Device, Json, MaxPixels, console, print_json
 
 
 class Asked(str, Enum):
@@ -57,6 +57,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/compare"
     ),
+    max_pixels: MaxPixels = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:

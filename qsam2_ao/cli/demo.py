@@ -37,8 +37,8 @@ def demo(
     Example: [bold]qsam2 demo --steps 200 -o outputs/demo[/bold]
     """
     from ..errors import MissingPackageError
+    from ..html_report import ReportOptions, write_report
     from ..optional import needed
-    from ..report import ReportOptions, write_report
     from ..reporting.notes import note
     from ..workflow import EMBEDDED
     from ..workflow.data import videos_with_masks

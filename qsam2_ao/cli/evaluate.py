@@ -157,6 +157,8 @@ def evaluate(
         print_json(done.to_dict(per_object=per_object))
         return
     _show(model, data, done, per_object)
+    if output is not None:
+        typer.echo(f"wrote {output / 'report.json'}")
 
 
 def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
@@ -168,10 +170,12 @@ def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
     split = f", split {report['split']}" if report["split"] else ""
     console().print(
         comparison_table(
-            [ModelRow(model, None, None, **scores)], f"{report['videos']} videos of {data}{split}, in percent"
+            [ModelRow(model, None, None, **scores)],
+            f"{report['videos']} {'pictures' if done.pictures else 'videos'} of {data}{split}, in percent",
         )
     )
-    typer.echo(f"protocol {settings.protocol}, metric {settings.metric}, prompt {settings.prompt}")
+    asked = ", ".join(settings.image_prompts) if done.pictures else settings.prompt
+    typer.echo(f"protocol {settings.protocol}, metric {settings.metric}, prompt {asked}")
     if len(settings.image_prompts) > 1:
         for name, value in report["miou_by_prompt"].items():
             typer.echo(f"mIoU with {name}: {'-' if value is None else f'{value:.1f}'}")
@@ -179,6 +183,9 @@ def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
         for score in done.scores.objects:
             typer.echo(f"{score.sequence} {score.object_id}: J&F {score.jf:.1f}, J {score.j:.1f}, F {score.f:.1f}")
     if left := report["not_scored"]:
-        typer.echo(f"{len(left)} videos have no annotation that counts, and no scores: {', '.join(left[:8])}")
+        typer.echo(
+            f"{len(left)} videos have no annotation that counts, and no scores: {', '.join(left[:8])}"
+            + (", ..." if len(left) > 8 else "")
+        )
     if report["masks"]:
         typer.echo(f"wrote {report['masks']}")

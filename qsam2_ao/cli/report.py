@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, print_json
+from .common import Json, MaxPixels, print_json
 
 
 def report(
@@ -15,8 +15,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Packed files; folders of demo, quantize, train, compare or sensitivity; results that --json printed; "
-            "training logs (.jsonl).",
+            help="Packed files; folders of demo, quantize, train, evaluate, compare or sensitivity; results that "
+            "--json printed; training logs (.jsonl).",
             show_default=False,
         ),
     ],
@@ -56,6 +56,7 @@ def report(
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="Only the first so many videos.")] = 8,
     time: Annotated[bool, typer.Option("--time", help="Time every layer of packed files.")] = False,
+    max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a run: sizes, bits, where accuracy is lost, curves, masks; it needs no network.
@@ -63,7 +64,7 @@ def report(
     Example: [bold]qsam2 report tiny-w4a8.safetensors --float sam2.1_hiera_tiny.pt --images photos --time[/bold]
     """
     from ..errors import QConfigError
-    from ..report import ReportOptions, write_report
+    from ..html_report import ReportOptions, write_report
     from ..workflow import EMBEDDED
     from ..workflow.data import videos_with_masks
 

@@ -30,7 +30,7 @@ def sensitivity(
     images: Annotated[int, typer.Option(min=1, help="Use at most so many.")] = 8,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="For jf: a DAVIS folder, or 'embedded'.", show_default=False),
+        typer.Option(metavar="FOLDER", help="For jf: a data set with masks, or 'embedded'.", show_default=False),
     ] = None,
     videos: Annotated[
         int | None, typer.Option(min=1, help="For jf: the first so many videos; 8 by default.", show_default=False)

@@ -93,10 +93,9 @@ def track(
     from ..segmentation.schedule import check_schedule
     from ..workflow.models import load_runnable
     from ..workflow.shares import share_of
-    from ..workflow.track_many import is_folder_of_videos
+    from ..workflow.track_many import is_folder_of_videos, track_videos
 
     forms: list[SavedAs] = [kind.value for kind in save]
-    check_outputs(forms, output)
     share = share_of(shard)
     if is_folder_of_videos(video):
         if point or box or mask or remove or prompts is None:
@@ -104,13 +103,25 @@ def track(
                 f"{video} holds several videos: give their prompts in a folder, --prompts FOLDER with VIDEO.json or "
                 "VIDEO/*.png for each, and nothing else"
             )
-        _track_many(
-            as_json, model, video, prompts, output, direction=direction.value, save=[kind.value for kind in save],
-            max_frames=max_frames, checkpoint=checkpoint, device=device, target=target, share=share,
-        )  # fmt: skip
+        results = track_videos(
+            model,
+            video,
+            prompts,
+            output,
+            direction=direction.value,
+            save=forms,
+            max_frames=max_frames,
+            checkpoint=checkpoint,
+            device=device,
+            target=target,
+            share=share,
+        )
+        if results is not None:
+            _show_many(results, as_json)
         return
     if share.count > 1:
         raise QConfigError(f"processes can share a folder of several videos, and {video} is one: start one process")
+    check_outputs(forms, output)
     frames = ClipFrames(video, max_frames)
     height, width = frames.first.shape[:2]
     schedule = parse_schedule((width, height), point, box, mask, remove, prompts, frames=len(frames))
@@ -141,12 +152,7 @@ def track(
     typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")
 
 
-def _track_many(as_json: bool, *arguments: Any, **options: Any) -> None:
-    from ..workflow.track_many import track_videos
-
-    results = track_videos(*arguments, **options)
-    if results is None:
-        return
+def _show_many(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json({"videos": [{key: value for key, value in r.items() if key != "settings"} for r in results]})
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from .contenders import Contender
 
 Prompted = tuple[list[NDArray[np.uint8]], dict[int, ObjectPrompt]]
 FRAMES = 3
-"""Of a clip: memory attention has then seen a prompt and a tracked frame."""
+"""Of a clip, that are enough: memory attention has then seen a prompt and a tracked frame."""
 
 
 def peak_memory(contender: Contender, device: str, used_on: Sequence[Prompted]) -> int:
@@ -28,7 +27,8 @@ def peak_memory(contender: Contender, device: str, used_on: Sequence[Prompted]) 
     Args:
         contender: The model.
         device: Where it runs; on a GPU, what torch takes of the GPU's memory is measured.
-        used_on: Pictures (one frame) and clips, with the prompts on their first frames.
+        used_on: Pictures (one frame) and the first :data:`FRAMES` frames of clips, uint8 ``[height, width, 3]`` each,
+            with the prompts on their first frames.
 
     Returns:
         Bytes.
@@ -36,7 +36,7 @@ def peak_memory(contender: Contender, device: str, used_on: Sequence[Prompted]) 
     Raises:
         QSAM2Error: It cannot be loaded, memory ran out, or the system does not tell (Windows).
     """
-    return alone(_peak, contender, device, [(list(islice(frames, FRAMES)), said) for frames, said in used_on])
+    return alone(_peak, contender, device, used_on)
 
 
 def _peak(contender: Contender, device: str, used_on: Sequence[Prompted]) -> int:

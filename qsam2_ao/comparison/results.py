@@ -60,6 +60,7 @@ class SubjectResult:
         size: Width and height in pixels.
         frames: How many.
         objects: How many were asked for.
+        masks: How many were compared: of each object on each frame from its first one on.
         iou: Label of each model but the first -> mean IoU of its masks with the first's, in percent.
     """
 
@@ -68,6 +69,7 @@ class SubjectResult:
     size: tuple[int, int]
     frames: int
     objects: int
+    masks: int
     iou: Mapping[str, float]
 
 
@@ -175,7 +177,7 @@ class Comparison(ShowsTable):
     @property
     def described(self) -> str:
         """What it was compared on, in words."""
-        masks = sum(subject.objects * subject.frames for subject in self.subjects)
+        masks = sum(subject.masks for subject in self.subjects)
         counts = {kind: sum(subject.kind == kind for subject in self.subjects) for kind in ("picture", "clip")}
         parts = [f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count]
         return f"{' and '.join(parts)}, {masks} masks"

@@ -15,15 +15,14 @@ from PIL import Image
 
 from ..errors import DataError
 from ..evaluation.miou import mask_iou
-from ..export import ExportedSAM2
 from ..progress import tqdm
 from ..reporting.environment import environment
 from ..segmentation import FrameMasks, StreamingPredictor, segment_image
-from ..segmentation.schedule import ObjectPrompt, Schedule, check_for_exported
-from ..segmentation.video import hear
+from ..segmentation.schedule import ObjectPrompt, Schedule
+from ..segmentation.video import check_heard, hear
 from ..threads import one_thread_if_small
 from .contenders import Contender, contenders, kind_of
-from .memory import Prompted, peak_memory
+from .memory import FRAMES, Prompted, peak_memory
 from .results import Case, Comparison, ModelResult, SubjectResult
 from .sheet import Shown, WorstCases
 from .subjects import Frames, Subject
@@ -31,8 +30,7 @@ from .subjects import Frames, Subject
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-if TYPE_CHECKING:
-    pass
+    from ..export import ExportedSAM2
 
 ROUNDS = 7
 """Pictures are taken again until there are so many times of each model."""
@@ -96,7 +94,7 @@ def _representatives(subjects: Sequence[Subject]) -> list[Prompted]:
         if subject is not None:
             frames, schedule = subject.open()
             start = min(schedule)
-            count = 1 if kind == "picture" else min(3, len(frames) - start)
+            count = 1 if kind == "picture" else min(FRAMES, len(frames) - start)
             prompts = {number: prompt for number, prompt in schedule[start].items() if prompt is not None}
             found.append(([frames[start + i] for i in range(count)], prompts))
     return found
@@ -125,7 +123,7 @@ class _Run:
         means = {label: statistics.fmean(case.iou[label] for case in cases) for label in self._others}
         height, width = np.shape(frames[0])[:2]
         objects = len({number for said in schedule.values() for number in said})
-        return SubjectResult(subject.name, subject.kind, (width, height), len(frames), objects, means)
+        return SubjectResult(subject.name, subject.kind, (width, height), len(frames), objects, len(cases), means)
 
     @property
     def _others(self) -> list[str]:
@@ -182,8 +180,8 @@ class _Run:
 
     def _track(self, name: str, frames: Frames, schedule: Schedule) -> list[Case]:
         """All models through a clip at once, frame by frame; only the frames that differ most are looked at again."""
-        if any(isinstance(model, ExportedSAM2) for model in self.models.values()):
-            check_for_exported(schedule)
+        for model in self.models.values():
+            check_heard(model, schedule)
         begin = min(schedule)
         streams = {label: StreamingPredictor(model, num_frames=len(frames)) for label, model in self.models.items()}
         cases: list[Case] = []

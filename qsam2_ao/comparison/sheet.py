@@ -89,8 +89,7 @@ class WorstCases:
 def _row(case: Case, shown: Shown) -> list[tuple[str, Image.Image]]:
     first, *others = shown.masks
     worst = min(others, key=lambda label: case.iou[label])
-    asked = shown.prompt or ObjectPrompt()
-    cells = [(case.title, draw_prompts(shown.picture, asked.points, [asked.box] if asked.box else []))]
+    cells = [(case.title, _prompt(shown.picture, shown.prompt or ObjectPrompt()))]
     for label, mask in shown.masks.items():
         title = label if label == first else f"{label}: {case.iou[label]:.0f} %"
         cells.append((title, draw_masks(shown.picture, {case.object_id: mask})))
@@ -98,3 +97,11 @@ def _row(case: Case, shown: Shown) -> list[tuple[str, Image.Image]]:
     difference = draw_masks(shown.picture, {ONLY_FIRST: one & ~other, ONLY_OTHER: other & ~one}, opacity=0.8, contour=0)
     cells.append((f"red: not in {worst}, blue: only there", difference))
     return [(title, ImageOps.pad(picture, CELL, color=(24, 24, 27))) for title, picture in cells]
+
+
+def _prompt(picture: NDArray[np.uint8], asked: ObjectPrompt) -> Image.Image:
+    """Clicks and box drawn at the size of a cell, so that they are seen on large pictures too."""
+    small = ImageOps.contain(Image.fromarray(picture), CELL)
+    scale = small.width / picture.shape[1]
+    boxes = [] if asked.box is None else [tuple(scale * side for side in asked.box)]
+    return draw_prompts(small, [(scale * x, scale * y, label) for x, y, label in asked.points], boxes)

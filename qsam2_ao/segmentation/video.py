@@ -240,8 +240,7 @@ def _track(
     if first is None:
         raise DataError("a video needs at least one frame")
     check_schedule(schedule, (np.shape(first)[1], np.shape(first)[0]), count, direction)
-    if isinstance(model, ExportedSAM2) and not model.settings.mask_prompts:
-        check_for_exported(schedule, direction)
+    check_heard(model, schedule, direction)
     starts = _first_frames(schedule, direction)
     going_back: range = range(0)
     if direction != "forward":
@@ -295,6 +294,21 @@ def _track_back(
         logits = {i: m for i, m in masks.logits.items() if direction == "backward" or starts[i] > index}
         store.save(index, label_map(logits) if logits else np.zeros(masks.size[::-1], np.uint8))
         finished()
+
+
+def check_heard(model: SAM2Base | ExportedSAM2, schedule: Schedule, direction: Direction = "forward") -> None:
+    """Check that a model can hear every prompt, which those that an older version exported can't.
+
+    Args:
+        model: A model of the SAM2Base family, or an ``ExportedSAM2``.
+        schedule: Frame -> object id -> prompts.
+        direction: As for :func:`track_file`.
+
+    Raises:
+        DataError: It can't; the message names the prompt.
+    """
+    if isinstance(model, ExportedSAM2) and not model.settings.mask_prompts:
+        check_for_exported(schedule, direction)
 
 
 def hear(stream: StreamingPredictor, masks: FrameMasks, said: Mapping[int, ObjectPrompt | None]) -> FrameMasks:

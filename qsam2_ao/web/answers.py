@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,17 @@ from PIL import Image
 from ..comparison.contenders import Contender, kind_of
 from ..errors import DataError, QSAM2Error
 from ..evaluation.miou import mask_iou
-from ..export import ExportedSAM2
 from ..reporting.overlay import colour
 from ..segmentation import StreamingPredictor, label_map, save_label_map, segment_image
-from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_for_exported, check_schedule
-from ..segmentation.video import hear
+from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_schedule
+from ..segmentation.video import check_heard, hear
 from ..threads import one_thread_if_small
 from .clips import Clip, Tracking
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+    from ..export import ExportedSAM2
 
 FORWARD: Direction = "forward"
 
@@ -104,8 +106,8 @@ class Models:
             QSAM2Error: A prompt does not fit the clip, or a model cannot hear it.
         """
         check_schedule(schedule, clip.size, clip.length)
-        if any(isinstance(entrant.model, ExportedSAM2) for entrant in self.entrants):
-            check_for_exported(schedule)
+        for entrant in self.entrants:
+            check_heard(entrant.model, schedule)
         if clip.tracking is not None:
             clip.tracking.cancelled.set()
         tracking = clip.tracking = Tracking(clip.length - min(schedule))
@@ -116,6 +118,10 @@ class Models:
         begin = min(schedule)
         streams = [StreamingPredictor(entrant.model, num_frames=clip.length) for entrant in self.entrants]
         try:
+            with self._turn:  # an earlier tracking writes inside its turn only, and none once it is cancelled
+                if tracking.cancelled.is_set():
+                    return
+                shutil.rmtree(clip.folder / "masks", ignore_errors=True)
             for index, picture in clip.frames_from(begin):
                 said = schedule.get(index, {})
                 found = []
@@ -127,8 +133,8 @@ class Models:
                         masks = stream.start(picture, index) if index == begin else stream.step(picture)
                         masks = hear(stream, masks, said)
                         found.append((masks, 1e3 * (time.perf_counter() - started)))
-                for number, (masks, _) in enumerate(found):
-                    save_label_map(masks.ids, clip.mask_path(number, index))
+                    for number, (masks, _) in enumerate(found):
+                        save_label_map(masks.ids, clip.mask_path(number, index))
                 first = found[0][0].logits
                 tracking.frames[index] = [{"ms": ms, "iou": _mean_iou(first, masks.logits)} for masks, ms in found]
                 tracking.done += 1

@@ -28,8 +28,10 @@ from ..errors import DataError
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".ogv")
 MOST_CLIPS = 24
 """Of all users together; the one that was not used for longest makes room."""
+MOST_BYTES = 2**31
+"""Of all pictures that are kept in memory; likewise."""
 IDLE_SECONDS = 3600.0
-_READ_ALONG = 16
+_READ_ALONG, _READ_ALONG_BYTES = 16, 2**28
 
 
 @dataclass
@@ -89,6 +91,11 @@ class Clip:
         """Whether it is a single picture."""
         return self.source is None and self.length == 1
 
+    @property
+    def kept_bytes(self) -> int:
+        """What its frames take in memory."""
+        return sum(frame.nbytes for frame in self.kept)
+
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame; those after it are read along, since they are often asked for next.
 
@@ -101,7 +108,8 @@ class Clip:
             return self.kept[index]
         with self._lock:
             if index not in self._near:
-                self._near = dict(enumerate(read_frames(self.source, _READ_ALONG, start=index), index))
+                along = min(_READ_ALONG, max(1, _READ_ALONG_BYTES // (3 * self.size[0] * self.size[1])))
+                self._near = dict(enumerate(read_frames(self.source, along, start=index), index))
             if index not in self._near:
                 raise DataError(f"the clip breaks off before frame {index}")
             return self._near[index]
@@ -179,7 +187,10 @@ class ClipStore:
             now = time.monotonic()
             old = [each for each in self._clips.values() if now - each.used > IDLE_SECONDS]
             by_use = sorted((each for each in self._clips.values() if each not in old), key=lambda each: each.used)
-            old += by_use[: max(0, len(by_use) + 1 - MOST_CLIPS)]
+            kept = clip.kept_bytes + sum(each.kept_bytes for each in by_use)
+            while by_use and (len(by_use) >= MOST_CLIPS or kept > MOST_BYTES):
+                kept -= by_use[0].kept_bytes
+                old.append(by_use.pop(0))
             for each in old:
                 del self._clips[each.id]
             self._clips[clip.id] = clip

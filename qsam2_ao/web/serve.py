@@ -28,6 +28,26 @@ def load_models(names: Sequence[str], device: str = "cpu") -> Models:
     return Models([Entrant(each, each.load(device), each.file_bytes()) for each in chosen])
 
 
+def hosts_of(host: str, names: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """The names by which browsers may ask for the page.
+
+    Args:
+        host: Address to listen on.
+        names: By which other machines ask for this one; at least one where the address stands for all of them.
+
+    Returns:
+        The one to tell people, and all.
+
+    Example:
+        >>> hosts_of("::1")
+        ('[::1]', ['127.0.0.1', 'localhost', '[::1]'])
+        >>> hosts_of("0.0.0.0", ["my-machine"])
+        ('my-machine', ['127.0.0.1', 'localhost', 'my-machine'])
+    """
+    own = names[0] if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+    return own, list(dict.fromkeys([*LOCAL, *names, own]))
+
+
 def serve(
     models: Models,
     *,
@@ -51,14 +71,14 @@ def serve(
         QSAM2Error: The address cannot be listened on.
         MissingPackageError: Starlette or uvicorn is not installed.
     """
-    hosts = [*LOCAL, *names, *([] if host in _EVERYWHERE else [host])]
     if host in _EVERYWHERE and not names:
         raise QSAM2Error(f"--host {host} listens to every machine that can reach this one: say by which --name it may")
+    own, hosts = hosts_of(host, names)
     needed("starlette")
     uvicorn = needed("uvicorn")
     from .app import make_app
 
-    note(f"open http://{host}:{port} in a browser; Ctrl-C ends it")
+    note(f"open http://{own}:{port} in a browser; Ctrl-C ends it")
     app = make_app(models, max_upload=max_upload, max_frames=max_frames, hosts=hosts)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
     try:

@@ -159,7 +159,7 @@ def evaluate(
 
     Raises:
         DataError: A video cannot be used, said before the first is tracked where its files show it.
-        QConfigError: Several shares have no output.
+        QConfigError: Several shares have no output, or masks of pictures are to be saved.
         QSAM2Error: The model cannot be loaded, or a file not be written.
         MissingPackageError: vos-benchmark is not installed.
 
@@ -174,6 +174,10 @@ def evaluate(
         check_prompt(prompt, ImagePrompt)
     if share.count > 1 and output is None:
         raise QConfigError("processes that share the videos need a common --output FOLDER for their results")
+    if save_masks is not None and videos.pictures:
+        raise QConfigError(
+            f"--save-masks is for the masks of videos, and {videos.about['data']} holds pictures: leave it out"
+        )
     for folder in (output, save_masks):
         if folder is not None:
             check_output_folder(folder)

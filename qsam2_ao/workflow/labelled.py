@@ -80,19 +80,19 @@ def labelled_videos(
     if data == EMBEDDED:
         if split not in (None, "test"):
             raise DataError(f"embedded videos are evaluated on their split test, not {split}")
+        if format not in ("auto", EMBEDDED):
+            raise DataError(f"embedded videos have no format {format}; it is for a data set's folder")
         made = list(generate_split("test", count or VIDEOS, num_frames=frames or FRAMES))
         if sequences is not None:
             by_name = {sequence.name: sequence for sequence in made}
             if absent := [name for name in sequences if name not in by_name]:
-                raise DataError(f"there is no embedded video {absent[0]!r}; they are test-00000, test-00001, ...")
+                raise DataError(f"there is no embedded video {absent[0]!r}; they are {made[0].name} to {made[-1].name}")
             made = [by_name[name] for name in sequences]
         names = tuple(sequence.name for sequence in made)
         return LabelledVideos(
             made, names, {"data": data, "format": EMBEDDED, "split": "test"}, False, "deployed", "sav"
         )
-    dataset = open_dataset(data, format, split=split, sequences=sequences, default_split="val")[:count]
-    if not dataset.has_masks:
-        raise DataError(f"{data} has no masks (its format is {dataset.format}), so there is nothing to compare with")
+    dataset = open_dataset(data, format, split=split, sequences=sequences, default_split="val").labelled()[:count]
     if not len(dataset):
         raise DataError(f"{data} has no videos; choose another split")
     overlapping = not dataset.pictures and dataset[0].overlapping

@@ -17,7 +17,7 @@ from ..data.frames import ClipFrames
 from ..data.listing import list_pictures, natural_key
 from ..data.masks import MaskReader
 from ..errors import DataError
-from ..files import atomic_write
+from ..files import atomic_write, check_output_folder
 from ..progress import tqdm
 from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
@@ -123,6 +123,7 @@ def track_videos(
         >>> track_videos("tiny.safetensors", "clips", "prompts", "outputs")  # doctest: +SKIP
     """
     check_saved(save)
+    check_output_folder(output)
     share = Share() if share is None else share
     jobs = _jobs(Path(videos), Path(prompts))
     settings = {

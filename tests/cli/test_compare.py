@@ -25,6 +25,7 @@ def test_a_comparison_is_printed_and_written(run, packed_file: Path, picture: Pa
         (["embedded", "{picture}"], "it may be truncated, or a .pt checkpoint"),
         (["embedded", "embedded-256", "--image", "absent.png"], "absent.png: no such file"),
         (["embedded", "embedded-256", "--prompts", "p.json"], "name them with --image and --video"),
+        (["embedded", "embedded-256", "--image", "{picture}", "--max-pixels", "99"], "reduce the picture"),
         (["embedded", "embedded-256", "-o", "{picture}"], "is a file, not a folder"),
     ],
 )

@@ -129,8 +129,13 @@ def test_pictures_have_miou_alone(run, packed_file: Path, tmp_path: Path):
     assert (report["videos"], report["objects"], report["jf"], report["not_scored"]) == (2, 0, None, [])
     assert 0 < report["miou"] == report["miou_by_prompt"]["3-click"] <= 100
     shown = run("evaluate", packed_file, "--data", tmp_path, "--image-prompt", "3-click")
+    assert "2 pictures of" in shown.stdout
+    assert "prompt 3-click" in shown.stdout
     assert "mIoU" in shown.stdout
     assert "no scores" not in shown.stdout
+    refused = run("evaluate", packed_file, "--data", tmp_path, "--save-masks", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "--save-masks is for the masks of videos" in refused.stderr
 
 
 @pytest.mark.slow
@@ -150,6 +155,9 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert "J&F" in result.stdout
     assert "mIoU" in result.stdout
     assert "1 videos of embedded" in result.stdout
+    result = run("evaluate", packed_file, "--format", "davis")
+    assert result.exit_code == 2
+    assert "embedded videos have no format davis" in result.stderr
 
 
 def test_a_short_video_needs_all_frames(run, packed_file: Path, tmp_path: Path):

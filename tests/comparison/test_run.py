@@ -50,10 +50,11 @@ def test_agreement_is_the_iou_of_the_masks(packed_file: Path, picture: Path, cli
     assert second.picture_ms > 0
     assert second.frame_ms > 0
     assert first.frame_speed == 1
-    assert [(s.kind, s.size, s.frames, s.objects) for s in found.subjects] == [
-        ("picture", (96, 72), 1, 4),
-        ("clip", (96, 72), 3, 1),
+    assert [(s.kind, s.size, s.frames, s.objects, s.masks) for s in found.subjects] == [
+        ("picture", (96, 72), 1, 4, 4),
+        ("clip", (96, 72), 3, 1, 3),
     ]
+    assert found.described == "1 picture and 1 clip, 7 masks"
     assert found.cases[0].least == pytest.approx(100 * min(ious))
     assert [case.least for case in found.cases] == sorted(case.least for case in found.cases)
 

@@ -24,6 +24,7 @@ from qsam2_ao.export.settings import ExportSettings
 from qsam2_ao.export.tracker import Networks
 from qsam2_ao.predictors import predictor_state
 from qsam2_ao.segmentation import ObjectPrompt, StreamingPredictor, segment_image, track_frames
+from qsam2_ao.segmentation.video import check_heard
 
 BOX, CLICKS = {"box": [20.0, 55.0, 60.0, 90.0]}, {"points": [[45.0, 72.0], [5.0, 5.0]], "labels": [1, 0]}
 
@@ -273,3 +274,10 @@ def test_memory_does_not_grow(exported: ExportedSAM2, clip: Sequence) -> None:
             memory = streaming._tracker._objects[1]
             kept.append((len(memory.frames), len(memory.pointers)))
     assert kept[30:] == [kept[-1]] * 30
+
+
+def test_only_older_files_cannot_correct(exported: ExportedSAM2, older: ExportedSAM2) -> None:
+    click = ObjectPrompt([(45, 72, 1)])
+    check_heard(exported, {0: {1: click}, 2: {1: click}})
+    with pytest.raises(DataError, match=r"frame 2.*export the model again"):
+        check_heard(older, {0: {1: click}, 2: {1: click}})

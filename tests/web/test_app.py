@@ -18,6 +18,7 @@ from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.segmentation import ObjectPrompt, segment_image, track_frames
 from qsam2_ao.web import clips
 from qsam2_ao.web.clips import ClipStore
+from qsam2_ao.web.serve import hosts_of
 
 CLICK = {"object": 1, "points": [[40, 50]], "labels": [1]}
 
@@ -86,6 +87,14 @@ def test_a_clip_is_tracked_and_corrected_on_a_later_frame(client):
     assert client.get(f"/api/clips/{clip['id']}/masks/0/3").status_code == 404
     video = client.get(f"/api/clips/{clip['id']}/download/1/overlay")
     assert video.content[4:8] == b"ftyp"
+
+
+def test_masks_of_an_earlier_tracking_are_not_taken_along(client):
+    clip = client.post("/api/samples/0").json()
+    for begin in (19, 21):
+        tracked(client, clip, [{"frame": begin, **CLICK}])
+    with zipfile.ZipFile(io.BytesIO(client.get(f"/api/clips/{clip['id']}/download/0/masks").content)) as archive:
+        assert archive.namelist() == ["00021.png", "00022.png", "00023.png"]
 
 
 def test_two_users_at_once_do_not_mix(client, png: bytes):
@@ -184,6 +193,17 @@ def test_other_sites_are_refused(client, png: bytes):
     assert page.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.168.0.7"])
+def test_the_address_that_people_are_told_is_answered(models, host: str):
+    testclient = pytest.importorskip("starlette.testclient")
+    from qsam2_ao.web.app import make_app
+
+    own, hosts = hosts_of(host)
+    client = testclient.TestClient(make_app(models, hosts=hosts), base_url=f"http://{own}:8000")
+    assert client.get("/").status_code == 200
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+
+
 def test_what_is_closed_or_left_is_forgotten(client, png: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "MOST_CLIPS", 2)
     first, second, third = (opened(client, png)["id"] for _ in range(3))
@@ -191,6 +211,12 @@ def test_what_is_closed_or_left_is_forgotten(client, png: bytes, monkeypatch: py
     assert status == [404, 200, 200]
     assert client.delete(f"/api/clips/{third}").status_code == 204
     assert client.get(f"/api/clips/{third}/frames/0").status_code == 404
+
+
+def test_large_pictures_make_room_for_one_another(client, png: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clips, "MOST_BYTES", 2 * 96 * 96 * 3)
+    opened_ids = [opened(client, png)["id"] for _ in range(3)]
+    assert [client.get(f"/api/clips/{clip}/frames/0").status_code for clip in opened_ids] == [404, 200, 200]
 
 
 def test_the_servers_folder_is_removed(png: bytes):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from ..data.pictures import read_rgb
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -44,7 +46,7 @@ class Table:
 
     Attributes:
         headings: One for each column; the first column's cells are headings of the rows.
-        rows: Cells. What looks like a number is set to the right.
+        rows: Cells.
         title: Shown above; a folded table shows it alone.
         folded: Whether it opens on a click; it is printed as it is.
     """
@@ -122,7 +124,7 @@ def render(title: str, sections: Sequence[Section], made: str) -> str:
         True
     """
     environment = Environment(
-        loader=PackageLoader("qsam2_ao.report"),
+        loader=PackageLoader("qsam2_ao.html_report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -132,6 +134,9 @@ def render(title: str, sections: Sequence[Section], made: str) -> str:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture that a command of ours wrote."""
-    with Image.open(path) as opened:
-        return opened.convert("RGB")
+    """A picture that a command of ours wrote.
+
+    Raises:
+        DataError: It is damaged, or too large.
+    """
+    return Image.fromarray(read_rgb(path))

@@ -13,8 +13,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from qsam2_ao.calibration.images import load_images
 from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.evaluation.agreement import sqnr
-from qsam2_ao.report.layer_errors import input_clip, layer_errors
-from qsam2_ao.report.weights import layer_weights
+from qsam2_ao.html_report.layer_errors import input_clip, layer_errors
+from qsam2_ao.html_report.weights import layer_weights
 from qsam2_ao.stage import stage_of
 
 

@@ -113,9 +113,9 @@ def _take(path: Path, found: Sources) -> bool:
         return False
     if content.get("kind") == "comparison" or path.name == RESULTS:
         found.comparisons.append((path.parent, read_comparison(path)))
-    elif path.name == DEMO and isinstance(content.get("rows"), list) and "pictures" in content:
+    elif path.name == DEMO and _are_rows(content.get("rows"), "name") and "pictures" in content:
         found.demos.append((path.parent, content))
-    elif isinstance(content.get("records"), list) and content.get("metric"):
+    elif _are_rows(content.get("records"), "layer", "bits", "loss") and content.get("metric"):
         found.sensitivities.append((path, content))
     elif path.name == SETTINGS and path.parent.parent.suffix == ".work":
         found.runs.append((path.parent, content))
@@ -124,6 +124,13 @@ def _take(path: Path, found: Sources) -> bool:
     else:
         return False
     return True
+
+
+def _are_rows(value: object, *keys: str) -> bool:
+    """Whether it is a list, and not an empty one, of mappings that have the keys."""
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(r, Mapping) and r.keys() >= {*keys} for r in value)
+    )
 
 
 def _lines(path: Path) -> list[dict[str, float]]:

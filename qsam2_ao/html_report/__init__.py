@@ -1,7 +1,7 @@
 """One HTML file about a run, an evaluation, a comparison or a packed file.
 
 Example:
-    >>> from qsam2_ao.report import write_report
+    >>> from qsam2_ao.html_report import write_report
     >>> write_report(["outputs/demo"], "outputs/demo/report.html")  # doctest: +SKIP
 """
 

@@ -15,9 +15,9 @@ from sam2.modeling.sam2_base import SAM2Base
 from qsam2_ao import save_qsam2
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import DataError
+from qsam2_ao.html_report import ReportOptions, write_report
+from qsam2_ao.html_report.sources import find_sources
 from qsam2_ao.models.embedded import EMBEDDED_WEIGHTS
-from qsam2_ao.report import ReportOptions, write_report
-from qsam2_ao.report.sources import find_sources
 
 EVIL = "<script>alert(1)</script>"
 
@@ -67,6 +67,8 @@ def run_folder(tmp_path: Path) -> Path:
     work.mkdir(parents=True)
     (work / "settings.json").write_text(json.dumps({"preset": "w4a8", "seed": 3}))
     (folder / "other.json").write_text("[1]")
+    (folder / "others.json").write_text('{"metric": "x", "records": [{"layer": 1}]}')
+    (folder / "empty.json").write_text('{"metric": "x", "records": []}')
     return folder
 
 

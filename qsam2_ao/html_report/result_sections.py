@@ -15,6 +15,7 @@ from .page import Block, Facts, Section, Table, Text, drawing, picture, read_pic
 from .sources import scores_of
 
 _WORST_VIDEOS = 20
+_ON_THE_LINE = "No model is both smaller and more accurate than one on the line."
 #: Title and the beginnings of the names of what is drawn in one figure of a training.
 _CURVES = (
     ("loss", ("loss", "held_out")),
@@ -42,7 +43,7 @@ def comparison_section(folder: Path, comparison: Comparison) -> Section:
             for model in comparison.models
         }
         figure = pareto(points, f"IoU with {first.label}, %")
-        blocks.append(drawing(figure, "Size, speed and accuracy; nothing beats the models on the line in both."))
+        blocks.append(drawing(figure, f"Size, speed and accuracy. {_ON_THE_LINE}"))
     sheet = folder / SHEET
     if sheet.is_file():
         blocks.append(picture(read_picture(sheet), "Where the models differ most, the worst first."))
@@ -91,9 +92,7 @@ def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
         ),
     ]
     if len(points) > 1:
-        blocks.append(
-            drawing(pareto(points, "J&F, %"), "Size and accuracy; nothing beats the models on the line in both.")
-        )
+        blocks.append(drawing(pareto(points, "J&F, %"), f"Size and accuracy. {_ON_THE_LINE}"))
     for name in results["pictures"]:
         path = folder / Path(name).name
         if path.is_file():
