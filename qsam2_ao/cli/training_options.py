@@ -30,29 +30,38 @@ TrainData: TypeAlias = Annotated[
 ]
 ValData: TypeAlias = Annotated[
     str | None,
-    _option("Data sets to judge by; else every tenth video is set aside.", "--val-data", metavar="DATA"),
+    _option(
+        "Data sets to judge by, or 'embedded'; by default every tenth video is set aside.", "--val-data", metavar="DATA"
+    ),
 ]
 ValidateEvery: TypeAlias = Annotated[
-    int | None, _option("Steps between two judgements; the best weights are kept. A fifth of --steps.", min=1)
+    int | None,
+    _option("Steps between two judgements; the best weights are kept. By default a fifth of --steps.", min=1),
 ]
-Rate: TypeAlias = Annotated[float | None, _option("Peak learning rate; 1e-4.", "--lr", min=0)]
+Rate: TypeAlias = Annotated[float | None, _option("Peak learning rate; 1e-4 by default.", "--lr", min=0)]
 RangeRate: TypeAlias = Annotated[
-    float | None, _option("Peak learning rate of the clipping ranges; that of --lr.", "--range-lr", min=0)
+    float | None, _option("Peak learning rate of the clipping ranges; by default that of --lr.", "--range-lr", min=0)
 ]
 BatchSize: TypeAlias = Annotated[
-    int | None, _option("Clips of a step, over all processes and parts; 1 each (4 procedural ones).", min=1)
+    int | None, _option("Clips of a step, over all processes and parts; by default 1 each (4 procedural ones).", min=1)
 ]
 Accumulate: TypeAlias = Annotated[
-    int | None, _option("Parts of a step that go through the model one after the other; 1.", min=1)
+    int | None, _option("Parts of a step that go through the model one after the other; 1 by default.", min=1)
 ]
 BF16: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.", rich_help_panel=_PANEL)]
-Frames: TypeAlias = Annotated[int | None, _option("Frames of a clip; 4.", min=1)]
-Objects: TypeAlias = Annotated[int | None, _option("Objects of a clip; 3.", min=1)]
+Frames: TypeAlias = Annotated[int | None, _option("Frames of a clip; 4 by default.", min=1)]
+Objects: TypeAlias = Annotated[int | None, _option("Objects of a clip, at most; 3 by default.", min=1)]
 Freeze: TypeAlias = Annotated[
     list[str] | None, _option("A region to leave as it is, such as image_encoder. Repeatable.", metavar="REGION")
 ]
 EMA: TypeAlias = Annotated[
-    float | None, _option("Decay of the averaged weights, which are what is kept; by --steps.", "--ema", min=0, max=1)
+    float | None,
+    _option(
+        "Decay of the averaged weights, which are what is kept; by default it follows from --steps.",
+        "--ema",
+        min=0,
+        max=1,
+    ),
 ]
 Augment: TypeAlias = Annotated[
     bool, typer.Option("--augment", help="Mirror, crop and recolour the clips.", rich_help_panel=_PANEL)
