@@ -13,10 +13,17 @@ INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 
 
 @contextmanager
-def interrupts_between_steps() -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+def interrupts_between_steps(
+    any_rank: Callable[[bool], bool] | None = None,
+) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
     """Hold Ctrl-C back while a step is under way, so that no state is half updated; a second one is not held back.
 
     SIGTERM and, where there is one, SIGUSR1 are treated alike: schedulers such as SLURM send them before the end.
+
+    Args:
+        any_rank: For data-parallel ranks, which stop at the same step: from whether this one is to stop to whether any
+            is. It is asked at the beginning of each wrapped block, of which all ranks have the same, and nothing is
+            interrupted elsewhere.
 
     Yields:
         A context manager to wrap what may be interrupted at once.
@@ -35,9 +42,9 @@ def interrupts_between_steps() -> Iterator[Callable[[], AbstractContextManager[A
     @contextmanager
     def interruptible() -> Iterator[None]:
         nonlocal open_
-        if pending:
+        if pending if any_rank is None else any_rank(pending):
             raise KeyboardInterrupt
-        open_ = True
+        open_ = any_rank is None
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ def run_ranks(function: Callable[[int], Any], folder: Path, seconds: float = 300
         if time.monotonic() > end:
             for process in context.processes:
                 process.kill()
-            raise TimeoutError(f"{function.__module__}.{function.__name__} took more than {seconds:.0f} s")
+            raise TimeoutError(f"{function} took more than {seconds:.0f} s")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -75,7 +75,7 @@ def open_dataset(
         split: Such as "train" or "val", as the data set calls it ("val" and "valid" are the same); "all" for every
             video that has annotations.
         sequences: Only these videos, in this order: their names, or a file that lists them as DAVIS and SA-V do.
-        default_split: The split to take where the data set has splits and ``split`` does not say.
+        default_split: The split to take where ``split`` does not say and the data set has one of that name.
 
     Returns:
         The videos; of a data set of pictures, each is a video of one frame.
@@ -119,16 +119,24 @@ def _choose(root: Path, layout: Format, split: str | None, default: str | None) 
     if split == "all" and "all" not in known:
         return None
     wanted = split or (default if known else None)
-    if wanted is None:
-        if known:
-            raise DataError(f'{root} has the splits {", ".join(known)}; choose one of them, or "all"')
+    if wanted is None and not known:
         return None
-    names = [wanted, *(other for group in _CALLED if wanted in group for other in sorted(group - {wanted}))]
+    names = [] if wanted is None else _names_of(wanted)
     # COCO's have the year behind them.
     years = [name for name in known if name.rstrip("0123456789") in names]
     for name in (*names, *(years if len(years) == 1 else ())):
         if name in known:
             return name
+    if split is None:
+        raise DataError(
+            f'{root} has the splits {", ".join(known)}; choose one of them, or "all"; in a list of data sets it is '
+            f"written {root}@{known[0]}"
+        )
     if not known:
         raise DataError(f"{root} has no splits, so that there is no {wanted!r} in it; leave the split out")
     raise DataError(f"{root}: {unknown_name('split', wanted, known)}")
+
+
+def _names_of(split: str) -> list[str]:
+    """What a split may be called: first as it was given."""
+    return [split, *(other for group in _CALLED if split in group for other in sorted(group - {split}))]

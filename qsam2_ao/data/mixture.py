@@ -139,6 +139,11 @@ class Mixture:
         pairs = [_divided(dataset) for dataset in self.datasets]
         return Mixture(tuple(a for a, _ in pairs), self.weights), Mixture(tuple(b for _, b in pairs), self.weights)
 
+    @property
+    def indivisible(self) -> tuple[Dataset, ...]:
+        """The data sets with too few videos to set any aside."""
+        return tuple(dataset for dataset in self.datasets if len(dataset) < _FEWEST_TO_HOLD_OUT)
+
     def describe(self) -> str:
         """The data sets, for messages."""
         return ", ".join(

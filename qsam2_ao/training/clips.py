@@ -130,7 +130,8 @@ class ClipBatches(Dataset[RawBatch]):
         step, part = divmod(index, self.dealt.accumulate)
         alone = bool(np.random.default_rng((self.seed, step)).random() < _IMAGE_SHARE)
         slots = self.dealt.slots(part)
-        clips = [self._draw(alone, np.random.default_rng((self.seed, step, slot))) for slot in slots]
+        # numpy ignores zeros at the end of a seed: slot 0 would draw what decided about the batch's kind once more.
+        clips = [self._draw(alone, np.random.default_rng((self.seed, step, 1 + slot))) for slot in slots]
         return join_batches(clips, slots[0] * (self.frames if alone else 1))
 
     def _draw(self, alone: bool, rng: np.random.Generator) -> RawBatch:

@@ -152,7 +152,7 @@ def train(
             bar,
             one_thread_if_small(model),
             deterministic_on_cpu(model),
-            interrupts_between_steps() as interruptible,
+            interrupts_between_steps(_any_rank(model)) as interruptible,
         ):
             while result.step < steps:
                 with interruptible():
@@ -177,6 +177,14 @@ def train(
         model.train(mode)
     save()
     return result
+
+
+def _any_rank(model: nn.Module) -> Callable[[bool], bool] | None:
+    """Whether any rank of a data-parallel model is to stop: one that stops alone leaves the others waiting."""
+    if not isinstance(model, DistributedDataParallel):
+        return None
+    device = next(model.parameters()).device
+    return lambda stop: bool(mean_over_ranks(torch.tensor(float(stop), device=device)) > 0)
 
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

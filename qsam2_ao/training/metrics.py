@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QSAM2Error
-from ..files import atomic_write
+from ..files import atomic_write, check_output_folder
 from ..quantizers import range_parameters
 from .range_metrics import RangeMetrics
 from .resume import TrainResult
@@ -27,9 +26,10 @@ class MetricsLog:
     """Writes what a training does into a folder; call it after every step.
 
     ``metrics.jsonl`` has a line for every ``every`` steps: "step", "loss", "loss/TERM" for each term before it is
-    weighted, "lr/weights", "lr/vectors" and "lr/ranges", "gradient_norm" before clipping, "held_out" where held-out
-    batches were judged, "seconds" a step, and what :class:`~qsam2_ao.training.range_metrics.RangeMetrics` finds. Lines
-    of steps that a resumed training does again are removed.
+    weighted (of the step's last part on this rank), "lr/weights", "lr/vectors" and "lr/ranges", "gradient_norm" before
+    clipping, "held_out" where held-out batches were judged, "seconds" a step, and what
+    :class:`~qsam2_ao.training.range_metrics.RangeMetrics` finds. Lines of steps that a training does again are removed,
+    be it a resumed one or another one in the same folder.
 
     Args:
         folder: Where to write; it is made.
@@ -39,7 +39,7 @@ class MetricsLog:
         steps: The training's number of steps; the last one has a line too.
 
     Raises:
-        QSAM2Error: The folder cannot be written.
+        QSAM2Error: The folder cannot be written, or has another file of that name.
 
     Example:
         >>> log = MetricsLog("logs", prepared, qat_optimizer(prepared, Rates()), steps=100)
@@ -60,6 +60,8 @@ class MetricsLog:
         self._optimizer, self._group_of = optimizer, _groups_by_kind(model, optimizer)
         self._ranges = RangeMetrics(model)
         self._writer: Any = None
+        self._started = False
+        #: The step of the last line, and when it was written.
         self._last: tuple[int, float] | None = None
         self._ranges.counting = True
 
@@ -71,14 +73,13 @@ class MetricsLog:
             terms: The terms of the step's loss.
             held_out: The loss of held-out batches, where they were judged after this step.
         """
-        if self._last is None:
+        if not self._started:
             self._start(result.step)
-            self._last = (result.step - 1, math.nan)
         if held_out is not None or result.step % self._every == 0 or result.step in (1, self._steps):
             self._write(result.step, self._figures(result, terms, held_out))
         after = result.step + 1
         self._ranges.counting = after % self._every == 0 or after == self._steps
-        if math.isnan(self._last[1]):
+        if self._last is None:  # the time of the first step is not known
             self._last = (result.step, time.monotonic())
 
     def close(self) -> None:
@@ -95,10 +96,8 @@ class MetricsLog:
             figures["gradient_norm"] = float(result.gradient_norm)
         if held_out is not None:
             figures["held_out"] = held_out
-        assert self._last is not None
-        step, then = self._last
-        if not math.isnan(then) and result.step > step:
-            now = time.monotonic()
+        if self._last is not None:
+            (step, then), now = self._last, time.monotonic()
             figures["seconds"] = (now - then) / (result.step - step)
             self._last = (result.step, now)
         return figures | self._ranges.take()
@@ -112,6 +111,7 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._path.parent), purge_step=step)
+        self._started = True
 
     def _write(self, step: int, figures: Mapping[str, float]) -> None:
         try:
@@ -134,6 +134,9 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
     Returns:
         One dict a line, by the step. A last line that a killed run left half written is left out.
 
+    Raises:
+        QSAM2Error: The file cannot be read, or is none of a training.
+
     Example:
         >>> read_metrics("logs")  # doctest: +SKIP
         [{'step': 1, 'loss': 1.93, ...}, ...]
@@ -141,15 +144,42 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, float]]:
     return _lines(Path(folder) / FILE)
 
 
+def check_log(folder: str | os.PathLike[str]) -> None:
+    """Say before the work for it starts that a training cannot be logged in a folder; nothing is left there.
+
+    Args:
+        folder: Its ``--log-dir``.
+
+    Raises:
+        QSAM2Error: It cannot be written, or has another file of the log's name.
+
+    Example:
+        >>> check_log("logs")
+    """
+    check_output_folder(folder, files=[FILE])
+    read_metrics(folder)
+
+
 def _lines(path: Path) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     if not path.exists():
         return found
-    for line in path.read_text().splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QSAM2Error(f"cannot read {path} ({error}); choose another folder for the log") from error
+    for number, text in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            line = json.loads(text)
         except ValueError:
-            break
+            if number == len(lines):
+                break
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise QSAM2Error(
+                f"{path}, line {number} is not of a training's log; choose another folder, or remove the file"
+            )
+        found.append(line)
     return found
 
 

@@ -40,6 +40,7 @@ def prompts_by_object(model: Any, batch: BatchedVideoDatapoint) -> Iterator[None
         batch: What it is going to run on.
 
     Example:
+        >>> trainable = as_trainable(model)
         >>> with prompts_by_object(trainable, batch):
         ...     outputs = trainable(batch)
     """

@@ -122,8 +122,9 @@ def train_qat(
                 path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
             )
             options["on_resume"] = selection
-            # Averages over the last fifth of what is done: short enough to have left the start behind.
-            options["ema"] = options.get("ema") or 1 - 5 / max(steps, 10)
+            if options.get("ema") is None:
+                # Averages over the last fifth of what is done: short enough to have left the start behind.
+                options["ema"] = 1 - 5 / max(steps, 10)
         if log_dir is not None and rank() == 0:
             log = MetricsLog(log_dir, inner, options["optimizer"], steps=steps)
         also = options.pop("on_step", None)

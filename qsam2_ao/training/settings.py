@@ -58,6 +58,10 @@ class TrainingSettings:
                 raise QConfigError(f"{name} of a training must be positive, not {value}")
         if self.lr <= 0:
             raise QConfigError(f"lr of a training must be positive, not {self.lr}")
+        for name in ("range_lr", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise QConfigError(f"{name} of a training must not be negative, but is {value}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise QConfigError(f"ema is a decay of at least 0 and below 1, such as 0.999, not {self.ema}")
         check_regions(self.freeze)

@@ -10,6 +10,7 @@ from ..errors import QSAM2Error
 from ..files import check_output_file, save_torch
 from ..ranks import joined, place_from
 from ..stage import stage_of
+from ..training.metrics import check_log
 from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
 from ..workspace import fingerprint
@@ -17,7 +18,7 @@ from . import EMBEDDED
 from .data import sources_fingerprint
 from .models import load_model
 from .quantize import shared_workspace, write_by_way_of
-from .training import train_as, training_data
+from .training import room_to_train, train_as, training_data
 
 
 def finetune_to_file(
@@ -66,14 +67,15 @@ def finetune_to_file(
     output = Path(output)
     with joined(place_from(os.environ), device) as device:
         check_output_file(output, ".pt")
+        if log_dir is not None:
+            check_log(log_dir)
         loaded = load_model(model, checkpoint, device)
         if stage_of(loaded).layers:
             raise QSAM2Error(
                 f"{model} is quantized, and its float weights are gone: fine-tune the checkpoint that it was made of, "
                 "and quantize the result; to train with quantizers in place, give qsam2 quantize --steps"
             )
-        size = sum(tensor.nbytes for tensor in loaded.state_dict().values())
-        check_output_file(output, ".pt", 7 * size)
+        check_output_file(output, ".pt", room_to_train(loaded))
         data = training_data(train_data, val_data, settings, loaded, seed)
         depends_on = {
             "command": "finetune",

@@ -138,8 +138,8 @@ def quantize_to_file(
 
     Raises:
         QSAM2Error: The model is quantized already, another run has the folder, or a step failed; the message says which
-            layer, file or setting. What can be known before the first step (data, recipe, the place and the room for
-            the file) is.
+            layer, file or setting. What can be known before the first step (data, recipe, the places of the file and
+            the log, the room for the file) is said before it.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
 
     Example:
@@ -149,6 +149,10 @@ def quantize_to_file(
     with joined(place_from(os.environ), device) as device:
         if job.training is not None:
             importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
+            if log_dir is not None:
+                from ..training.metrics import check_log
+
+                check_log(log_dir)
         loaded = _loaded(model, job, output, checkpoint, device)
         data = calibration_source(calibration, job.images, loaded.image_size)
         training = None
@@ -338,7 +342,12 @@ def _say(text: str) -> None:
 def _room(model: SAM2Base, job: QuantizationJob) -> int:
     """Bytes that the prepared model, the state of its training, and the packed file take together, at most."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return size * (1 + 5 * (job.training is not None)) + size // 4
+    room = size + size // 4
+    if job.training is not None:
+        from .training import room_to_train
+
+        room += room_to_train(model)
+    return room
 
 
 def _first_line(error: Exception) -> str:

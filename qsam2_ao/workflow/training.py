@@ -16,6 +16,7 @@ from ..data.clips import DatasetClips
 from ..data.mixture import Mixture
 from ..quantizers.statistics import world_size
 from ..ranks import rank
+from ..reporting.notes import note
 from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips
 from ..training.distillation import DistillationWeights
 from ..training.freezing import frozen
@@ -62,15 +63,16 @@ def training_data(
         DataError: A data set or file cannot be used. What is wrong with all of the data is said here.
     """
     size, device = model.image_size, next(model.parameters()).device
-    trained: Clips
-    judged: Clips
-    if train == EMBEDDED:
-        trained, judged = ProceduralClips(size, 2 * seed + 1), ProceduralClips(size, HELD_OUT_SEED)
-    else:
+    trained: Clips = ProceduralClips(size, 2 * seed + 1)
+    judged: Clips = ProceduralClips(size, HELD_OUT_SEED)
+    if train != EMBEDDED:
         mixture = Mixture.open(train)
-        mixture, spared = mixture.hold_out() if held_out is None else (mixture, mixture)
-        trained, judged = (DatasetClips(videos, size, settings.objects) for videos in (mixture, spared))
-    if held_out is not None:
+        if held_out is None:
+            _say_what_judges(mixture)
+            mixture, spared = mixture.hold_out()
+            judged = DatasetClips(spared, size, settings.objects)
+        trained = DatasetClips(mixture, size, settings.objects)
+    if held_out is not None and held_out != EMBEDDED:
         judged = DatasetClips(Mixture.open(held_out, default_split="val"), size, settings.objects)
     clips = _PROCEDURAL_CLIPS if train == EMBEDDED else 1
     dealt = Dealt(settings.clips_at_once(world_size(), clips), settings.accumulate, rank(), world_size())
@@ -81,6 +83,23 @@ def training_data(
         batches.stream(settings.steps, device=device, workers=settings.workers),
         list(judging.stream(HELD_OUT_BATCHES, device=device)(0)),
     )
+
+
+def _say_what_judges(mixture: Mixture) -> None:
+    for dataset in mixture.indivisible if rank() == 0 else ():
+        note(
+            f"{dataset.root} has too few videos ({len(dataset)}) to set some aside: other clips of the same ones judge "
+            "the training; name videos to judge by with --val-data"
+        )
+
+
+def room_to_train(model: nn.Module) -> int:
+    """Bytes on the disk that the files of a training take together, at most.
+
+    Its checkpoint has the weights, Adam's two moments and the average, and is written anew before the old one goes; the
+    best weights are beside it.
+    """
+    return 9 * sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def train_as(

@@ -45,6 +45,7 @@ def test_a_float_checkpoint_comes_out(run, tmp_path: Path):
         (["embedded", "-o", "x.safetensors"], "a .pt file is written"),
         (["embedded", "-o", "x.pt", "--train-data", "absent"], "--train-data absent: no such folder"),
         (["embedded", "-o", "x.pt", "--val-data", "absent"], "--val-data absent: no such folder"),
+        (["embedded", "-o", "x.pt", "--log-dir", "x.json"], "x.json: a folder is written, not a .json file"),
         (["embedded", "-o", "x.pt", "--freeze", "encoder"], "image_encoder"),
         (["embedded", "-o", "x.pt", "--batch-size", "3", "--accumulate", "2"], "cannot be dealt to 1 processes"),
     ],

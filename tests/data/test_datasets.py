@@ -36,8 +36,9 @@ def test_splits_of_davis_are_kept_apart(davis: Path) -> None:
     assert open_dataset(davis, default_split="val").split == "val"
     assert open_dataset(davis, split="480p/train").names == ("test-00000",)
     assert len(open_dataset(davis, split="all")) == 3
-    with pytest.raises(DataError, match=r"has the splits train, 2017/train, val, .*; choose one of them, or .all."):
-        open_dataset(davis)
+    for default in (None, "test-dev"):
+        with pytest.raises(DataError, match=r"has the splits train, 2017/train, val, .*; choose one .*@train"):
+            open_dataset(davis, default_split=default)
     with pytest.raises(DataError, match="unknown split 'test-dev'"):
         open_dataset(davis, split="test-dev")
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from qsam2_ao.data.mixture import Mixture
-from qsam2_ao.data.procedural import generate_sequence, write_sequence
+from qsam2_ao.data.procedural import Sequence, generate_sequence, write_sequence
 from qsam2_ao.errors import DataError
-from qsam2_ao.training.clips import clip_batches
+from qsam2_ao.training.clips import ClipBatches, ProceduralClips, clip_batches
 
 
 @pytest.fixture
@@ -65,6 +65,21 @@ def test_void_is_no_object_and_background(davis: Path):
         assert {*batch.metadata.unique_objects_identifier[..., 1].unique().tolist()} == {1}
         assert batch.masks[:, :, :40].sum() == 0
         assert batch.masks[:, :, 42:48, 30:].all()
+
+
+def test_the_kind_of_a_batch_does_not_decide_what_is_drawn():
+    numbers: list[float] = []
+
+    class Listening(ProceduralClips):
+        def draw(self, frames: int, rng: np.random.Generator) -> Sequence:
+            numbers.append(rng.random())
+            return super().draw(frames, rng)
+
+    batches = ClipBatches(Listening(32, 1), frames=2)
+    kinds = [batches[step].frames.shape[0] for step in range(30)]
+    for kind in (1, 2):
+        drawn = [number for number, of in zip(numbers, kinds, strict=True) if of == kind]
+        assert min(drawn) < 0.4 < max(drawn)
 
 
 def test_empty_masks_are_an_error(davis: Path):

@@ -11,7 +11,7 @@ from training.model.sam2 import SAM2Train
 from qsam2_ao.models.embedded import build_embedded, load_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.distillation import Distillation, DistillationWeights
-from qsam2_ao.training.losses import TRAIN_OVERRIDES
+from qsam2_ao.training.losses import TRAIN_OVERRIDES, prompted_forward
 
 EVERYTHING = DistillationWeights(features=1.0, masks=1.0, memory=1.0, labels=0.0)
 
@@ -42,7 +42,7 @@ def test_the_teacher_itself_is_at_no_distance(batch):
 def test_prompts_go_on_as_without_a_teacher(batch):
     alone, taught = student_of(None), student_of(None)
     torch.manual_seed(0)
-    plain = alone(batch)
+    plain = prompted_forward(alone, batch)
     torch.manual_seed(0)
     own, _ = Distillation(build_embedded(SAM2VideoPredictor), EVERYTHING).forward(taught, batch)
     for a, b in zip(plain, own.outputs, strict=True):

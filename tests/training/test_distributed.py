@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import signal
+from functools import partial
 
 import pytest
 import torch
 from data_parallel import run_ranks
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qsam2_ao import load_embedded, prepare_qsam2
@@ -15,6 +19,8 @@ from qsam2_ao.quantizers.statistics import on_this_rank_alone, world_size
 from qsam2_ao.recipe import fake_quantizers
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
 from qsam2_ao.training.distillation import RECOMMENDED
+from qsam2_ao.training.loop import read_checkpoint
+from qsam2_ao.training.loop import train as train_model
 from qsam2_ao.training.losses import SAM2Loss, prompted_forward
 from qsam2_ao.training.qat import Rates, as_trainable, data_parallel, qat_optimizer, train_qat
 from qsam2_ao.training.settings import TrainingSettings
@@ -91,6 +97,35 @@ def check_together(first, second, alone):
 @pytest.mark.slow
 def test_two_ranks_train_as_one_process_does_with_the_whole_batch(tmp_path):
     check_together(*run_ranks(train_together, tmp_path, seconds=600), train_together(0))
+
+
+def interrupt_one(rank, path):
+    steps = []
+
+    def on_step(result):
+        steps.append(result.step)
+        if rank == 1 and result.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_model(
+            DistributedDataParallel(nn.Linear(2, 1)),
+            lambda first: [torch.ones(1, 2)] * 10,
+            lambda output, batch: output.square().mean(),
+            steps=10,
+            checkpoint=path,
+            on_step=on_step,
+            progress=False,
+        )
+    return {"steps": torch.tensor(steps)}
+
+
+@pytest.mark.slow
+def test_ranks_stop_together_where_one_is_interrupted(tmp_path):
+    path = tmp_path / "training.pt"
+    first, second = run_ranks(partial(interrupt_one, path=path), tmp_path)
+    assert first["steps"].tolist() == second["steps"].tolist() == [1, 2, 3]
+    assert read_checkpoint(path)["step"] == 3
 
 
 @pytest.mark.slow

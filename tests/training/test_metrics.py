@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.quantizers import LSCFakeQuantize
-from qsam2_ao.training.loop import train
-from qsam2_ao.training.metrics import MetricsLog, read_metrics
+from qsam2_ao.training.loop import TrainResult, train
+from qsam2_ao.training.metrics import MetricsLog, check_log, read_metrics
 from qsam2_ao.training.qat import Rates, qat_optimizer
 
 STEPS = 7
@@ -113,6 +114,19 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path: Path):
     for first, second in zip(whole, broken, strict=True):
         # Drift counts from where the model was when the log began, which a resumed one takes before it loads.
         assert first == pytest.approx(second)
+
+
+@pytest.mark.parametrize("content", [b'{"loss": 1}\n', b'{"step": 1}\nno\n{"step": 2}\n', b"[1]", b"\xff\n{}"])
+def test_another_file_of_its_name_is_kept(tmp_path: Path, content: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(QSAM2Error, match=r"metrics\.jsonl.* choose another folder"):
+        check_log(tmp_path)
+    model = nn.Linear(6, 1)
+    log = MetricsLog(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
+    with pytest.raises(QSAM2Error, match="choose another folder"):
+        log(TrainResult(1, [0.5]), {})
+    assert path.read_bytes() == content
 
 
 def test_a_float_model_has_no_ranges(tmp_path: Path):

@@ -15,6 +15,8 @@ from qsam2_ao.training.settings import TrainingSettings
         ({"accumulate": 0}, "accumulate of a training"),
         ({"batch_size": -1}, "batch_size of a training"),
         ({"lr": 0.0}, "lr of a training must be positive"),
+        ({"range_lr": -1.0}, "range_lr of a training must not be negative"),
+        ({"workers": -1}, "workers of a training must not be negative"),
         ({"ema": 1.0}, "ema is a decay"),
         ({"freeze": ("image_encodr",)}, "image_encoder"),
     ],

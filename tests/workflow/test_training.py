@@ -1,0 +1,39 @@
+"""What a training learns from and is judged by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from data_layouts import video, write_maps
+
+from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.training.settings import TrainingSettings
+from qsam2_ao.workflow.training import HELD_OUT_BATCHES, training_data
+
+SETTINGS = TrainingSettings(1, frames=1, objects=1)
+
+
+def test_too_few_videos_to_set_some_aside_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_embedded()
+    for index in range(4):
+        write_maps(tmp_path, f"{index:02d}", video(index, frames=1))
+    training_data(str(tmp_path), "embedded", SETTINGS, model, 0)
+    assert not capsys.readouterr().err
+    training_data(str(tmp_path), None, SETTINGS, model, 0)
+    assert "has too few videos (4) to set some aside" in capsys.readouterr().err
+    write_maps(tmp_path, "04", video(4, frames=1))
+    training_data(str(tmp_path), None, SETTINGS, model, 0)
+    assert not capsys.readouterr().err
+
+
+def test_procedural_clips_judge_where_they_are_asked_for(tmp_path: Path) -> None:
+    write_maps(tmp_path, "00", video(0, frames=2))
+    model = build_embedded()
+    mixed = training_data(str(tmp_path), "embedded", SETTINGS, model, 0)
+    plain = training_data("embedded", None, SETTINGS, model, 0)
+    assert len(mixed.held_out) == HELD_OUT_BATCHES
+    # Of data sets a batch has one clip, of procedural clips four: the first of them is the same.
+    for one, several in zip(mixed.held_out, plain.held_out, strict=True):
+        assert torch.equal(one.img_batch[:, :1], several.img_batch[:, :1])
