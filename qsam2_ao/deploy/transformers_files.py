@@ -7,6 +7,7 @@ how wide the codes are is in ``config.json``. Loading builds the layers from tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .transformers import put_in_front
 
 METHOD = "qsam2"
 _INNER = ("codes", "scale", "zero_point")
+_LOADED = "_is_hf_initialized"
+"""What the library marks the tensors of a file with."""
 
 
 @register_quantization_config(METHOD)
@@ -81,11 +84,11 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
             model.set_submodule(name, shell)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        shells = {name: model.get_submodule(name) for name in self._layers}
+        _check_all_came(shells)
         for name, layer in self._layers.items():
-            about, shell = self.quantization_config.layers[name], model.get_submodule(name)
+            about, shell = self.quantization_config.layers[name], shells[name]
             inner = {key: getattr(shell, f"weight_{key}") for key in _INNER}
-            if any(tensor.device.type == "meta" for tensor in inner.values()):
-                raise CheckpointError(f"the packed weight of {name} is missing in the file; save the model again")
             packed = PackedIntxTensor.from_inner(about["weight"], inner)
             lowered = lower_packed(layer, packed)
             lowered.bias = shell.bias  # type: ignore[assignment]
@@ -115,6 +118,19 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_trainable(self) -> bool:
         """Packed weights don't learn."""
         return False
+
+
+def _check_all_came(shells: Mapping[str, nn.Module]) -> None:
+    """Refuse files without a tensor of a packed layer: the library fills it with what is in memory, and only warns."""
+    tensors = {
+        f"{layer}.{name}": tensor
+        for layer, shell in shells.items()
+        for name, tensor in (*shell.named_buffers(), *shell.named_parameters())
+    }
+    came = {name for name, tensor in tensors.items() if getattr(tensor, _LOADED, False)}
+    # None at all has it where the library is a version that marks no tensors.
+    if missing := sorted(tensors.keys() - came if came else ()):
+        raise CheckpointError(f"{missing[0]} is missing in the model's file; save the model again")
 
 
 @torch.no_grad()

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qsam2_ao import build_official, convert_qsam2
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.transformers import to_transformers
-from qsam2_ao.errors import QSAM2Error
+from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.embedded import load_embedded
 
 transformers = pytest.importorskip("transformers")
@@ -101,6 +102,17 @@ def test_packed_weights_keep_the_librarys_names_and_its_files(quantized: Any, tm
     again.save_pretrained(tmp_path / "again")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("packed", "again")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("gone", ["weight_codes", "bias"])
+def test_a_file_without_a_packed_tensor_is_refused(quantized: Any, tmp_path: Path, gone: str) -> None:
+    to_transformers(quantized, fresh()).save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", f"vision_encoder.backbone.blocks.0.attn.qkv.{gone}"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{name} is missing in the model's file"):
+        transformers.Sam2VideoModel.from_pretrained(tmp_path)
 
 
 def test_models_that_do_not_belong_together_are_refused(quantized: Any) -> None:
