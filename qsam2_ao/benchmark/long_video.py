@@ -20,6 +20,7 @@ from ..data.frames import ClipFrames
 from ..data.procedural import generate_sequence
 from ..data.video import write_video
 from ..files import atomic_write
+from ..progress import tqdm
 from ..segmentation import ObjectPrompt, SavedAs, track_file
 from ..workflow.models import load_runnable
 from .processes import alone, peak_bytes
@@ -58,13 +59,14 @@ class LongVideo:
     latency_ms: dict[str, float] = field(default_factory=dict)
 
 
-def draw_clip(path: Path, frames: int, size: tuple[int, int] = (1920, 1080)) -> None:
+def draw_clip(path: Path, frames: int, size: tuple[int, int] = (1920, 1080), *, progress: bool = False) -> None:
     """Write a video of moving shapes, there and back, as long as is wanted.
 
     Args:
         path: The ``.mp4`` file.
         frames: How many.
         size: Width and height in pixels.
+        progress: Show a bar.
 
     Raises:
         QSAM2Error: It cannot be written.
@@ -74,7 +76,9 @@ def draw_clip(path: Path, frames: int, size: tuple[int, int] = (1920, 1080)) -> 
     """
     scene = generate_sequence("test", 2, num_frames=20)
     pictures = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in scene.frames]
-    write_video(path, islice(cycle(chain(pictures, reversed(pictures))), frames), FPS)
+    endless = cycle(chain(pictures, reversed(pictures)))
+    drawn = tqdm(islice(endless, frames), total=frames, desc="drawing the clip", unit="frame", disable=not progress)
+    write_video(path, drawn, FPS)
 
 
 def measure_long_video(

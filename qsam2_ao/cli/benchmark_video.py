@@ -43,7 +43,7 @@ def video(
     check_outputs(forms, output)
     if clip is None:
         clip = output / "clip.mp4"
-        draw_clip(clip, round(minutes * 60 * FPS), (width, height))
+        draw_clip(clip, round(minutes * 60 * FPS), (width, height), progress=True)
     found = measure_long_video(model, clip, output, target=target, save=forms)
     if as_json:
         print_json(asdict(found))

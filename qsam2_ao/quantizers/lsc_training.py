@@ -59,15 +59,21 @@ class LSCTraining(LSCRange):
     def drop_widening(self) -> None:
         """Where an activation's range reaches all of its values, drop a gradient that would widen it.
 
-        The sum over a step's calls and ranks counts: however a batch is dealt out, the range learns the same.
+        The sum over a step's calls and ranks counts: however a batch is dealt out, the range learns the same. In the
+        step in which it starts nothing is dropped: ranks that start from batches of their own agree at its end.
         """
-        grad = self.log_alpha.grad
-        if grad is None or self._at_limit is False:
+        grad, step = self.log_alpha.grad, self.step
+        if grad is None or self.is_weight or not self.follows or not self.is_initialized:
             return
-        if self._at_limit is True:
+        called = step is not None and not step.ended
+        if called and step is not None and step.started is not None:
+            return
+        # A rank that did not call it has the same range as those that did.
+        at_limit = self._at_limit if called else self._range().at_limit
+        if at_limit is True:
             grad.clamp_min_(0)
-        else:
-            grad.copy_(torch.where(self._at_limit, grad.clamp_min(0), grad))
+        elif at_limit is not False:
+            grad.copy_(torch.where(at_limit, grad.clamp_min(0), grad))
 
     @torch.no_grad()
     def _start_from_call(self, x: Tensor) -> None:

@@ -24,9 +24,6 @@ from .statistics import world_size
 if TYPE_CHECKING:
     from .lsc_training import LSCTraining
 
-if TYPE_CHECKING:
-    pass
-
 _NOTHING = Pool(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
