@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import gc
+import importlib.util
 import os
 from collections import Counter
 from pathlib import Path
@@ -30,6 +31,8 @@ collect_ignore = [
         "lowering/activation",
     )
 ]
+if importlib.util.find_spec("transformers") is None:
+    collect_ignore.append("qsam2_ao/deploy/transformers_files.py")
 
 #: Examples that quantize a whole model, or wait for torch to export one.
 SLOW_EXAMPLES = {
