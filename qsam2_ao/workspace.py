@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -133,3 +134,16 @@ def fingerprint(path: str | os.PathLike[str] | None) -> list[Any] | None:
         newest = max((stat.st_mtime_ns for stat in stats), default=0)
         return [str(place.resolve()), len(stats), sum(stat.st_size for stat in stats), newest]
     return [str(path)]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of installed packages, as work folders and reports name them.
+
+    Args:
+        packages: Their names.
+
+    Example:
+        >>> list(versions("torch"))
+        ['torch']
+    """
+    return {name: importlib.metadata.version(name) for name in packages}

@@ -5,8 +5,8 @@ Example:
     >>> logits, scores = segment_image(model, picture, parse_prompts(picture.size, ["50,37"]))
 """
 
+from ..reporting.label_maps import label_map, save_label_map
 from .image import ObjectFound, SegmentedImage, segment_file, segment_image
-from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt, parse_prompts, parse_schedule
 from .saving import SavedAs
 from .streaming import FrameMasks, StreamingPredictor

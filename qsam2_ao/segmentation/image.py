@@ -17,9 +17,9 @@ from ..data.pictures import read_rgb
 from ..export import ExportedSAM2
 from ..export.tracker import smoothed
 from ..predictors import image_predictor
+from ..reporting.label_maps import label_map, save_label_map
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
-from .masks import label_map, save_label_map
 from .prompts import ObjectPrompt
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
 

@@ -15,8 +15,8 @@ from torch import nn
 from ..data.prompts import PromptArrays, check_mask, check_prompts
 from ..errors import DataError
 from ..predictors import eval_mode
+from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
-from .masks import label_map
 from .trackers import make_tracker
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from ..errors import DataError
 from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
 from ..progress import tqdm
+from ..reporting.label_maps import label_map, save_label_map
 from ..reporting.overlay import draw_masks
-from .masks import label_map, save_label_map
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
 from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
 from .streaming import FrameMasks, StreamingPredictor

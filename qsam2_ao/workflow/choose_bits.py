@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from ..sensitivity import (
 from ..sensitivity.assign import check_budget
 from ..sensitivity.plot import region_figure
 from ..stage import stage_of
-from ..workspace import Workspace, fingerprint
+from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
 from .data import calibration_source, videos_with_masks
 from .models import load_model
@@ -111,7 +110,7 @@ def choose_bits(
             "vrc": vrc,
             "rounding": rounding,
             "seed": seed,
-            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+            "versions": versions("qsam2_ao", "torch"),
         },
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from ..reporting.size import file_size
 from ..reporting.tables import ModelRow
 from ..spelling import unknown_name
 from ..threads import one_thread_if_small
-from ..workspace import Workspace, fingerprint
+from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
 from .data import procedural_images
 from .models import load_model
@@ -111,7 +110,7 @@ def run_demo(
         "lr": lr,
         "seed": seed,
         "model": fingerprint(EMBEDDED_WEIGHTS),
-        "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+        "versions": versions("qsam2_ao", "torch"),
     }
     training = None
     if steps:

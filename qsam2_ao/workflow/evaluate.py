@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from ..progress import tqdm
 from ..reporting.environment import environment
 from ..reporting.notes import note
 from ..threads import one_thread_if_small
-from ..workspace import Workspace, fingerprint
+from ..workspace import Workspace, fingerprint, versions
 from .labelled import LabelledVideos
 from .models import load_model
 from .shares import Share
@@ -205,7 +204,7 @@ def evaluate(
                 "masks": None if save_masks is None else str(Path(save_masks).resolve()),
                 "device": device,
                 "target": target,
-                "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch", "sam2")},
+                "versions": versions("qsam2_ao", "torch", "sam2"),
             },
         )
         files = {name: work.folder / f"{quote(name, safe='')}.json" for name in videos.names}

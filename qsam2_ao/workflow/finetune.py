@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..stage import stage_of
 from ..training.metrics import check_log
 from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
-from ..workspace import fingerprint
+from ..workspace import fingerprint, versions
 from . import EMBEDDED
 from .data import sources_fingerprint
 from .models import load_model
@@ -85,7 +84,7 @@ def finetune_to_file(
             "checkpoint": fingerprint(checkpoint),
             "train_data": sources_fingerprint(train_data),
             "val_data": sources_fingerprint(val_data),
-            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+            "versions": versions("qsam2_ao", "torch"),
         }
         with shared_workspace(output, depends_on) as work:
             result = train_as(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from ..recipe import QConfigLike, preset_qconfig
 from ..reporting.notes import note
 from ..sensitivity import Assignment
 from ..stage import set_stage, stage_of
-from ..workspace import Workspace, fingerprint
+from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
 from .data import calibration_source, sources_fingerprint
 from .models import load_model
@@ -167,7 +166,7 @@ def quantize_to_file(
             "calibration": fingerprint(calibration),
             "train_data": sources_fingerprint(train_data) if job.training else None,
             "val_data": sources_fingerprint(val_data),
-            "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch")},
+            "versions": versions("qsam2_ao", "torch"),
         }
         with shared_workspace(output, settings) as work:
             quantized = quantize_model(

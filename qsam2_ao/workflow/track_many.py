@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import mimetypes
 import os
@@ -23,7 +22,7 @@ from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
 from ..segmentation.saving import MASKS_AND_OVERLAY, SavedAs, check_saved
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_object_id, check_schedule
-from ..workspace import fingerprint
+from ..workspace import fingerprint, versions
 from .models import load_runnable
 from .shares import Share
 
@@ -134,7 +133,7 @@ def track_videos(
         "max_frames": max_frames,
         "device": device,
         "target": target,
-        "versions": {name: importlib.metadata.version(name) for name in ("qsam2_ao", "torch", "sam2")},
+        "versions": versions("qsam2_ao", "torch", "sam2"),
     }
 
     def finished(job: _Job) -> dict[str, Any] | None:

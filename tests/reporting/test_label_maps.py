@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qsam2_ao.segmentation.masks import label_map, save_label_map
+from qsam2_ao.reporting.label_maps import label_map, save_label_map
 
 
 def test_the_surest_object_owns_a_pixel_and_nobody_owns_doubt():
