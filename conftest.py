@@ -6,10 +6,12 @@ import doctest
 import gc
 import importlib.util
 import os
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +65,14 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: collecting garbage need not look at it again, behind each file and in between."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test draws the same numbers wherever it runs, and whatever ran before it in the same process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

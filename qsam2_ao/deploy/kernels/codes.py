@@ -21,7 +21,11 @@ class CodeGrid:
 
     @classmethod
     def of(cls, quantizer: ActivationQuantizer) -> CodeGrid:
-        """The grid of a deployed quantizer, its codes moved to start from 0."""
+        """The grid of a deployed quantizer, its codes moved to start from 0.
+
+        Where they had to be moved, the sum that is rounded has other last bits: an input within some 2^-17
+        of a step from the middle between two codes may get the other one.
+        """
         zero_point = float(quantizer.zero_point) - quantizer.quant_min
         return cls(float(quantizer.scale), zero_point, quantizer.quant_max - quantizer.quant_min)
 
@@ -36,7 +40,10 @@ NO_GRID = (1.0, 0.0, 255)
 
 
 class QuantizeCodes(nn.Module):
-    """Rounds its input to codes: float tensor of any shape -> uint8, equal to the bit to the fake-quantizer's."""
+    """Rounds its input to codes: float tensor of any shape -> uint8, equal to the bit to the fake-quantizer's.
+
+    That is, to one's whose codes start from 0, as LSC's do; see :meth:`CodeGrid.of`.
+    """
 
     def __init__(self, grid: CodeGrid) -> None:
         super().__init__()

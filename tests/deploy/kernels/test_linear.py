@@ -32,6 +32,12 @@ def packed_like(weight: torch.Tensor, bits: int, zero_point: float | None = None
     return PackedIntxTensor.from_codes(codes, scale, torch.full_like(scale, zero), bits, **group)
 
 
+def activations(quantizer: ActivationQuantizer, *shape: int) -> torch.Tensor:
+    """Values over the whole grid and beyond, none in the middle between two codes: signed codes may part there."""
+    codes = torch.randint(quantizer.quant_min - 9, quantizer.quant_max + 10, shape)
+    return (codes - quantizer.zero_point + 0.8 * torch.rand(shape) - 0.4) * quantizer.scale
+
+
 def both(
     layer: nn.Module, packed: PackedIntxTensor, quantizer: ActivationQuantizer, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +54,8 @@ def both(
 @torch.no_grad()
 def test_linear(bits: int, zero_point: float, quantizer: ActivationQuantizer, bias: bool) -> None:
     layer = nn.Linear(112, 40, bias=bias)
-    actual, expected = both(layer, packed_like(layer.weight, bits, zero_point), quantizer, torch.randn(2, 5, 112))
+    x = activations(quantizer, 2, 5, 112)
+    actual, expected = both(layer, packed_like(layer.weight, bits, zero_point), quantizer, x)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
