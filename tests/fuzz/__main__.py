@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it: seeds are written by what tests share
 
 import qsam2_ao  # noqa: F401 - before sam2 and torchvision, which may need its repairs
 
