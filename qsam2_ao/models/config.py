@@ -219,7 +219,15 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         arguments[key] = tuple(plain) if isinstance(accepted[key].default, tuple) and plain is not None else plain
     try:
         return cls(**arguments)
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             f"{name}: {class_path(cls)} cannot be built from its config: {type(error).__name__}: {error}"
         ) from error

@@ -106,10 +106,11 @@ def image_size_of(path: str | os.PathLike[str]) -> int | None:
     size = _read_config(Path(path)).get("vision_config", {}).get("backbone_config", {}).get("image_size")
     if size is None:
         return None
-    sides = set(size) if isinstance(size, list) else {size}
-    if len(sides) != 1 or not all(isinstance(side, int) and side > 0 and side % 32 == 0 for side in sides):
+    sides = size if isinstance(size, list) else [size]
+    numbers = all(isinstance(side, int) and side > 0 and side % 32 == 0 for side in sides)
+    if not numbers or len(set(sides)) != 1:
         raise CheckpointError(f"{path}: its config has image_size {size}; SAM2 reads squares of a multiple of 32")
-    return int(sides.pop())
+    return int(sides[0])
 
 
 def check_settings(path: str | os.PathLike[str], model: nn.Module) -> None:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 _FORMAT, _FORMAT_1 = "qsam2_ao.training/2", "qsam2_ao.training/1"
+_CONTENT: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "optimizer": dict,
+    "average": (dict, type(None)),
+    "step": int,
+    "losses": Tensor,
+    "settings": dict,
+}
 
 
 @dataclass
@@ -60,6 +68,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this training loop; choose another file")
+    for name, kind in _CONTENT.items():
+        if name not in content or not isinstance(content[name], kind):
+            found = type(content[name]).__name__ if name in content else "missing"
+            raise CheckpointError(f"{path} is damaged: its {name!r} is {found}; delete it to start again")
     return content
 
 
@@ -121,10 +133,10 @@ def load_checkpoint(
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+        if result.average is not None:
+            for name, value in content["average"].items():
+                result.average[name].copy_(value)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit this model or optimizer: {error}") from error
-    if result.average is not None:
-        for name, value in content["average"].items():
-            result.average[name].copy_(value)
     result.step = content["step"]
     result.losses = content["losses"].tolist()

@@ -362,6 +362,7 @@ def test_only_sam2s_classes_are_built() -> None:
         ("compile_image_encoder", True, "compile_image_encoder must be False"),
         ("image_encoder", 3, "cannot be built"),
         ("image_size", "96", "cannot be built"),
+        ("backbone_stride", 0, "cannot be built"),
         ("num_maskmem", b"7", "cannot"),
         ("image_size", object(), "image_size is a builtins.object"),
         ("sam_mask_decoder_extra_args", {"depth": 2}, "unexpected keyword argument 'depth'"),

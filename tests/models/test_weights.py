@@ -267,6 +267,6 @@ def test_the_input_size_of_a_folder(tmp_path: Path) -> None:
     assert image_size_of(sized("b", 1024)) == 1024
     assert image_size_of(folder_of(tmp_path / "c", {}, vision_config=None)) is None
     assert image_size_of(tmp_path / "a" / "model.safetensors") is None
-    for name, size in (("d", [512, 256]), ("e", "big"), ("f", 100)):
+    for name, size in (("d", [512, 256]), ("e", "big"), ("f", 100), ("g", [[512], [512]]), ("h", {"height": 512})):
         with pytest.raises(CheckpointError, match="image_size"):
             image_size_of(sized(name, size))

@@ -209,6 +209,16 @@ def test_a_signal_waits_for_the_step(tmp_path, number):
     assert content["model"]["calls"] == 4
 
 
+@pytest.mark.parametrize(("name", "value"), [("settings", None), ("losses", [1.0]), ("step", None), ("average", 3)])
+def test_a_checkpoint_with_a_damaged_part_is_refused(tmp_path, name, value):
+    path = tmp_path / "checkpoint.pt"
+    run(Noisy(), stream(1), steps=1, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    torch.save({key: kept for key, kept in {**content, name: value}.items() if kept is not None}, path)
+    with pytest.raises(CheckpointError, match=f"checkpoint.pt is damaged: its '{name}' is"):
+        run(Noisy(), stream(2), steps=2, checkpoint=path)
+
+
 def test_control_c_while_waiting_for_data(tmp_path):
     path = tmp_path / "checkpoint.pt"
 
