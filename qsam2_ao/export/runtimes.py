@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, QSAM2Error
 from ..optional import needed
+from .settings import FILE
 
 if TYPE_CHECKING:
     import openvino
@@ -47,7 +48,8 @@ def open_network(folder: Path, name: str, runtime: str) -> Network:
         runtime: "aoti", "onnx" or "openvino".
 
     Raises:
-        CheckpointError: The file is missing or damaged, or there is no such runtime.
+        CheckpointError: The file is missing or damaged, or there is no such runtime. The network raises it, too, where
+            it is given what it cannot read.
         MissingPackageError: The runtime is not installed.
     """
     if runtime not in _OPENERS:
@@ -57,12 +59,26 @@ def open_network(folder: Path, name: str, runtime: str) -> Network:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; export the model again")
     try:
-        return opener(path)
+        network = opener(path)
     except QSAM2Error:
         raise
     except Exception as error:  # every runtime has its own
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} cannot be loaded ({reason}); export the model again") from error
+        raise CheckpointError(f"{path} cannot be loaded ({_reason(error)}); export the model again") from error
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return network(*inputs)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be run ({_reason(error)}); if it and {FILE} are of different exports, export the model "
+                "again"
+            ) from error
+
+    return run
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def _aoti(path: Path) -> Network:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 from sam2.modeling.sam2_base import SAM2Base
 
@@ -12,6 +13,8 @@ from ..errors import CheckpointError, DataError
 from ..files import atomic_write
 
 FILE = "settings.json"
+LARGEST = 8192
+"""Of the sides that are believed, in pixels; SAM2's is 1024."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ class ExportSettings:
                 "the model again"
             )
 
+    def _check(self) -> None:
+        for field, kind in get_type_hints(type(self)).items():
+            value = getattr(self, field)
+            if type(value) is not kind or (kind is int and value < 0):
+                raise ValueError(f"{field} is {value!r:.60}, not {'a count' if kind is int else f'a {kind.__name__}'}")
+        if not 0 < self.image_size <= LARGEST or self.image_size % 16:
+            raise ValueError(f"image_size is {self.image_size}, not a multiple of 16 up to {LARGEST}")
+
     def save(self, folder: Path) -> Path:
         """Write them into a folder of exported files."""
         path = folder / FILE
@@ -91,7 +102,9 @@ class ExportSettings:
         """
         path = folder / FILE
         try:
-            return cls(**json.loads(path.read_text()))
+            settings = cls(**json.loads(path.read_text()))
+            settings._check()
+            return settings
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder} is no folder that qsam2 export wrote: it has no {FILE}") from error
         except (OSError, ValueError, TypeError, RecursionError) as error:

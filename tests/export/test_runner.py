@@ -20,6 +20,7 @@ from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedL
 from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
 from qsam2_ao.export.parts import export_parts
 from qsam2_ao.export.qdq import for_export
+from qsam2_ao.export.settings import ExportSettings
 from qsam2_ao.predictors import predictor_state
 
 EXPORTS: dict[str, tuple[Callable[..., Any], str, tuple[str, ...]]] = {
@@ -186,6 +187,34 @@ def test_folders_that_hold_no_export(tmp_path: Path) -> None:
         ExportedSAM2(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("runtime", {}, "runtime is {}, not a str"),
+        ("kernels", 1, "kernels is 1, not a bool"),
+        ("num_maskmem", -1, "num_maskmem is -1, not a count"),
+        ("image_size", 96.0, "image_size is 96.0, not a count"),
+        ("image_size", 96000, "image_size is 96000, not a multiple of 16 up to 8192"),
+        ("image_size", 97, "image_size is 97, not a multiple of 16"),
+    ],
+)
+def test_damaged_settings_are_named(tmp_path: Path, packed_file: Path, field: str, value: Any, message: str) -> None:
+    path = ExportSettings.of(load_qsam2(packed_file), "onnx").save(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(CheckpointError, match=message):
+        ExportedSAM2(tmp_path)
+
+
+@pytest.mark.slow
+def test_files_of_different_exports_are_named(exported: Path, tmp_path: Path) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps({**settings, "image_size": 128}))
+    with pytest.raises(CheckpointError, match=r"image_encoder.* cannot be run .*different exports"):
+        ExportedSAM2(tmp_path).set_image(np.zeros((64, 64, 3), np.uint8))
+
+
 @pytest.mark.slow
 def test_damaged_files_are_named(exported: Path, tmp_path: Path) -> None:
     for file in exported.iterdir():
@@ -200,7 +229,6 @@ def test_damaged_files_are_named(exported: Path, tmp_path: Path) -> None:
 
 
 def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsam2_ao.export.settings import ExportSettings
     from qsam2_ao.native import build
 
     ExportSettings.of(load_qsam2(packed_file), "aoti", kernels=True).save(tmp_path)
@@ -210,7 +238,6 @@ def test_kernels_that_are_not_here(tmp_path: Path, packed_file: Path, monkeypatc
 
 
 def test_a_runtime_that_is_not_installed(tmp_path: Path, packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsam2_ao.export.settings import ExportSettings
 
     def missing(name: str) -> Any:
         raise ImportError(name)
