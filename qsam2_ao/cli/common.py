@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from enum import Enum
@@ -193,6 +194,14 @@ def saved_files(done: SegmentedImage | TrackedVideo, *kinds: str) -> dict[str, s
 
 
 def print_json(result: object) -> None:
-    """Print a result for scripts: indented JSON on standard output, without NaN or infinity."""
-    json.dump(result, sys.stdout, indent=2, allow_nan=False)
+    """Print a result for scripts: indented JSON on standard output, with null for NaN and infinity."""
+    json.dump(_finite(result), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qsam2_ao.checkpoint import read_header
+from qsam2_ao.cli.common import print_json
 
 
 def test_facts_for_scripts(run, packed_file: Path):
@@ -22,6 +23,11 @@ def test_facts_for_scripts(run, packed_file: Path):
     assert facts["image_size"] == 96
     assert all(layers[layer.name]["weight_bits"] == layer.bits for layer in plan)
     assert facts["size"]["packed_values"] == sum(math.prod(layer.shape) for layer in plan)
+
+
+def test_figures_that_json_has_not_are_null(capsys):
+    print_json({"a": [math.nan, 1.5], "b": (-math.inf, None, True)})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None, None, True]}
 
 
 def test_facts_for_people(run, packed_file: Path):

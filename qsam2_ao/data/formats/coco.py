@@ -7,6 +7,7 @@ labelling services export it, is read too.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def check_image(folder: Path, entry: Mapping[str, object], path: Path) -> None:
         DataError: It is missing.
     """
     name = field(entry, "file_name", str, path)
-    if not (folder / name).is_file():
+    if not os.path.isfile(folder / name):  # False for a name that is too long, too
         raise DataError(f"{folder / name}: no such file, and {path} lists it; get it, or remove it from the list")
 
 
@@ -158,7 +159,7 @@ class IndexedOpener:
         """
         first = field(next(iter(self.index.images.values())), "file_name", str, self.path)
         for folder in self.folders:
-            if (folder / first).is_file():
+            if os.path.isfile(folder / first):
                 return folder
         raise DataError(
             f"{self.path} lists the picture {first}, which is in none of {', '.join(map(str, self.folders))}; put the "

@@ -126,6 +126,11 @@ def test_pictures_that_coco_lists_and_are_missing(tmp_path: Path) -> None:
     (tmp_path / "val2017/test-00000.jpg").unlink()
     with pytest.raises(DataError, match=r"lists the picture test-00000\.jpg, which is in none of .*val2017"):
         open_dataset(path)
+    record = coco_record([video(0)])
+    record["images"][0]["file_name"] = "x" * 300 + ".jpg"  # longer than a file system has names
+    save_json(path, record)
+    with pytest.raises(DataError, match=r"lists the picture x+\.jpg, which is in none of"):
+        open_dataset(path)
     save_json(path, {**coco_record([video(0), video(0)])})
     with pytest.raises(DataError, match=r"image 2: another has its name test-00000"):
         open_dataset(path)
