@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
@@ -206,7 +207,7 @@ def as_trainable(model: nn.Module) -> nn.Module:
     return data_parallel(trainable, model.process_group) if isinstance(model, DistributedDataParallel) else trainable
 
 
-def data_parallel(trainable: nn.Module, group: Any = None) -> DistributedDataParallel:
+def data_parallel(trainable: nn.Module, group: ProcessGroup | None = None) -> DistributedDataParallel:
     """A model whose gradients are the mean over the ranks. Batches of single images use only a part of it.
 
     Args:
