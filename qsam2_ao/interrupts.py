@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from types import FrameType
 
 INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """The signals that end a training with everything saved."""
@@ -15,7 +15,7 @@ INTERRUPTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGU
 @contextmanager
 def interrupts_between_steps(
     any_rank: Callable[[bool], bool] | None = None,
-) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+) -> Iterator[Callable[[], AbstractContextManager[object]]]:
     """Hold Ctrl-C back while a step is under way, so that no state is half updated; a second one is not held back.
 
     SIGTERM and, where there is one, SIGUSR1 are treated alike: schedulers such as SLURM send them before the end.
@@ -33,7 +33,7 @@ def interrupts_between_steps(
         return
     pending = open_ = False
 
-    def handler(signum: int, frame: Any) -> None:
+    def handler(signum: int, frame: FrameType | None) -> None:
         nonlocal pending
         if open_ or pending:
             raise KeyboardInterrupt

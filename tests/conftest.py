@@ -1,4 +1,4 @@
-"""What tests of several rooms need: a small model with random weights, packed, on disk."""
+"""What tests of several rooms need: a video, a picture of it, a small packed model with random weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from qsam2_ao.data.procedural import Sequence, generate_sequence
 
 #: Scripts that make what tests compare with; they are not imported to look for examples.
 collect_ignore_glob = ["*make_*.py"]
@@ -22,6 +25,18 @@ def _memory_is_given_back() -> Iterator[None]:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(scope="session")
+def sequence() -> Sequence:
+    return generate_sequence("test", 0, num_frames=3)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, sequence: Sequence) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(sequence.frames[0]).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

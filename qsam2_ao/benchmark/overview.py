@@ -19,6 +19,7 @@ from .inference.parts import ENCODER
 from .inference.report import find
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
@@ -61,7 +62,7 @@ def overview(
     return figure
 
 
-def _bars(axis: Any, values: Sequence[float | None], form: str) -> None:
+def _bars(axis: Axes, values: Sequence[float | None], form: str) -> None:
     heights = [value or 0.0 for value in values]
     bars = axis.bar(_BARS, heights, color=_COLOURS)
     axis.bar_label(bars, ["" if value is None else form.format(value) for value in values], fontsize=9)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .calibrate import Model, observe_inputs
+from .calibrate import Model
 from .images import CalibrationData, load_images
+from .observe import observe_inputs
 from .scale_groups import ScaleGroup, rescale, scale_groups
 
 # A channel that is never active, or never read, has no say in the scale.

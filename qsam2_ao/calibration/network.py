@@ -14,9 +14,10 @@ from ..errors import CalibrationError
 from ..graph.exported import ExportedLayer, exported_layers
 from ..progress import tqdm
 from ..quantizers import LSCFakeQuantize
-from .calibrate import Model, QuantizerFactory, calibrate_layer, feed, in_chunks, is_calibratable, make_observer
+from .calibrate import Model, QuantizerFactory, calibrate_layer, is_calibratable
 from .exercise import inference
 from .gram import VRCObserver
+from .observe import feed, in_chunks, make_observer
 from .report import VRCReport
 
 Run = Callable[[Any, Any], Any]

@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 PRESET_NAMES = "w8a8, w4a8, w4a16, w3a8, w3a16, w2a8, w2a16, w2a4"
 """For the help, which takes no time to import torch."""
 
-ModelName: TypeAlias = Annotated[
-    str,
-    typer.Argument(
+
+def _model(*files: str) -> typer.models.ArgumentInfo:
+    """A command's model.
+
+    Args:
+        files: What it may be besides float models.
+    """
+    others = "".join(f"{file}, " for file in files)
+    return typer.Argument(
         metavar="MODEL",
-        help="'embedded', 'embedded-256', a packed .safetensors file, a checkpoint or folder of transformers, or an "
-        "official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
+        help=f"'embedded', 'embedded-256', {others}a checkpoint or folder of transformers, or an official config "
+        "(sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with --checkpoint.",
         show_default=False,
-    ),
-]
-RunnableName: TypeAlias = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="'embedded', 'embedded-256', a packed .safetensors file, a folder from qsam2 export, a checkpoint or "
-        "folder of transformers, or an official config (sam2.1-t, configs/sam2.1/sam2.1_hiera_t.yaml, ...) with "
-        "--checkpoint.",
-        show_default=False,
-    ),
-]
+    )
+
+
+_PACKED, _EXPORTED = "a packed .safetensors file", "a folder from qsam2 export"
+FloatModelName: TypeAlias = Annotated[str, _model()]
+ModelName: TypeAlias = Annotated[str, _model(_PACKED)]
+RunnableName: TypeAlias = Annotated[str, _model(_PACKED, _EXPORTED)]
 Checkpoint: TypeAlias = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Checkpoint, Device, Json, ModelName, data_source, is_other_rank, print_json
+from .common import Checkpoint, Device, FloatModelName, Json, data_source, is_other_rank, print_json
 from .training_options import (
     BF16,
     EMA,
@@ -27,7 +27,8 @@ from .training_options import (
 
 
 def finetune(
-    model: ModelName,
+    context: typer.Context,
+    model: FloatModelName,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .pt checkpoint.", show_default=False)
     ],
@@ -59,20 +60,8 @@ def finetune(
     """
     from ..workflow.finetune import finetune_to_file
 
-    given = {
-        "validate_every": validate_every,
-        "lr": lr,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "bf16": bf16,
-        "frames": frames,
-        "objects": objects,
-        "freeze": freeze,
-        "ema": ema,
-        "augment": augment,
-        "workers": workers,
-    }
-    settings = training_settings(steps, given)
+    settings = training_settings(context)  # which has the options that are named nowhere else here
+    assert settings is not None, "--steps is at least 1"
     result = finetune_to_file(
         model,
         settings,

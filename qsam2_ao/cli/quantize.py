@@ -13,9 +13,9 @@ from .common import (
     PRESET_NAMES,
     Checkpoint,
     Device,
+    FloatModelName,
     Json,
     MaxPixels,
-    ModelName,
     data_source,
     is_other_rank,
     print_json,
@@ -36,13 +36,13 @@ from .training_options import (
     ValData,
     ValidateEvery,
     Workers,
-    refuse_without_steps,
     training_settings,
 )
 
 
 def quantize(
-    model: ModelName,
+    context: typer.Context,
+    model: FloatModelName,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The packed .safetensors file.", show_default=False)
     ],
@@ -108,23 +108,7 @@ def quantize(
 
     if preset is not None and preset not in PRESETS:
         raise QConfigError(unknown_name("preset", preset, PRESETS))
-    given = {
-        "validate_every": validate_every,
-        "lr": lr,
-        "range_lr": range_lr,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "bf16": bf16,
-        "frames": frames,
-        "objects": objects,
-        "freeze": freeze,
-        "ema": ema,
-        "augment": augment,
-        "workers": workers,
-    }
-    if not steps:
-        refuse_without_steps({"train_data": train_data, "val_data": val_data, **given, "log_dir": log_dir})
-    training = training_settings(steps, given) if steps else None
+    training = training_settings(context)  # which has the options that are named nowhere else here
     if bits_file is None:
         if activation_bits is not None:
             raise QConfigError("--activation-bits goes with --bits-file; a preset says the bits of the inputs itself")
@@ -142,7 +126,7 @@ def quantize(
         job,
         output,
         calibration=data_source("--calibration", calibration, model),
-        train_data=data_source("--train-data", train_data, model) if steps else EMBEDDED,
+        train_data=data_source("--train-data", train_data, model) if training else EMBEDDED,
         val_data=None if val_data is None else data_source("--val-data", val_data, model),
         checkpoint=checkpoint,
         device=device,

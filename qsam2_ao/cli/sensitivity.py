@@ -8,13 +8,24 @@ from typing import Annotated
 import typer
 
 from ..errors import QConfigError
-from .common import EMBEDDED, Checkpoint, Device, Json, MaxPixels, ModelName, Shard, console, data_source, print_json
+from .common import (
+    EMBEDDED,
+    Checkpoint,
+    Device,
+    FloatModelName,
+    Json,
+    MaxPixels,
+    Shard,
+    console,
+    data_source,
+    print_json,
+)
 
 ROUNDING_NAMES = "nearest, gptq"
 
 
 def sensitivity(
-    model: ModelName,
+    model: FloatModelName,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.")] = Path(
         "outputs/sensitivity"
     ),

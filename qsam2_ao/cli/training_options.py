@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..training.settings import TrainingSettings
 
 _PANEL = "Training"
+#: Options of a training that are no settings of it.
+_NO_SETTINGS = ("train_data", "val_data", "log_dir")
 
 
 def _option(
@@ -72,32 +74,26 @@ LogDir: TypeAlias = Annotated[
 ]
 
 
-def training_settings(steps: int, given: Mapping[str, object]) -> TrainingSettings:
-    """The record of a training.
+def training_settings(context: typer.Context) -> TrainingSettings | None:
+    """The record of the training that a command was asked for.
 
     Args:
-        steps: At least 1.
-        given: Its other fields; what is None was not given.
+        context: The command's. Its options that have the names of the record's fields are those fields.
+
+    Returns:
+        None with ``--steps 0``.
 
     Raises:
-        QConfigError: A setting cannot be.
+        QConfigError: A setting cannot be, or is one of a training that there is none of.
     """
     from ..training.settings import TrainingSettings
 
-    chosen = {name: value for name, value in given.items() if value is not None}
-    chosen["freeze"] = tuple(chosen.get("freeze", ()))  # type: ignore[arg-type]
-    return TrainingSettings(steps, **chosen)  # type: ignore[arg-type]
-
-
-def refuse_without_steps(given: Mapping[str, object]) -> None:
-    """Refuse options of a training that there is none of.
-
-    Args:
-        given: Names of options as Python has them, and their values; None, False and empty ones were not given.
-
-    Raises:
-        QConfigError: Naming the first.
-    """
-    for name, value in given.items():
-        if value is not None and value is not False and value != []:
-            raise QConfigError(f"--{name.replace('_', '-')} is for training: give --steps, or leave it out")
+    given = {name: value for name, value in context.params.items() if value not in (None, (), [])}
+    settings = {field.name: given[field.name] for field in fields(TrainingSettings) if field.name in given}
+    if not settings["steps"]:
+        del settings["steps"]
+        for name in (*settings, *_NO_SETTINGS):
+            if given.get(name, False) is not False:
+                raise QConfigError(f"--{name.replace('_', '-')} is for training: give --steps, or leave it out")
+        return None
+    return TrainingSettings(**{**settings, "freeze": tuple(settings.get("freeze", ()))})

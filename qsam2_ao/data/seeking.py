@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..optional import needed
 
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
-def presentation_times(container: Any, stream: Any) -> tuple[list[int], list[int]] | None:
+
+def presentation_times(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]] | None:
     """When the frames of a stream are shown, without decoding it.
 
     Args:
@@ -34,7 +39,7 @@ def presentation_times(container: Any, stream: Any) -> tuple[list[int], list[int
     return (sorted(times), sorted(keys)) if times and len(set(times)) == len(times) else None
 
 
-def decode_from(container: Any, stream: Any, start: int) -> Iterator[Any]:
+def decode_from(container: InputContainer, stream: VideoStream, start: int) -> Iterator[VideoFrame]:
     """The frames of a stream from number ``start`` on.
 
     Args:
@@ -67,6 +72,6 @@ def decode_from(container: Any, stream: Any, start: int) -> Iterator[Any]:
         yield from islice(again.decode(from_start), start, None)
 
 
-def count_packets(container: Any, stream: Any) -> int:
+def count_packets(container: InputContainer, stream: VideoStream) -> int:
     """How many frames a stream has, by its packets, without decoding them."""
     return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)

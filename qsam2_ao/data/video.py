@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from .decoding import open_pages, page_rate
 from .listing import PICTURE_SUFFIXES, list_pictures
 from .pictures import FrameReader, largest_value, to_rgb
 from .seeking import decode_from
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 
 def read_frames(
@@ -85,7 +88,7 @@ def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
         raise DataError(f"{path} cannot be decoded as a video ({reason}); convert it to MP4") from error
 
 
-def _upright(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
+def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
     """Turn and mirror a frame as its display matrix says: phones store what the sensor saw, and how it was held."""
     # A frame's side_data and the frame keep each other, and Python collects such garbage after hundreds of frames.
     items = needed("av.sidedata.sidedata").SideDataContainer(frame)

@@ -36,7 +36,7 @@ class QSAM2TransformersConfig(QuantizationConfigMixin):  # type: ignore[misc]
         layers: Layer -> ``{"weight": PackedIntxTensor.spec(), "input": [least code, largest code] or None}``.
     """
 
-    def __init__(self, layers: dict[str, dict[str, Any]] | None = None, **_: Any) -> None:
+    def __init__(self, layers: dict[str, dict[str, Any]] | None = None, **_: object) -> None:
         self.quant_method = METHOD
         self.layers = layers or {}
 
@@ -71,7 +71,7 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **kwargs)
         self._layers: dict[str, nn.Module] = {}
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: object) -> None:
         for name, about in self.quantization_config.layers.items():
             try:
                 layer = model.get_submodule(name)
@@ -83,7 +83,7 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
             self._layers[name] = layer
             model.set_submodule(name, shell)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: object) -> nn.Module:
         shells = {name: model.get_submodule(name) for name in self._layers}
         _check_all_came(shells)
         for name, layer in self._layers.items():
@@ -100,7 +100,7 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
         self._layers = {}
         return model
 
-    def get_state_dict_and_metadata(self, model: nn.Module, *_: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def get_state_dict_and_metadata(self, model: nn.Module, *_: object) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors for a file."""
         state: dict[str, Tensor] = {}
         for name, value in model.state_dict().items():
@@ -110,7 +110,7 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
                 state[name] = value
         return state, {}
 
-    def is_serializable(self, *_: Any, **__: Any) -> bool:
+    def is_serializable(self, *_: object, **__: object) -> bool:
         """Packed weights are saved."""
         return True
 

@@ -18,7 +18,7 @@ ImagePrompt = Literal["box", "click", "3-click", "5-click"]
 CLICKS = {"click": 1, "3-click": 3, "5-click": 5}
 
 
-def check_prompt(prompt: str, kind: Any) -> None:
+def check_prompt(prompt: str, kind: object) -> None:
     """Check the name of a prompt.
 
     Args:

@@ -96,7 +96,7 @@ def _describe(module: nn.Module, names: dict[int, str], known_parts: Mapping[str
     return described
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: object, name: str) -> Any:
     """JSON's types only: OmegaConf's containers and tuples become dicts and lists."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -141,7 +141,7 @@ def _check_same_model(model: nn.Module, rebuilt: nn.Module) -> None:
             )
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     try:
         _plain(value, "")
     except GraphTraceError:

@@ -82,7 +82,7 @@ def _read(path: Path) -> DictConfig:
     return config
 
 
-def _targets(node: Any) -> Iterator[Any]:
+def _targets(node: dict[str, Any] | list[Any]) -> Iterator[object]:
     """Every class or function that a config would have called."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key == "_target_":

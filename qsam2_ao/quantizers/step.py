@@ -131,7 +131,7 @@ _UNDER_WAY = threading.local()
 
 
 @torch.compiler.disable
-def _before_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _before_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     under_way: list[int] = _UNDER_WAY.__dict__.setdefault("optimizers", [])
     if id(optimizer) in under_way:  # the step before was cut off by an error
         del under_way[under_way.index(id(optimizer)) :]
@@ -141,7 +141,7 @@ def _before_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 @torch.compiler.disable
-def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     under_way: list[int] = _UNDER_WAY.__dict__.setdefault("optimizers", [])
     del under_way[under_way.index(id(optimizer)) if id(optimizer) in under_way else len(under_way) :]
     if under_way:  # an optimizer inside another, as ZeroRedundancyOptimizer's: the outer one knows all parameters

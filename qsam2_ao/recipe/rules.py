@@ -209,5 +209,5 @@ def _has_defaults_of_torch_ao(mapping: QConfigMapping) -> bool:
     return mapping.object_type_qconfigs.keys() >= _types_of_torch_ao()
 
 
-def _type_name(kind: Any) -> str:
+def _type_name(kind: object) -> str:
     return kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))

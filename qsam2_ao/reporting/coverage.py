@@ -168,13 +168,13 @@ def _float_bits(tensor: torch.Tensor) -> int:
     return 8 * tensor.dtype.itemsize
 
 
-def _prepared_row(model: SAM2Base, part: Part, path: str, module: Any) -> LayerCoverage:
+def _prepared_row(model: SAM2Base, part: Part, path: str, module: nn.Module) -> LayerCoverage:
     layer = SINGLE_LAYER if path == part.path else path.removeprefix(part.path + ".")
     record = describe_layer(graph_of(model.get_submodule(part.path)), part, layer)
     return _row(record, module, "fake-quantized", "")
 
 
-def _deployed_row(record: LayerRecord, module: Any, targets: Mapping[str, LayerTarget]) -> LayerCoverage:
+def _deployed_row(record: LayerRecord, module: nn.Module, targets: Mapping[str, LayerTarget]) -> LayerCoverage:
     target, reason = targets.get(record.name, ("packed", None))
     return _row(record, module, target, reason or "")
 

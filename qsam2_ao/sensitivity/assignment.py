@@ -111,7 +111,7 @@ class Assignment:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Any) -> Assignment:
+    def from_dict(cls, values: object) -> Assignment:
         """The assignment of :meth:`to_dict`, strictly.
 
         Args:

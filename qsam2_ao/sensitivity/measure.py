@@ -14,9 +14,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ..calibration import load_images
-from ..calibration.calibrate import is_calibratable, observed_layers
+from ..calibration.calibrate import is_calibratable
 from ..calibration.gram import InputStatistics
 from ..calibration.images import CalibrationData, CalibrationImages, images_at_once
+from ..calibration.observe import observed_layers
 from ..data.types import VideoSequence
 from ..errors import QConfigError
 from ..evaluation import evaluate_image, evaluate_video, image_samples

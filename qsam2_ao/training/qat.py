@@ -5,6 +5,7 @@ It is :func:`qsam2_ao.training.loop.train` with the losses and prompts of the fl
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
@@ -27,6 +29,8 @@ from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 from .metrics import MetricsLog
 from .selection import Selection
 
+#: How often a training is judged by held-out batches, if nothing else is said.
+_JUDGEMENTS = 5
 #: Prompted images and short clips, in the proportion of the float training.
 QAT_STAGES = (
     Stage(
@@ -70,7 +74,7 @@ def train_qat(
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
         held_out: Batches that are not trained on, which choose between the averaged weights and the start: the model
             ends with those that have the least loss on them. None keeps the last weights, whatever they are.
-        judge_every: Steps between two judgements by the held-out batches; a tenth of the steps by default.
+        judge_every: Steps between two judgements by the held-out batches; a fifth of the steps by default.
         workers: Processes that generate videos.
         checkpoint: As for :func:`qsam2_ao.training.loop.train`; the best weights so far are kept beside it.
         log_dir: A folder for the metrics; see :class:`~qsam2_ao.training.metrics.MetricsLog`.
@@ -116,7 +120,7 @@ def train_qat(
                 held_out,
                 loss,
                 forward,
-                every=judge_every or max(steps // 10, 1),
+                every=judge_every or math.ceil(steps / _JUDGEMENTS),
                 steps=steps,
                 seed=seed,
                 path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
@@ -203,7 +207,7 @@ def as_trainable(model: nn.Module) -> nn.Module:
     return data_parallel(trainable, model.process_group) if isinstance(model, DistributedDataParallel) else trainable
 
 
-def data_parallel(trainable: nn.Module, group: Any = None) -> DistributedDataParallel:
+def data_parallel(trainable: nn.Module, group: ProcessGroup | None = None) -> DistributedDataParallel:
     """A model whose gradients are the mean over the ranks. Batches of single images use only a part of it.
 
     Args:

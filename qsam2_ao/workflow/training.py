@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from . import EMBEDDED
 
 HELD_OUT_BATCHES = 8
 HELD_OUT_SEED = 2**20
-#: How often a training is judged by the held-out batches.
-JUDGEMENTS = 5
 #: Procedural clips of the embedded model in a batch, if nothing else is said; of videos one.
 _PROCEDURAL_CLIPS = 4
 
@@ -140,7 +137,7 @@ def train_as(
             seed=seed,
             batches=data.batches,
             held_out=data.held_out,
-            judge_every=settings.validate_every or math.ceil(settings.steps / JUDGEMENTS),
+            judge_every=settings.validate_every,
             distill_from=distill_from,
             distill=distill,
             checkpoint=checkpoint,

@@ -1,28 +1,12 @@
-"""Pictures, clips and a way to run the command line."""
+"""A way to run the command line, and a disk that fills up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
-
-from qsam2_ao.data.procedural import Sequence, generate_sequence
-
-
-@pytest.fixture(scope="session")
-def sequence() -> Sequence:
-    return generate_sequence("test", 0, num_frames=3)
-
-
-@pytest.fixture
-def picture(tmp_path: Path, sequence: Sequence) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(sequence.frames[0]).save(path)
-    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A picture and a clip on disk."""
+"""A small video, and a clip of it on disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ from qsam2_ao.data.procedural import Sequence, generate_sequence
 @pytest.fixture(scope="session")
 def sequence() -> Sequence:
     return generate_sequence("test", 3, size=(72, 96), num_frames=3)
-
-
-@pytest.fixture
-def picture(tmp_path: Path, sequence: Sequence) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(sequence.frames[0]).save(path)
-    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A model, a picture and a clip."""
+"""A model that tracks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.models.embedded import build_embedded
 
 
@@ -15,8 +14,3 @@ from qsam2_ao.models.embedded import build_embedded
 def predictor() -> Any:
     """A video predictor with random weights."""
     return build_embedded(SAM2VideoPredictor)
-
-
-@pytest.fixture(scope="session")
-def sequence() -> Sequence:
-    return generate_sequence("test", 0, num_frames=3)

@@ -53,6 +53,12 @@ def test_the_first_tensor_that_is_not_finite_is_named():
     assert name_culprit(model) == "1.weight is not finite"
 
 
+def train_kept(prepared, path, on_step):
+    """Four steps, each of which is kept."""
+    batches = SMALL.stream(4)
+    train_qat(prepared, steps=4, batches=batches, checkpoint=path, checkpoint_every=1, on_step=on_step, progress=False)
+
+
 @pytest.mark.slow
 def test_nan_in_training_names_layer_and_step_and_keeps_the_checkpoint(prepared, tmp_path):
     path = tmp_path / "qat.pt"
@@ -63,15 +69,7 @@ def test_nan_in_training_names_layer_and_step_and_keeps_the_checkpoint(prepared,
                 prepared.get_submodule(LAYER).weight[0, 0] = float("nan")
 
     with pytest.raises(NonFiniteError, match=rf"step 2: .*{LAYER}"):
-        train_qat(
-            prepared,
-            steps=4,
-            batches=SMALL.stream(4),
-            checkpoint=path,
-            checkpoint_every=1,
-            on_step=poison,
-            progress=False,
-        )
+        train_kept(prepared, path, poison)
     kept = read_checkpoint(path)
     assert kept["step"] == 2
     assert all(torch.isfinite(v).all() for v in kept["model"].values() if v.is_floating_point())
@@ -88,13 +86,5 @@ def test_a_collapsed_range_is_not_saved(prepared, tmp_path):
                 prepared.get_submodule(LAYER).weight_fake_quant.alpha_bar.fill_(1e-20)
 
     with pytest.raises(NonFiniteError, match=rf"step 3: .*{LAYER}.*collapsed"):
-        train_qat(
-            prepared,
-            steps=4,
-            batches=SMALL.stream(4),
-            checkpoint=path,
-            checkpoint_every=1,
-            on_step=collapse,
-            progress=False,
-        )
+        train_kept(prepared, path, collapse)
     assert read_checkpoint(path)["step"] == 2

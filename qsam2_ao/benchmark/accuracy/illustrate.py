@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ...calibration import calibrate_qsam2
-from ...data.procedural import generate_sequence
+from ...data.procedural import Sequence, generate_sequence
 from ...evaluation.video import track_sequence
 from ...predictors import as_video_predictor, eval_mode
 from ...quantizers import LSCFakeQuantize
@@ -105,13 +105,13 @@ def typical_video(results: Results) -> int:
     return int(well[np.argsort(lost, kind="stable")[len(well) // 2]])
 
 
-def _track(model: Any, video: Any) -> NDArray[np.uint8]:
+def _track(model: nn.Module, video: Sequence) -> NDArray[np.uint8]:
     predictor = as_video_predictor(model)
     with eval_mode(predictor):
         return track_sequence(predictor, video)
 
 
-def _side_by_side(video: Any, masks: dict[str, NDArray[np.uint8]], path: Path) -> Path:
+def _side_by_side(video: Sequence, masks: dict[str, NDArray[np.uint8]], path: Path) -> Path:
     pictures, titles = [], []
     for frame in (len(video.frames) // 2, len(video.frames) - 1):
         for title, ids in {"truth": video.masks, **masks}.items():
@@ -128,7 +128,7 @@ class _RangeRecord:
         self.scales: dict[str, list[float]] = {}
 
     @torch.no_grad()
-    def add(self, model: Any) -> None:
+    def add(self, model: nn.Module) -> None:
         found = [(name, q) for name, q in fake_quantizers(model) if isinstance(q, LSCFakeQuantize)]
         for is_weight in (True, False):
             kind = [(name, q) for name, q in found if q.is_weight == is_weight]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from .plan import MAIN_MODELS, TRAINED
 from .results import Results
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MARKS = "osD^vP*X"
@@ -79,7 +80,7 @@ def accuracy_against_bytes(results: Results) -> Figure:
     return figure
 
 
-def _float_line(axis: Any, results: Results, model: str) -> None:
+def _float_line(axis: Axes, results: Results, model: str) -> None:
     found = results.spread(model, FLOAT, FLOAT, "J&F")
     if found is not None:
         axis.axhline(found.mean, color="black", linestyle=":", label=FLOAT)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 from typing import Any
 
@@ -173,10 +174,10 @@ def _busy_loops(count: int) -> Iterator[None]:
             loop.wait()
 
 
-_start: Any = None
+_start: Barrier | None = None
 
 
-def _take(start: Any) -> None:
+def _take(start: Barrier) -> None:
     """Keep the barrier of the process's work, which cannot be sent with that."""
     global _start
     _start = start
@@ -189,6 +190,7 @@ def _work(workload: InferenceWorkload, method: str, threads: int | None) -> floa
     videos, frames = (4, 16) if workload.model == EMBEDDED else (1, 4)
     sequences = list(generate_split("test", videos, num_frames=frames))
     evaluate_video(load_embedded(), generate_split("val", 1, num_frames=3))  # imports and allocates
+    assert _start is not None, "the pool's initializer keeps it"
     _start.wait(_START_SECONDS)
     began = time.perf_counter()
     target = _TARGETS[method]

@@ -26,7 +26,7 @@ def in_order(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(records, key=place)
 
 
-def find(records: Sequence[Record], **wanted: Any) -> Record | None:
+def find(records: Sequence[Record], **wanted: object) -> Record | None:
     """The first record with these values."""
     return next((r for r in records if all(r[key] == value for key, value in wanted.items())), None)
 

@@ -59,7 +59,7 @@ def _allocated() -> int:
     return int(info.uordblks + info.hblkhd)
 
 
-def _tensor_bytes(value: Any, seen: set[int]) -> int:
+def _tensor_bytes(value: object, seen: set[int]) -> int:
     """Of all storages in nested containers, each once."""
     if isinstance(value, torch.Tensor):
         storage = value.untyped_storage()
@@ -68,7 +68,5 @@ def _tensor_bytes(value: Any, seen: set[int]) -> int:
         seen.add(storage.data_ptr())
         return storage.nbytes()
     if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return 0
-    return sum(_tensor_bytes(item, seen) for item in value)
+        return sum(_tensor_bytes(item, seen) for item in value.values())
+    return sum(_tensor_bytes(item, seen) for item in value) if isinstance(value, (list, tuple)) else 0

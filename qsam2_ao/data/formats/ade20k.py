@@ -7,7 +7,7 @@ the instances in the blue channel, numbered from 1. Where nothing is labelled (0
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...errors import DataError
 from ..annotation import Annotation
 from ..decoding import open_picture
 from ..listing import PICTURE_SUFFIXES
-from .base import Dataset, Video, open_picture_with
+from .base import Dataset, PictureOpener
 from .pairs import all_pairs, check_pairs, files_below, paired_folders
 
 NAME = "ade20k"
@@ -58,7 +58,8 @@ def open_split(root: Path, split: str | None) -> Dataset:
     check_pairs(images, masks, what="annotation")
     if not images:
         raise DataError(f"{root} has no pictures of ADE20K")
-    return Dataset(NAME, root, tuple(images), _Opener(images, masks, read), split, pictures=True)
+    opener = PictureOpener(images, {name: partial(read, path) for name, path in masks.items()}, overlapping=False)
+    return Dataset(NAME, root, tuple(images), opener, split, pictures=True)
 
 
 def read_classes(path: Path) -> Annotation:
@@ -96,25 +97,6 @@ def read_instances(path: Path) -> Annotation:
     ids = np.where(blue > 0, np.searchsorted(present, blue) + 1, 0).astype(np.int32)
     found = Annotation.from_ids(ids, void=None, source=str(path))
     return Annotation(found.size, found.masks, ids == 0, source=str(path))
-
-
-@dataclass(frozen=True)
-class _Opener:
-    images: dict[str, Path]
-    masks: dict[str, Path]
-    read: Callable[[Path], Annotation]
-
-    def __call__(self, name: str) -> Video:
-        return open_picture_with(name, self.images[name], _Load(self.read, self.masks[name]), overlapping=False)
-
-
-@dataclass(frozen=True)
-class _Load:
-    read: Callable[[Path], Annotation]
-    path: Path
-
-    def __call__(self) -> Annotation:
-        return self.read(self.path)
 
 
 def _places(root: Path) -> dict[str, tuple[Path, Path]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +216,25 @@ def open_picture_with(name: str, path: Path, load: Callable[[], Annotation], *, 
         overlapping: See :class:`Video`.
     """
     return Video(name, PictureFiles([path]), (path.stem,), Still(load), overlapping)
+
+
+@dataclass(frozen=True)
+class PictureOpener:
+    """Opens pictures with masks, each in a file of its own.
+
+    Attributes:
+        images: Name -> picture.
+        loads: Name -> what reads its masks; picklable.
+        overlapping: See :class:`Video`.
+    """
+
+    images: Mapping[str, Path]
+    loads: Mapping[str, Callable[[], Annotation]]
+    overlapping: bool
+
+    def __call__(self, name: str) -> Video:
+        """Open one."""
+        return open_picture_with(name, self.images[name], self.loads[name], overlapping=self.overlapping)
 
 
 #: From a video's name in a data set to the video.

@@ -7,14 +7,14 @@ splits: ``images/train``, or ``train/images``. What the values of a mask mean is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...errors import DataError
 from ..annotation import Annotation
 from ..listing import PICTURE_SUFFIXES
 from ..masks import VOID, decode_mask
-from .base import Dataset, Video, open_picture_with
+from .base import Dataset, PictureOpener
 from .pairs import all_pairs, check_pairs, files_below, paired_folders
 
 NAME = "images-and-masks"
@@ -48,32 +48,13 @@ def open_split(root: Path, split: str | None) -> Dataset:
     check_pairs(images, masks, what="mask")
     if not images:
         raise DataError(f"{root} has no pictures with masks")
-    return Dataset(NAME, root, tuple(images), _Opener(images, masks), split, pictures=True)
+    opener = PictureOpener(images, {name: partial(_read, path) for name, path in masks.items()}, overlapping=False)
+    return Dataset(NAME, root, tuple(images), opener, split, pictures=True)
 
 
-@dataclass(frozen=True)
-class _Opener:
-    images: dict[str, Path]
-    masks: dict[str, Path]
-
-    def __call__(self, name: str) -> Video:
-        return open_picture_with(name, self.images[name], MaskFile(self.masks[name]), overlapping=False)
-
-
-@dataclass(frozen=True)
-class MaskFile:
-    """Reads a map of ids.
-
-    Attributes:
-        path: The file.
-    """
-
-    path: Path
-
-    def __call__(self) -> Annotation:
-        """Read it; 255 is void unless there are larger ids."""
-        ids = decode_mask(self.path).ids
-        return Annotation.from_ids(ids, void=VOID if ids.max(initial=0) <= VOID else None, source=str(self.path))
+def _read(path: Path) -> Annotation:
+    ids = decode_mask(path).ids
+    return Annotation.from_ids(ids, void=VOID if ids.max(initial=0) <= VOID else None, source=str(path))
 
 
 def _places(root: Path) -> dict[str, tuple[Path, Path]]:

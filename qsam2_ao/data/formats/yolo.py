@@ -7,7 +7,7 @@ Coordinates are shares of the picture's sides. Splits are ``images/train`` and `
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...optional import needed
 from ..annotation import Annotation, LazyMasks
 from ..decoding import picture_size
-from .base import Dataset, Video, open_picture_with
+from .base import Dataset, PictureOpener
 from .pairs import all_pairs, check_pairs, paired_folders
 from .records import checked_size
 
@@ -55,34 +55,20 @@ def open_split(root: Path, split: str | None) -> Dataset:
             root,
             missing[0].name,
         )
-    return Dataset(NAME, root, tuple(images), _Opener(images, labels), split, pictures=True)
+    loads = {name: partial(_read, labels.get(name), path) for name, path in images.items()}
+    return Dataset(NAME, root, tuple(images), PictureOpener(images, loads, overlapping=True), split, pictures=True)
 
 
-@dataclass(frozen=True)
-class _Opener:
-    images: dict[str, Path]
-    labels: dict[str, Path]
+def _read(path: Path | None, image: Path) -> Annotation:
+    size = checked_size(*picture_size(image), image)
+    if path is None:
+        return Annotation(size, {}, source=str(image))
+    polygons = read_polygons(path)
 
-    def __call__(self, name: str) -> Video:
-        load = _Labels(self.labels.get(name), self.images[name])
-        return open_picture_with(name, self.images[name], load, overlapping=True)
+    def decode(number: int) -> NDArray[np.bool_]:
+        return fill_polygon(polygons[number], size)
 
-
-@dataclass(frozen=True)
-class _Labels:
-    path: Path | None
-    image: Path
-
-    def __call__(self) -> Annotation:
-        size = checked_size(*picture_size(self.image), self.image)
-        if self.path is None:
-            return Annotation(size, {}, source=str(self.image))
-        polygons = read_polygons(self.path)
-
-        def decode(number: int) -> NDArray[np.bool_]:
-            return fill_polygon(polygons[number], size)
-
-        return Annotation(size, LazyMasks(list(polygons), decode), source=str(self.path))
+    return Annotation(size, LazyMasks(list(polygons), decode), source=str(path))
 
 
 def read_polygons(path: Path) -> dict[int, NDArray[np.float64]]:

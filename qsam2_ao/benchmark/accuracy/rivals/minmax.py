@@ -48,7 +48,7 @@ class MinMaxFakeQuantize(FakeQuantize):
             settings |= {"dtype": torch.quint8, "qscheme": torch.per_tensor_affine}
             super().__init__(MovingAverageMinMaxObserver, **settings)
         self.bits, self.is_weight, self.name = bits, is_weight, name
-        self._collecting: Any = None
+        self._collecting: MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver | None = None
 
     @property
     def who(self) -> str:
