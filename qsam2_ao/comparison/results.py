@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..reporting.size import human_bytes
 from ..rich_repr import ShowsTable
+from ..spelling import counted
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class Comparison(ShowsTable):
         """What it was compared on, in words."""
         masks = sum(subject.masks for subject in self.subjects)
         counts = {kind: sum(subject.kind == kind for subject in self.subjects) for kind in ("picture", "clip")}
-        parts = [f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count]
-        return f"{' and '.join(parts)}, {masks} masks"
+        parts = [counted(count, kind) for kind, count in counts.items() if count]
+        return f"{' and '.join(parts)}, {counted(masks, 'mask')}"
 
 
 def _number(value: float | None) -> str | None:

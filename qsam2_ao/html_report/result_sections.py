@@ -26,6 +26,18 @@ _CURVES = (
     ("learning rate", ("lr",)),
 )
 _SECONDS = ("seconds", "validation_seconds")
+_SETTINGS = {
+    "steps": "training steps",
+    "images": "calibration images",
+    "videos": "test videos",
+    "lr": "learning rate",
+    "seed": "seed",
+}
+_SCORES = (
+    "J is the mean IoU (intersection over union) of the tracked masks with the true ones, F how well their outlines "
+    "agree, and J&F the mean of the two, over all objects. mIoU is the mean IoU on single frames, where each object is "
+    "asked for by its box. All are in percent, and more is better."
+)
 
 
 def comparison_section(folder: Path, comparison: Comparison) -> Section:
@@ -34,7 +46,12 @@ def comparison_section(folder: Path, comparison: Comparison) -> Section:
     rows = [[model.label, *(cells[i] for cells in columns.values())] for i, model in enumerate(comparison.models)]
     first = comparison.models[0]
     blocks: list[Block] = [
-        Text(f"On {comparison.described}; all are compared with {first.label}, on {comparison.device}."),
+        Text(
+            f"On {comparison.described}; all are compared with {first.label}, on {comparison.device}. IoU "
+            f"(intersection over union) is 100 % where a model chose the same pixels as {first.label}; how right "
+            "either is, it does not say. The own score is a model's estimate of its masks' IoU with the true ones, "
+            "from 0 to 1."
+        ),
         Table(["model", *columns], rows),
     ]
     if len(comparison.models) > 1:
@@ -71,7 +88,7 @@ def comparison_section(folder: Path, comparison: Comparison) -> Section:
 
 def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
     """The figures of a demo, size against accuracy, and masks side by side."""
-    rows, points = [], {}
+    first, rows, points = results["rows"][0], [], {}
     for row in results["rows"]:
         scores = scores_of(row)
         size = row.get("file_bytes")
@@ -79,16 +96,19 @@ def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
             [
                 str(row["name"]),
                 str(row.get("bits") or "-"),
-                *(f"{scores[name]:.1f}" if name in scores else "-" for name in ("jf", "j", "f", "miou")),
+                *(_beside(row, first, name) for name in ("jf", "j", "f", "miou")),
                 human_bytes(size) if size else "-",
+                _times_smaller(row, first),
             ]
         )
         if size and "jf" in scores:
             points[str(row["name"])] = (float(size), scores["jf"], None)
+    settings = results.get("settings", {})
     blocks: list[Block] = [
-        Table(["model", "bits w / a", "J&F", "J", "F", "mIoU", "file"], rows),
+        Table(["model", "weight / input bits", "J&F", "J", "F", "mIoU", "file", "smaller"], rows),
+        Text(f"{_SCORES} In brackets: what is gained or lost beside {first['name']}."),
         Facts(
-            {key: str(value) for key, value in results.get("settings", {}).items() if isinstance(value, (int, float))}
+            {said: str(settings[key]) for key, said in _SETTINGS.items() if isinstance(settings.get(key), (int, float))}
         ),
     ]
     if len(points) > 1:
@@ -96,8 +116,24 @@ def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
     for name in results["pictures"]:
         path = folder / Path(name).name
         if path.is_file():
-            blocks.append(picture(read_picture(path), f"Masks side by side: {path.stem}"))
+            blocks.append(
+                picture(read_picture(path), f"{path.stem.removeprefix('masks-')}: the true masks, and each model's.")
+            )
     return Section("Before and after", blocks)
+
+
+def _beside(row: Mapping[str, Any], first: Mapping[str, Any], name: str) -> str:
+    """A score, and its difference to the first model's."""
+    scores, before = scores_of(row), scores_of(first)
+    if name not in scores:
+        return "-"
+    difference = f" ({scores[name] - before[name]:+.1f})" if row is not first and name in before else ""
+    return f"{scores[name]:.1f}{difference}"
+
+
+def _times_smaller(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    size, before = row.get("file_bytes"), first.get("file_bytes")
+    return f"{before / size:.1f} times" if row is not first and size and before else "-"
 
 
 def training_section(path: Path, rows: Sequence[Mapping[str, float]]) -> Section:
@@ -149,7 +185,7 @@ def evaluation_section(path: Path, content: Mapping[str, Any]) -> Section:
     """The scores of an evaluation, and those of its videos, the worst first."""
     facts = {key: str(value) for key, value in content.items() if isinstance(value, (str, int))}
     facts |= {{"jf": "J&F", "j": "J", "f": "F", "miou": "mIoU"}[k]: f"{v:.1f} %" for k, v in scores_of(content).items()}
-    blocks: list[Block] = [Facts(facts)]
+    blocks: list[Block] = [Facts(facts), Text(_SCORES)]
     videos = _videos(content)
     if videos:
         worst = sorted(videos, key=lambda name: videos[name].get("jf", 0.0))

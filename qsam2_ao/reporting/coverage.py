@@ -16,6 +16,7 @@ from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..graph.paths import is_inside
 from ..rich_repr import ShowsTable
+from ..spelling import counted
 from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
@@ -88,9 +89,8 @@ class CoverageReport(ShowsTable):
 
     def table(self) -> Table:
         """The report as a rich table."""
-        table = Table(
-            title=f"{len(self.layers)} layers, {100 * self.quantized_share:.1f}% of the parameters in quantized layers"
-        )
+        share = f"{100 * self.quantized_share:.1f}% of the parameters in quantized layers"
+        table = Table(title=f"{counted(len(self.layers), 'layer')}, {share}")
         timed = any(layer.time for layer in self.layers)
         times = ("ms", "bf16 ms") if timed else ()
         for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", *times, "note"):

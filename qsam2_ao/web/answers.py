@@ -24,6 +24,7 @@ from ..reporting.overlay import colour
 from ..segmentation import StreamingPredictor, label_map, save_label_map, segment_image
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_schedule
 from ..segmentation.video import check_heard, hear
+from ..spelling import counted
 from ..threads import one_thread_if_small
 from .clips import Clip, Tracking
 
@@ -153,7 +154,7 @@ class Models:
                 tracking.frames[index] = [{"ms": ms, "iou": _mean_iou(first, masks.logits)} for masks, ms in found]
                 tracking.done += 1
             if tracking.done < tracking.total:
-                raise DataError(f"the clip breaks off after {begin + tracking.done} frames")
+                raise DataError(f"the clip breaks off after {counted(begin + tracking.done, 'frame')}")
         except QSAM2Error as error:
             tracking.error = str(error)
         except Exception as error:

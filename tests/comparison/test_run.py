@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_memory_is_measured_in_a_process_of_its_own(packed_file: Path, picture: 
 def test_nothing_to_compare_on(packed_file: Path):
     with pytest.raises(DataError, match="no picture and no clip"):
         compare_models(["embedded", str(packed_file)], [])
+
+
+def test_without_data_there_are_photographs_and_scenes_of_the_models_size(packed_file: Path, capsys):
+    pytest.importorskip("skimage")
+    found, _ = compare_models(["embedded", str(packed_file)], memory=False, progress=False)
+    assert [(s.kind, s.size) for s in found.subjects if s.name.startswith("procedural")] == [("clip", (96, 96))] * 2
+    assert {s.name.split()[0] for s in found.subjects if s.kind == "picture"} == {"photograph"}
+    said = capsys.readouterr().err
+    assert "scikit-image's photographs (coins, " in said
+    assert "procedural scenes of 96 x 96 pixels" in said
+
+
+def test_without_photographs_there_are_scenes(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    subjects = shipped_subjects(40)
+    assert {subject.open()[0][0].shape for subject in subjects} == {(40, 40, 3)}
+    assert {subject.kind for subject in subjects} == {"picture", "clip"}
+    said = capsys.readouterr().err
+    assert "procedural scenes of 40 x 40 pixels, and without photographs, which pip install" in said
 
 
 def test_the_shipped_subjects_have_prompts_that_fit():
