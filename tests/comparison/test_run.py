@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from qsam2_ao import load_embedded, load_qsam2
 from qsam2_ao.comparison import (
@@ -59,6 +62,10 @@ def test_agreement_is_the_iou_of_the_masks(packed_file: Path, picture: Path, cli
     assert found.cases[0].least == pytest.approx(100 * min(ious))
     assert [case.least for case in found.cases] == sorted(case.least for case in found.cases)
 
+    out = io.StringIO()
+    Console(file=out, width=60).print(found)
+    assert re.search(r"embedded . +random-w4a8", out.getvalue()), "a narrow terminal has a column for each model"
+    assert re.search(r"IoU % +. +- . +\d+\.\d ", out.getvalue())
     results, drawn = save_comparison(found, sheet, tmp_path / "out")
     assert read_comparison(results) == found
     assert Image.open(drawn).height > 240
