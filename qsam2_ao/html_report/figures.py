@@ -178,8 +178,9 @@ def pareto(points: Mapping[str, tuple[float, float, float | None]], accuracy: st
     for name, (size, score, speed) in points.items():
         axis.plot(size / 1e6, score, "o", color=QUANTIZED, markersize=7)
         text = name if speed is None else f"{name}, {speed:.2f}x"
-        axis.annotate(text, (size / 1e6, score), xytext=(6, 6), textcoords="offset points", fontsize=9)
+        axis.annotate(text, (size / 1e6, score), xytext=(6, -13), textcoords="offset points", fontsize=9)
     axis.margins(0.18)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
     axis.set(xlabel="file, MB", ylabel=accuracy)
     return figure
 

@@ -36,14 +36,12 @@ _SETTINGS = {
 _SCORES = (
     "J is the mean IoU (intersection over union) of the tracked masks with the true ones, F how well their outlines "
     "agree, and J&F the mean of the two, over all objects. mIoU is the mean IoU on single frames, where each object is "
-    "asked for by its box. All are in percent, and more is better."
+    "asked for by itself: by its box, where nothing else is said. All are in percent, and more is better."
 )
 
 
 def comparison_section(folder: Path, comparison: Comparison) -> Section:
     """Models beside each other, and where they differ most."""
-    columns = comparison.columns()
-    rows = [[model.label, *(cells[i] for cells in columns.values())] for i, model in enumerate(comparison.models)]
     first = comparison.models[0]
     blocks: list[Block] = [
         Text(
@@ -52,7 +50,10 @@ def comparison_section(folder: Path, comparison: Comparison) -> Section:
             "either is, it does not say. The own score is a model's estimate of its masks' IoU with the true ones, "
             "from 0 to 1."
         ),
-        Table(["model", *columns], rows),
+        Table(
+            ["", *(model.label for model in comparison.models)],
+            [[heading, *cells] for heading, cells in comparison.columns().items()],
+        ),
     ]
     if len(comparison.models) > 1:
         points = {
@@ -184,6 +185,9 @@ def run_section(folder: Path, settings: Mapping[str, Any]) -> Section:
 def evaluation_section(path: Path, content: Mapping[str, Any]) -> Section:
     """The scores of an evaluation, and those of its videos, the worst first."""
     facts = {key: str(value) for key, value in content.items() if isinstance(value, (str, int))}
+    settings = content.get("settings")
+    if isinstance(settings, Mapping) and isinstance(settings.get("prompt"), str):
+        facts["prompt"] = settings["prompt"]
     facts |= {{"jf": "J&F", "j": "J", "f": "F", "miou": "mIoU"}[k]: f"{v:.1f} %" for k, v in scores_of(content).items()}
     blocks: list[Block] = [Facts(facts), Text(_SCORES)]
     videos = _videos(content)
