@@ -148,6 +148,8 @@ def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str
         names: What to draw.
         label: Of the axis.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axis = _axis(5.6, 3)
     values: list[float] = []
     for name in names:
@@ -157,7 +159,8 @@ def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str
     if values and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel=label)
-    axis.legend(frameon=False, fontsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_above(axis, 3, 7)
     return figure
 
 

@@ -16,14 +16,14 @@ from .sources import scores_of
 
 _WORST_VIDEOS = 20
 _ON_THE_LINE = "No model is both smaller and more accurate than one on the line."
-#: Title and the beginnings of the names of what is drawn in one figure of a training.
+#: Title, the beginnings of the names of what is drawn in one figure of a training, and what that is.
 _CURVES = (
-    ("loss", ("loss", "held_out")),
-    ("validation", ("jf", "j", "f", "box", "click", "total", "procedural", "miou")),
-    ("ranges", ("ranges/",)),
-    ("share clipped", ("clipped/",)),
-    ("gradient", ("gradient_norm",)),
-    ("learning rate", ("lr",)),
+    ("loss", ("loss", "held_out"), "Loss and its terms; held_out is that of batches which are not trained on."),
+    ("validation", ("jf", "j", "f", "box", "click", "total", "procedural", "miou"), "Scores on validation data."),
+    ("ranges", ("ranges/",), "How far the clipping ranges have moved: the change of the logarithm of their width."),
+    ("share clipped", ("clipped/",), "Share of the weights and of the inputs that are outside of their range."),
+    ("gradient", ("gradient_norm",), "Norm of the gradient, before it is clipped."),
+    ("learning rate", ("lr",), "Learning rates."),
 )
 _SECONDS = ("seconds", "validation_seconds")
 _SETTINGS = {
@@ -142,13 +142,11 @@ def training_section(path: Path, rows: Sequence[Mapping[str, float]]) -> Section
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", *_SECONDS)))
     blocks: list[Block] = [Facts(_last(rows))]
     left = set(names)
-    for title, beginnings in _CURVES:
+    for title, beginnings, caption in _CURVES:
         chosen = [name for name in names if any(_belongs(name, beginning) for beginning in beginnings) and name in left]
         if chosen:
             left -= set(chosen)
-            blocks.append(
-                drawing(curves(rows, chosen, title), f"{title[0].upper()}{title[1:]} against steps.", small=True)
-            )
+            blocks.append(drawing(curves(rows, chosen, title), caption, small=True))
     if changing := [name for name in names if name in left and len({row[name] for row in rows if name in row}) > 1]:
         blocks.append(drawing(curves(rows, changing, "value"), "What else the log has.", small=True))
     return Section(f"Training: {path.parent.name}/{path.name}", blocks)
