@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -83,8 +83,12 @@ def report(
         opened = labelled_videos(data, count=videos)
         if opened.pictures:
             raise QConfigError(f"--data {data} holds pictures, of which there is no J&F: name videos with masks")
-        chosen: Any = protocol or opened.protocol  # checked where it is used
-        options = replace(options, videos=opened.sequences, protocol=chosen, metric=opened.metric)
+        options = replace(
+            options,
+            videos=opened.sequences,
+            protocol=protocol or opened.protocol,  # type: ignore[arg-type]  # checked where it is used
+            metric=opened.metric,
+        )
     written = write_report(runs, page, options)
     if as_json:
         print_json({"report": str(written)})
