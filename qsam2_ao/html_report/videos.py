@@ -12,6 +12,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ..data.annotation import Annotation
 from ..data.types import VideoSequence
+from ..errors import DataError
 from ..evaluation.jf import JFScores
 from ..evaluation.miou import mask_iou
 from ..evaluation.protocol import Protocol, following
@@ -114,7 +115,12 @@ def _look_at(models: Mapping[str, SAM2Base], sequence: VideoSequence, protocol: 
         predictor = as_video_predictor(model)
         with eval_mode(predictor), following(predictor, protocol), one_thread_if_small(predictor):
             found[name] = dict(track_masks(predictor, sequence))
-        scores[name] = JFScores(score_masks(sequence, found[name].items(), metric=metric))
+        objects = score_masks(sequence, found[name].items(), metric=metric)
+        if not objects:
+            raise DataError(
+                f"{sequence.name}: none of its objects counts with the metric {metric}; leave the video out"
+            )
+        scores[name] = JFScores(objects)
     rows = []
     for frame, truth in sorted(_worst_frames(found, sequence)[:2], key=lambda pair: pair[0]):
         picture_ = np.asarray(sequence.frames[frame])

@@ -204,7 +204,7 @@ def shortened(text: str, width: float, length: Callable[[str], float]) -> str:
 
     Example:
         >>> shortened("sam2.1_hiera_tiny-w4a8: 97 %", 20, len)
-        'sam2.1_hie…w4a8: 97 %'
+        'sam2.1_hie…4a8: 97 %'
     """
     shown, left = text, len(text)
     while left > 2 and length(shown) > width:

@@ -227,7 +227,7 @@ def evaluate(
                             predictor, sequence, number, settings, videos.pictures, save_masks
                         ),
                     )
-        if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "videos"):
+        if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "video"):
             return None
         results = tuple(work.result(quote(name, safe=""), _not_there) for name in videos.names)
         done = Evaluation(settings, results, about, videos.pictures)

@@ -167,7 +167,7 @@ def track_videos(
             }
             with atomic_write(folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(written, indent=2), "utf-8")
-    if not share.all_done(lambda: [job.name for job in jobs if finished(job) is None], "videos"):
+    if not share.all_done(lambda: [job.name for job in jobs if finished(job) is None], "video"):
         return None
     return [result for job in jobs if (result := finished(job)) is not None]
 

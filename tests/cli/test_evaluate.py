@@ -78,7 +78,7 @@ def test_results_are_kept_for_each_video_and_shared(run, packed_file: Path, davi
     result = run("evaluate", *arguments, *out, "--shard", "2/2", "--json")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
-    assert "1 videos of other shares are not (val-00001)" in result.stderr
+    assert "of other shares still to come: 1 video (val-00001)" in result.stderr
     kept = sorted((tmp_path / "out" / "videos").rglob("val-*.json"))
     assert [path.name for path in kept] == ["val-00000.json", "val-00002.json"]
     times = [path.stat().st_mtime_ns for path in kept]
@@ -154,7 +154,7 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert result.exit_code == 0, result.stderr
     assert "J&F" in result.stdout
     assert "mIoU" in result.stdout
-    assert "1 videos of embedded" in result.stdout
+    assert "1 video of embedded" in result.stdout
     result = run("evaluate", packed_file, "--format", "davis")
     assert result.exit_code == 2
     assert "embedded videos have no format davis" in result.stderr

@@ -35,3 +35,10 @@ def test_an_unknown_way_is_refused(reference: SAM2Base):
     for way in ({"protocol": "other"}, {"metric": "other"}):
         with pytest.raises(DataError, match="must be one of"):
             video_section({"float": reference}, videos, **way, progress=False)
+
+
+def test_a_video_that_cannot_be_scored_is_named(reference: SAM2Base):
+    video = generate_sequence("test", 0, num_frames=4)
+    video.masks[0][:] = 0  # so that no object counts as DAVIS counts them
+    with pytest.raises(DataError, match=r"test-00000.* metric davis"):
+        video_section({"float": reference}, [video], metric="davis", progress=False)
