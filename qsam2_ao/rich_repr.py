@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-_WIDTH = 150
-"""Characters; a notebook scrolls what is wider than its page."""
+_WIDTH = 1000
+"""Characters: wider than any table, which takes what it needs; a notebook scrolls what is wider than its page."""
 
 
 class ShowsTable:

@@ -1,9 +1,23 @@
-"""What is said of a name that nothing has: which there are, and which of them may have been meant."""
+"""How messages say numbers of things, and what is said of a name that nothing has: which may have been meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something, for people to read.
+
+    Args:
+        count: How many.
+        noun: In the singular; its plural ends in "s".
+
+    Example:
+        >>> counted(1, "video"), counted(0, "video")
+        ('1 video', '0 videos')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def unknown_name(kind: str, name: object, known: Collection[str]) -> str:

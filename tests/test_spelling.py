@@ -13,8 +13,18 @@ from qsam2_ao.benchmark.accuracy.plan import quick_plan, select
 from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.sensitivity import Assignment, measure_sensitivity
-from qsam2_ao.spelling import did_you_mean
+from qsam2_ao.spelling import counted, did_you_mean
 from qsam2_ao.workflow.models import load_model
+
+
+def test_one_of_a_thing_is_in_the_singular():
+    assert [counted(count, "video") for count in (0, 1, 2, 12345)] == [
+        "0 videos",
+        "1 video",
+        "2 videos",
+        "12,345 videos",
+    ]
+
 
 QKV = "image_encoder.trunk.blocks.0.attn.qkv"
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..rich_repr import ShowsTable
+from ..spelling import counted
 
 
 @dataclass
@@ -100,7 +101,7 @@ class VRCReport(ShowsTable):
 
     def table(self) -> Table:
         """The main figures as a rich table, one row per layer; before > after."""
-        table = Table(title=f"VRC from {self.images} images")
+        table = Table(title=f"VRC from {counted(self.images, 'image')}")
         table.add_column("layer", overflow="fold")
         headings = ("n", "cond(G)", "damping", "output change", "norm", "kurtosis", "max", "quantized error")
         for heading in headings:

@@ -149,10 +149,10 @@ Save: TypeAlias = Annotated[
 
 
 def console() -> Console:
-    """Standard output for tables: of the terminal's width, or wide enough for long names where a program reads it."""
+    """Standard output for tables: of the terminal's width, or as wide as they are where a program or file reads it."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
 
 
 def data_source(option: str, given: str | None, model: str) -> str:

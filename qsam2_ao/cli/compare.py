@@ -63,23 +63,23 @@ def compare(
 ) -> None:
     """Compare models: agreement of their masks with the first one's, speed, size, memory, and where they differ most.
 
-    Without pictures and clips, they are compared on data that comes with the package. Writes comparison.json, which
-    qsam2 report makes a page of, and contact_sheet.png.
+    Without pictures and clips of yours, they are compared on scikit-image's photographs, where it is installed, and on
+    procedural scenes of the models' input size. Writes comparison.json, which qsam2 report makes a page of, and
+    contact_sheet.png.
 
     Example: [bold]qsam2 compare sam2.1_hiera_tiny.pt tiny-w4a8.safetensors --image photos --video clip.mp4[/bold]
     """
-    from ..comparison import PromptPlan, compare_models, save_comparison, shipped_subjects, user_subjects
+    from ..comparison import PromptPlan, compare_models, save_comparison, user_subjects
     from ..errors import DataError
     from ..files import check_output_folder
 
     check_output_folder(output)
+    subjects = None
     if image or video:
         plan = PromptPlan(prompts, grid, ask.value)
         subjects = user_subjects(image or [], video or [], plan, max_frames=max_frames)
     elif prompts is not None:
         raise DataError("--prompts is about pictures and clips of yours: name them with --image and --video")
-    else:
-        subjects = shipped_subjects()
     found, sheet = compare_models(models, subjects, device=device, memory=memory, worst=worst)
     results, picture = save_comparison(found, sheet, output)
     if as_json:

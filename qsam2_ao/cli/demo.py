@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..spelling import counted
 from .common import PRESET_NAMES, Device, Json, console, print_json
 
 if TYPE_CHECKING:
     from ..workflow.demo import DemoResult
+
+
+REPORTED = 16
+"""Videos that the page has scores of; the table has those of all."""
 
 
 def demo(
@@ -41,22 +46,29 @@ def demo(
     from ..optional import needed
     from ..reporting.notes import note
     from ..workflow import EMBEDDED
-    from ..workflow.data import videos_with_masks
-    from ..workflow.demo import FRAMES, PICTURES, run_demo
+    from ..workflow.demo import FRAMES, run_demo
+    from ..workflow.labelled import labelled_videos
 
     if web:
         needed("starlette")
     result = run_demo(output, preset, steps=steps, images=images, videos=videos, lr=lr, seed=seed, device=device)
-    tracked = videos_with_masks(EMBEDDED, "test", min(videos, PICTURES), FRAMES)
+    tracked = labelled_videos(EMBEDDED, count=min(videos, REPORTED), frames=FRAMES)
     page = None
     try:
-        page = write_report([output], output / "report.html", ReportOptions(videos=tracked, time=True))
+        options = ReportOptions(
+            videos=tracked.sequences,
+            protocol=tracked.protocol,
+            metric=tracked.metric,
+            target="packed",  # as the demo's own scores
+            time=True,
+        )
+        page = write_report([output], output / "report.html", options)
     except MissingPackageError as error:
         note(f"no report is written: {error}")
     if as_json:
         print_json(result.to_dict() | {"report": page and str(page)})
     else:
-        _show(result, output, page, f"{videos} test videos, {steps} training steps, in percent")
+        _show(result, output, page, f"{counted(videos, 'test video')}, {counted(steps, 'training step')}, in percent")
     if web:
         from ..web.serve import load_models, serve
 
@@ -67,6 +79,6 @@ def _show(result: DemoResult, output: Path, page: Path | None, title: str) -> No
     from ..reporting.tables import comparison_table
 
     console().print(comparison_table(result.rows, title))
-    typer.echo(f"wrote the packed files, {len(result.pictures)} pictures and results.json to {output}")
+    typer.echo(f"wrote the packed files, {counted(len(result.pictures), 'picture')} and results.json to {output}")
     if page:
         typer.echo(f"look at {page.absolute()}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import QConfigError
+from ..spelling import counted
 from .common import EMBEDDED, Checkpoint, Device, Json, MaxPixels, ModelName, Shard, Target, console, print_json
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
     console().print(
         comparison_table(
             [ModelRow(model, None, None, **scores)],
-            f"{report['videos']} {'pictures' if done.pictures else 'videos'} of {data}{split}, in percent",
+            f"{counted(report['videos'], 'picture' if done.pictures else 'video')} of {data}{split}, in percent",
         )
     )
     asked = ", ".join(settings.image_prompts) if done.pictures else settings.prompt
@@ -184,7 +185,7 @@ def _show(model: str, data: str, done: Evaluation, per_object: bool) -> None:
             typer.echo(f"{score.sequence} {score.object_id}: J&F {score.jf:.1f}, J {score.j:.1f}, F {score.f:.1f}")
     if left := report["not_scored"]:
         typer.echo(
-            f"{len(left)} videos have no annotation that counts, and no scores: {', '.join(left[:8])}"
+            f"{counted(len(left), 'video')} not scored, without an annotation that counts: {', '.join(left[:8])}"
             + (", ..." if len(left) > 8 else "")
         )
     if report["masks"]:

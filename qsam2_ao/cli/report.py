@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,10 @@ def report(
         ),
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="Only the first so many videos.")] = 8,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="official|deployed", help="As for qsam2 evaluate, with its defaults.", show_default=False),
+    ] = None,
     time: Annotated[bool, typer.Option("--time", help="Time every layer of packed files.")] = False,
     max_pixels: MaxPixels = None,
     as_json: Json = False,
@@ -66,17 +71,24 @@ def report(
     from ..errors import QConfigError
     from ..html_report import ReportOptions, write_report
     from ..workflow import EMBEDDED
-    from ..workflow.data import videos_with_masks
+    from ..workflow.labelled import labelled_videos
 
     if data is not None and data != EMBEDDED and not Path(data).is_dir():
         raise QConfigError(f"--data {data}: no such folder")
     page = output or (runs[0] / "report.html" if runs[0].is_dir() else runs[0].with_name(f"{runs[0].stem}-report.html"))
-    options = ReportOptions(
-        reference=float_model,
-        images=None if images is None else str(images),
-        videos=None if data is None else videos_with_masks(data, "test", videos, 16),
-        time=time,
-    )
+    if protocol is not None and data is None:
+        raise QConfigError("--protocol is how the videos of --data are scored: name them, or leave it out")
+    options = ReportOptions(reference=float_model, images=None if images is None else str(images), time=time)
+    if data is not None:
+        opened = labelled_videos(data, count=videos)
+        if opened.pictures:
+            raise QConfigError(f"--data {data} holds pictures, of which there is no J&F: name videos with masks")
+        options = replace(
+            options,
+            videos=opened.sequences,
+            protocol=protocol or opened.protocol,  # type: ignore[arg-type]  # checked where it is used
+            metric=opened.metric,
+        )
     written = write_report(runs, page, options)
     if as_json:
         print_json({"report": str(written)})

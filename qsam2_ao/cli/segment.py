@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..spelling import counted
 from .common import (
     Boxes,
     Checkpoint,
@@ -67,5 +68,5 @@ def segment(
         print_json({"image": str(image), **files, "objects": objects})
         return
     for found in done.objects:
-        typer.echo(f"object {found.id}: {found.pixels} pixels, predicted IoU {found.score:.2f}")
+        typer.echo(f"object {found.id}: {counted(found.pixels, 'pixel')}, predicted IoU {found.score:.2f}")
     typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")

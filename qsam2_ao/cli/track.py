@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import QConfigError
+from ..spelling import counted
 from .common import (
     Boxes,
     Checkpoint,
@@ -148,7 +149,7 @@ def track(
         )
         return
     for number, count in done.visible.items():
-        typer.echo(f"object {number}: visible on {count} of {done.frames} frames")
+        typer.echo(f"object {number}: visible on {count} of {counted(done.frames, 'frame')}")
     typer.echo(f"wrote {' and '.join(filter(None, files.values()))}")
 
 
@@ -157,4 +158,5 @@ def _show_many(results: list[dict[str, Any]], as_json: bool) -> None:
         print_json({"videos": [{key: value for key, value in r.items() if key != "settings"} for r in results]})
         return
     for result in results:
-        typer.echo(f"{result['video']}: {len(result['objects'])} objects on {result['frames']} frames")
+        objects, frames = counted(len(result["objects"]), "object"), counted(result["frames"], "frame")
+        typer.echo(f"{result['video']}: {objects} on {frames}")

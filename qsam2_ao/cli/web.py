@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Device
+from .common import Device, MaxPixels
 
 
 def web(
@@ -28,6 +28,7 @@ def web(
     ] = None,
     max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, help="The largest file that can be opened.")] = 200,
     max_frames: Annotated[int, typer.Option(min=1, help="Of longer clips, only the first so many are opened.")] = 300,
+    max_pixels: MaxPixels = None,
     device: Device = "cpu",
 ) -> None:
     """Click on pictures and clips in a browser, and see models answer side by side.

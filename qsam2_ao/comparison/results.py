@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..reporting.size import human_bytes
 from ..rich_repr import ShowsTable
+from ..spelling import counted
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,13 @@ class Comparison(ShowsTable):
         )
 
     def table(self) -> Table:
-        """Models as rows of a rich table."""
+        """A rich table with a column for each model, which narrow terminals have room for."""
         table = Table(title=f"{self.described}; compared with {self.models[0].label}", title_justify="left")
-        columns = self.columns()
-        table.add_column("model", overflow="fold")
-        for heading in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row, model in enumerate(self.models):
-            table.add_row(model.label, *(cells[row] for cells in columns.values()))
+        table.add_column("")
+        for model in self.models:
+            table.add_column(model.label, justify="right", overflow="fold")
+        for heading, cells in self.columns().items():
+            table.add_row(heading, *cells)
         return table
 
     def columns(self) -> dict[str, list[str]]:
@@ -179,8 +179,8 @@ class Comparison(ShowsTable):
         """What it was compared on, in words."""
         masks = sum(subject.masks for subject in self.subjects)
         counts = {kind: sum(subject.kind == kind for subject in self.subjects) for kind in ("picture", "clip")}
-        parts = [f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count]
-        return f"{' and '.join(parts)}, {masks} masks"
+        parts = [counted(count, kind) for kind, count in counts.items() if count]
+        return f"{' and '.join(parts)}, {counted(masks, 'mask')}"
 
 
 def _number(value: float | None) -> str | None:

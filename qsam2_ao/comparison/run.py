@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..evaluation.miou import mask_iou
+from ..export import ExportedSAM2
 from ..progress import tqdm
 from ..reporting.environment import environment
 from ..segmentation import FrameMasks, StreamingPredictor, segment_image
@@ -25,12 +26,10 @@ from .contenders import Contender, contenders, kind_of
 from .memory import FRAMES, Prompted, peak_memory
 from .results import Case, Comparison, ModelResult, SubjectResult
 from .sheet import Shown, WorstCases
-from .subjects import Frames, Subject
+from .subjects import Frames, Subject, shipped_subjects
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
-
-    from ..export import ExportedSAM2
 
 ROUNDS = 7
 """Pictures are taken again until there are so many times of each model."""
@@ -39,7 +38,7 @@ CLOSE = 90.0
 
 def compare_models(
     names: Sequence[str],
-    subjects: Sequence[Subject],
+    subjects: Sequence[Subject] | None = None,
     *,
     device: str = "cpu",
     memory: bool = True,
@@ -53,7 +52,8 @@ def compare_models(
     Args:
         names: ``MODEL`` or ``MODEL@TARGET`` each: an embedded model, a packed file, a float checkpoint, or a folder of
             exported files. Without a target a packed file runs as is fastest here.
-        subjects: From ``user_subjects`` or ``shipped_subjects``.
+        subjects: From ``user_subjects`` or ``shipped_subjects``; by default the latter, of the largest model's input
+            size.
         device: Where they run.
         memory: Whether to load and use each model again in a process of its own, to measure its peak memory.
         worst: How many cases to keep where they differ most.
@@ -70,10 +70,12 @@ def compare_models(
         >>> found.models[1].iou  # doctest: +SKIP
         97.1
     """
-    if not subjects:
+    if subjects is not None and not subjects:
         raise DataError("there is no picture and no clip to compare on")
     chosen = contenders(names)
     models = {contender.label: contender.load(device) for contender in chosen}
+    if subjects is None:
+        subjects = shipped_subjects(max(map(_input_side, models.values())))
     run = _Run(models, WorstCases(worst))
     results = [run.ask(subject) for subject in tqdm(subjects, desc="compare", unit="subject", disable=not progress)]
     run.repeat_pictures(subjects)
@@ -84,6 +86,11 @@ def compare_models(
     }
     rows = tuple(run.result(contender, peaks[contender.label]) for contender in chosen)
     return Comparison(rows, tuple(results), run.worst.cases(), device, environment()), run.worst.sheet()
+
+
+def _input_side(model: SAM2Base | ExportedSAM2) -> int:
+    side: int = model.settings.image_size if isinstance(model, ExportedSAM2) else model.image_size
+    return side
 
 
 def _representatives(subjects: Sequence[Subject]) -> list[Prompted]:

@@ -95,7 +95,7 @@ def _row(case: Case, shown: Shown) -> list[tuple[str, Image.Image]]:
         cells.append((title, draw_masks(shown.picture, {case.object_id: mask})))
     one, other = shown.masks[first], shown.masks[worst]
     difference = draw_masks(shown.picture, {ONLY_FIRST: one & ~other, ONLY_OTHER: other & ~one}, opacity=0.8, contour=0)
-    cells.append((f"red: not in {worst}, blue: only there", difference))
+    cells.append((f"{worst} lacks red, adds blue", difference))
     return [(title, ImageOps.pad(picture, CELL, color=(24, 24, 27))) for title, picture in cells]
 
 
@@ -104,4 +104,4 @@ def _prompt(picture: NDArray[np.uint8], asked: ObjectPrompt) -> Image.Image:
     small = ImageOps.contain(Image.fromarray(picture), CELL)
     scale = small.width / picture.shape[1]
     boxes = [] if asked.box is None else [tuple(scale * side for side in asked.box)]
-    return draw_prompts(small, [(scale * x, scale * y, label) for x, y, label in asked.points], boxes)
+    return draw_prompts(small, [(scale * x, scale * y, label) for x, y, label in asked.points], boxes, radius=5)

@@ -26,6 +26,12 @@ GridPrompt = Literal["click", "box"]
 Frames = Indexed[NDArray[np.uint8]]
 LARGEST_GRID = 15
 SHIPPED_PICTURES, SHIPPED_CLIPS, SHIPPED_FRAMES = 12, 2, 8
+#: Beside :data:`~qsam2_ao.benchmark.photographs.PHOTOGRAPHS`.
+_FURTHER = (
+    Photograph("chelsea", ((135, 85, 207, 149), (298, 107, 345, 166), (230, 222, 294, 267))),
+    Photograph("coffee", ((172, 16, 405, 308), (323, 67, 426, 327), (77, 70, 480, 389))),
+    Photograph("camera", ((0, 63, 330, 511), (230, 137, 412, 511))),
+)
 
 
 @dataclass(frozen=True)
@@ -166,10 +172,12 @@ def grid_prompts(size: tuple[int, int], grid: int, kind: GridPrompt = "click") -
 
 
 def shipped_subjects(side: int = 96) -> list[Subject]:
-    """What comes with the package: procedural pictures and clips, and photographs where scikit-image is installed.
+    """What needs no data of the user's: photographs, or procedural pictures without scikit-image; and procedural clips.
+
+    Says which it took on standard error.
 
     Args:
-        side: Side of the models' input in pixels; procedural pictures have it up to 256.
+        side: Side of the models' input in pixels, which procedural pictures and clips have.
 
     Returns:
         Pictures with a box or a click for each object, and clips with a box for each on the first frame.
@@ -178,19 +186,19 @@ def shipped_subjects(side: int = 96) -> list[Subject]:
         >>> sorted({subject.kind for subject in shipped_subjects()})
         ['clip', 'picture']
     """
-    size = (min(max(side, 96), 256),) * 2
-    found = [_procedural(index, size, 1, "picture") for index in range(SHIPPED_PICTURES)]
-    found += [
-        _procedural(index, size, SHIPPED_FRAMES, "clip")
-        for index in range(SHIPPED_PICTURES, SHIPPED_PICTURES + SHIPPED_CLIPS)
-    ]
+    size, scenes = (side, side), f"procedural scenes of {side} x {side} pixels"
+    numbers = range(SHIPPED_PICTURES, SHIPPED_PICTURES + SHIPPED_CLIPS)
+    clips = [_procedural(index, size, SHIPPED_FRAMES, "clip") for index in numbers]
+    yours = "name yours with --image and --video"
     try:
-        for photograph in PHOTOGRAPHS:
+        for photograph in (*PHOTOGRAPHS, *_FURTHER):
             photograph.read()
     except MissingPackageError:
-        note('photographs are left out: they come with scikit-image, pip install "qsam2_ao[plots]"')
-        return found
-    return [*map(_photograph, PHOTOGRAPHS), *found]
+        note(f'compared on {scenes}, and without photographs, which pip install "qsam2_ao[plots]" brings; {yours}')
+        return [*(_procedural(index, size, 1, "picture") for index in range(SHIPPED_PICTURES)), *clips]
+    names = ", ".join(photograph.name for photograph in (*PHOTOGRAPHS, *_FURTHER))
+    note(f"compared on scikit-image's photographs ({names}) and on clips of {scenes}; {yours}")
+    return [*map(_photograph, (*PHOTOGRAPHS, *_FURTHER)), *clips]
 
 
 def _procedural(index: int, size: tuple[int, int], frames: int, kind: Literal["picture", "clip"]) -> Subject:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOAT, QUANTIZED, LIMIT = "#9aa0b5", "#3949ab", "#c62828"
+_WIDTH = 6.4
+"""Inches; a phone shows it at two thirds of its size, and its text can be read."""
 _MOST_DECIBELS = 80.0
 """Layers that lose less are drawn here."""
 
@@ -27,6 +29,11 @@ def _axis(width: float, height: float) -> tuple[Figure, Axes]:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     return figure, axis
+
+
+def _legend_above(axis: Axes, columns: int, size: float = 9) -> None:
+    """On top of the axis and not beside it or in it: narrow screens have no room there, and lines would cross it."""
+    axis.legend(frameon=False, ncols=columns, fontsize=size, loc="lower left", bbox_to_anchor=(-0.01, 1.0))
 
 
 def bars(
@@ -40,23 +47,24 @@ def bars(
         label: Of the axis.
         colours: Of the series.
     """
-    figure, axis = _axis(8, 0.9 + 0.22 * len(names) * (len(series) + 0.6))
+    figure, axis = _axis(_WIDTH, 0.9 + 0.15 * len(names) * (len(series) + 0.6))
     thickness = 0.8 / len(series)
     for number, (legend, values) in enumerate(series.items()):
         positions = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
         axis.barh(positions, values, thickness, label=legend, color=colours[number % len(colours)])
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(label)
     axis.grid(axis="y", visible=False)
+    axis.margins(y=0.02)
     if len(series) > 1:
-        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend_above(axis, 3)
     return figure
 
 
 def bits_by_layer(regions: Sequence[str], bits: Sequence[int], activation_bits: Sequence[int | None]) -> Figure:
     """Bits of weights and inputs, layer after layer, the regions shaded in turn."""
-    figure, axis = _axis(10, 2.8)
+    figure, axis = _axis(_WIDTH, 2.6)
     places = np.arange(len(bits))
     axis.bar(places, bits, 0.85, color=QUANTIZED, label="weights")
     inputs = [np.nan if value is None else value for value in activation_bits]
@@ -64,20 +72,20 @@ def bits_by_layer(regions: Sequence[str], bits: Sequence[int], activation_bits: 
     _shade(axis, regions)
     axis.set(ylabel="bits", ylim=(0, max([8, *bits]) + 0.9), yticks=(2, 4, 6, 8))
     axis.grid(axis="x", visible=False)
-    axis.legend(frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend_above(axis, 2)
     return figure
 
 
 def errors_by_layer(errors: Sequence[LayerError]) -> Figure:
     """What each layer adds, and what has added up until it."""
-    figure, axis = _axis(10, 3.4)
+    figure, axis = _axis(_WIDTH, 3.2)
     places = np.arange(len(errors))
-    axis.plot(places, [min(e.own, _MOST_DECIBELS) for e in errors], "o", color=QUANTIZED, markersize=4, label="alone")
+    axis.plot(places, [min(e.own, _MOST_DECIBELS) for e in errors], "o", color=QUANTIZED, markersize=3, label="alone")
     so_far = [np.nan if e.so_far is None else min(e.so_far, _MOST_DECIBELS) for e in errors]
     axis.plot(places, so_far, "-", color=LIMIT, linewidth=1.2, label="with all layers before it")
     _shade(axis, [error.region for error in errors])
     axis.set(ylabel="SQNR, dB")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend_above(axis, 2)
     return figure
 
 
@@ -129,7 +137,7 @@ def _finish_histogram(axis: Axes, label: str) -> None:
     axis.set_yscale("log")
     axis.set(xlabel=label, ylabel="values")
     axis.tick_params(labelsize=8)
-    axis.legend(frameon=False, fontsize=7, loc="upper right")
+    _legend_above(axis, 2, 7.5)
 
 
 def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str) -> Figure:
@@ -140,6 +148,8 @@ def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str
         names: What to draw.
         label: Of the axis.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axis = _axis(5.6, 3)
     values: list[float] = []
     for name in names:
@@ -149,7 +159,8 @@ def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str
     if values and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel=label)
-    axis.legend(frameon=False, fontsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_above(axis, 3, 7)
     return figure
 
 
@@ -160,7 +171,7 @@ def pareto(points: Mapping[str, tuple[float, float, float | None]], accuracy: st
         points: Model -> bytes of its file, its accuracy in percent, and how many times faster it is than the first.
         accuracy: What is measured.
     """
-    figure, axis = _axis(6.4, 3.8)
+    figure, axis = _axis(_WIDTH, 3.8)
     best = sorted(
         (size, score)
         for size, score, _ in points.values()
@@ -170,8 +181,9 @@ def pareto(points: Mapping[str, tuple[float, float, float | None]], accuracy: st
     for name, (size, score, speed) in points.items():
         axis.plot(size / 1e6, score, "o", color=QUANTIZED, markersize=7)
         text = name if speed is None else f"{name}, {speed:.2f}x"
-        axis.annotate(text, (size / 1e6, score), xytext=(6, 6), textcoords="offset points", fontsize=9)
+        axis.annotate(text, (size / 1e6, score), xytext=(6, -13), textcoords="offset points", fontsize=9)
     axis.margins(0.18)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
     axis.set(xlabel="file, MB", ylabel=accuracy)
     return figure
 

@@ -15,6 +15,7 @@ from ..checkpoint import read_header
 from ..reporting.coverage import CoverageReport, coverage_report
 from ..reporting.size import file_size, human_bytes, model_size, tensor_bytes
 from ..reporting.speed import layer_times
+from ..spelling import counted
 from ..stage import stage_of
 from ..workflow.models import load_model
 from .figures import bars, bits_by_layer, errors_by_layer, input_histogram, region_order, weight_histogram
@@ -25,14 +26,13 @@ from .weights import layer_weights
 SHOWN = 6
 """Layers whose histograms are drawn, and rows of tables that are not folded."""
 _ELSEWHERE = "elsewhere"
-_WHEN = ("before", "after")
 _MUCH_CLIPPED = 0.05
 _ALIKE = 3.0
 """Decibels; a layer that adds so much less error than another does not count beside it."""
 
 
 def model_sections(
-    path: Path, reference: SAM2Base | None, images: CalibrationData, *, time: bool = False
+    path: Path, reference: SAM2Base | None, images: CalibrationData, what: str = "pictures", *, time: bool = False
 ) -> list[Section]:
     """Everything about a packed file.
 
@@ -40,6 +40,7 @@ def model_sections(
         path: The file.
         reference: The float model that it was made from; without one, what takes it is left out, and the page says so.
         images: To compare the two on.
+        what: What these are, in words.
         time: Whether to time every layer as it is fastest here.
 
     Raises:
@@ -56,7 +57,7 @@ def model_sections(
             [Text("Name the float model with --float, and each layer is compared with it here.")],
         )
         if reference is None
-        else _errors(path, model, reference, images)
+        else _errors(path, model, reference, images, what)
     )
     if time:
         sections.append(_speed(path))
@@ -64,20 +65,20 @@ def model_sections(
 
 
 def _summary(path: Path, model: SAM2Base, coverage: CoverageReport, info: Mapping[str, Any]) -> Section:
-    size = model_size(model)
+    size, file_bytes = model_size(model), file_size(path)
     facts = {
-        "file": f"{path.name}, {human_bytes(file_size(path))}",
+        "file": f"{path.name}, {human_bytes(file_bytes)}",
         "recipe": str(info.get("qconfig") or "unknown"),
         "input": f"{model.image_size} x {model.image_size} pixels",
-        "in bfloat16": f"{human_bytes(size.bfloat16_bytes)}, {size.compression:.1f} times as much",
+        "in bfloat16": f"{human_bytes(size.bfloat16_bytes)}, {size.bfloat16_bytes / file_bytes:.1f} times the file",
         "bits of a packed weight": f"{size.bits_per_packed_value:.2f}, with scales"
         if size.bits_per_packed_value
         else "-",
         "parameters in quantized layers": f"{100 * coverage.quantized_share:.1f} %",
-        "calibrated on": f"{info['images']} images" if info.get("images") else "unknown",
+        "calibrated on": counted(info["images"], "image") if isinstance(info.get("images"), int) else "unknown",
         "seed": str(info.get("seed", "unknown")),
     }
-    facts |= {f"written by {name}": str(version) for name, version in dict(info.get("versions") or {}).items()}
+    facts |= {f"written with {name}": str(version) for name, version in dict(info.get("versions") or {}).items()}
     regions = [layer.region or _ELSEWHERE for layer in coverage.layers]
     order = region_order(regions)
     before = dict.fromkeys(order, 0.0)
@@ -95,7 +96,13 @@ def _summary(path: Path, model: SAM2Base, coverage: CoverageReport, info: Mappin
         {"bfloat16": list(before.values()), "this file": list(now.values())},
         "MB",
     )
-    return Section(f"Model: {path.stem}", [Facts(facts), drawing(chart, "Size by part, beside bfloat16.")])
+    return Section(
+        f"Model: {path.stem}",
+        [
+            Facts(facts),
+            drawing(chart, "Size by part, beside bfloat16; what is not quantized keeps the model's own type."),
+        ],
+    )
 
 
 def _bits(path: Path, coverage: CoverageReport) -> Section:
@@ -137,14 +144,13 @@ def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
     before = [layer["quantized_error_before"] or 0 for layer in layers]
     after = [layer["quantized_error_after"] or 0 for layer in layers]
     gained = sum(a < b for a, b in zip(after, before, strict=True))
-    headings = ["layer", *(f"{figure} {when}" for figure in ("error", "largest", "kurtosis") for when in _WHEN), "note"]
+    headings = ["layer", "error", "largest weight", "kurtosis", "note"]
     rows = [
         [
             layer["layer"],
             *(
-                _number(layer[f"{figure}_{when}"])
+                " → ".join(_number(layer[f"{figure}_{when}"]) for when in ("before", "after"))
                 for figure in ("quantized_error", "max", "kurtosis")
-                for when in _WHEN
             ),
             "; ".join([*([f"kept: {layer['refused']}"] if layer["refused"] else []), *layer["warnings"]]) or "-",
         ]
@@ -154,8 +160,16 @@ def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
         f"Variance-reduced calibration: {path.stem}",
         [
             Text(
-                f"From {report['images']} images; in {gained} of {len(layers)} layers the quantized output is closer "
-                "to the float one than without it, before training. Errors are shares of the output's variance."
+                "VRC shrinks the part of a weight that acts on directions which inputs never have: it widens the range "
+                f"to be quantized, and does nothing else. It saw {counted(report['images'], 'image')}; in {gained} of "
+                f"{counted(len(layers), 'layer')} the quantized output is closer to the float one than without VRC, "
+                "before training."
+            ),
+            Text(
+                "Before → after VRC: the error of the quantized layer as a share of its output's variance, the "
+                "largest weight, and the weights' kurtosis (how heavy the tails are; 0 for a normal distribution). A "
+                "layer that VRC would not help keeps its weight. cond(G), the condition number of the inputs' "
+                "covariance, is large where the images hardly show some directions."
             ),
             Table(headings, rows[:SHOWN], "The layers with the largest error"),
             Table(headings, rows, f"All {len(rows)} calibrated layers", folded=True),
@@ -163,7 +177,7 @@ def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _errors(path: Path, model: SAM2Base, reference: SAM2Base, images: CalibrationData) -> Section:
+def _errors(path: Path, model: SAM2Base, reference: SAM2Base, images: CalibrationData, what: str) -> Section:
     errors = layer_errors(model, reference, images)
     by_loss = sorted(errors, key=lambda error: error.own)
     headings = ["layer", "weight bits", "input bits", "alone, dB", "so far, dB", "input clipped"]
@@ -181,34 +195,31 @@ def _errors(path: Path, model: SAM2Base, reference: SAM2Base, images: Calibratio
     blocks: list[Block] = [
         Text(_verdict(errors), important=True),
         Text(
-            "Signal-to-quantization-noise ratio of each layer's output. Alone: the layer gets the float model's input, "
-            "so it shows what this layer adds. So far: all layers before it are quantized as well. 20 dB is an error "
-            "of a tenth of the signal, 10 dB of a third."
+            "SQNR is the signal-to-quantization-noise ratio of a layer's output in decibels, where both models segment "
+            f"and track on {what}: 20 dB is an error of a tenth of the signal, 10 dB of a third. Alone: the layer gets "
+            "the float model's input, so it shows what this layer adds. So far: all layers before it are quantized as "
+            "well. Input clipped: the share of input values outside of the range that the input is quantized in."
         ),
         drawing(errors_by_layer(errors), "Each layer alone (dots), and with what has added up until it (line)."),
         Table(headings, rows[:SHOWN], "The layers that lose most by themselves"),
         Table(headings, rows, f"All {len(rows)} quantized layers", folded=True),
     ]
     records = {record.name: record for record in stage_of(model).layers}
+    blocks.append(
+        Text(
+            "The weights of these layers and their inputs in the float model, counted on a logarithmic axis, with the "
+            "ranges that they are clipped to, before calibration and in the file: the median of all scales, shaded "
+            "as far as they differ."
+        )
+    )
     for error in by_loss[:SHOWN]:
         weights = layer_weights(model, reference, records[error.name])
-        blocks.append(
-            drawing(
-                weight_histogram(weights),
-                f"{error.name}: weights, and the ranges that they are clipped to (median of all scales; shaded: all of "
-                "them) before calibration and in the file.",
-                small=True,
-            )
-        )
+        blocks.append(drawing(weight_histogram(weights), f"{error.name}: weights.", small=True))
         blocks.append(
             drawing(
                 input_histogram(error),
-                f"{error.name}: its input in the float model"
-                + (
-                    f"; {100 * error.clipped:.2f} % lie outside of its range."
-                    if error.clip
-                    else ", which stays in float."
-                ),
+                f"{error.name}: input, "
+                + (f"{100 * error.clipped:.2f} % outside of its range." if error.clip else "which stays in float."),
                 small=True,
             )
         )

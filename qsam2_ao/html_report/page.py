@@ -49,6 +49,7 @@ class Table:
         rows: Cells.
         title: Shown above; a folded table shows it alone.
         folded: Whether it opens on a click; it is printed as it is.
+        words: Whether the cells are words and no numbers.
     """
 
     form: ClassVar[str] = "table"
@@ -56,6 +57,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     title: str = ""
     folded: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class Drawing:
         source: As a data URI.
         caption: What there is to see.
         small: Several small ones stand in a row.
+        chart: It has text in it: it is not made so small that nobody could read it.
     """
 
     form: ClassVar[str] = "drawing"
     source: str
     caption: str
     small: bool = False
+    chart: bool = False
 
 
 Block = Text | Facts | Table | Drawing
@@ -92,7 +96,7 @@ def drawing(figure: Figure, caption: str, *, small: bool = False) -> Drawing:
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qsam2", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    return Drawing(_uri("image/svg+xml", buffer.getvalue()), caption, small)
+    return Drawing(_uri("image/svg+xml", buffer.getvalue()), caption, small, chart=True)
 
 
 def picture(image: Image.Image, caption: str) -> Drawing:

@@ -16,26 +16,44 @@ from .sources import scores_of
 
 _WORST_VIDEOS = 20
 _ON_THE_LINE = "No model is both smaller and more accurate than one on the line."
-#: Title and the beginnings of the names of what is drawn in one figure of a training.
+#: Title, the beginnings of the names of what is drawn in one figure of a training, and what that is.
 _CURVES = (
-    ("loss", ("loss", "held_out")),
-    ("validation", ("jf", "j", "f", "box", "click", "total", "procedural", "miou")),
-    ("ranges", ("ranges/",)),
-    ("share clipped", ("clipped/",)),
-    ("gradient", ("gradient_norm",)),
-    ("learning rate", ("lr",)),
+    ("loss", ("loss", "held_out"), "Loss and its terms; held_out is that of batches which are not trained on."),
+    ("validation", ("jf", "j", "f", "box", "click", "total", "procedural", "miou"), "Scores on validation data."),
+    ("ranges", ("ranges/",), "How far the clipping ranges have moved: the change of the logarithm of their width."),
+    ("share clipped", ("clipped/",), "Share of the weights and of the inputs that are outside of their range."),
+    ("gradient", ("gradient_norm",), "Norm of the gradient, before it is clipped."),
+    ("learning rate", ("lr",), "Learning rates."),
 )
 _SECONDS = ("seconds", "validation_seconds")
+_SETTINGS = {
+    "steps": "training steps",
+    "images": "calibration images",
+    "videos": "test videos",
+    "lr": "learning rate",
+    "seed": "seed",
+}
+_SCORES = (
+    "J is the mean IoU (intersection over union) of the tracked masks with the true ones, F how well their outlines "
+    "agree, and J&F the mean of the two, over all objects. mIoU is the mean IoU on single frames, where each object is "
+    "asked for by itself: by its box, where nothing else is said. All are in percent, and more is better."
+)
 
 
 def comparison_section(folder: Path, comparison: Comparison) -> Section:
     """Models beside each other, and where they differ most."""
-    columns = comparison.columns()
-    rows = [[model.label, *(cells[i] for cells in columns.values())] for i, model in enumerate(comparison.models)]
     first = comparison.models[0]
     blocks: list[Block] = [
-        Text(f"On {comparison.described}; all are compared with {first.label}, on {comparison.device}."),
-        Table(["model", *columns], rows),
+        Text(
+            f"On {comparison.described}; all are compared with {first.label}, on {comparison.device}. IoU "
+            f"(intersection over union) is 100 % where a model chose the same pixels as {first.label}; how right "
+            "either is, it does not say. The own score is a model's estimate of its masks' IoU with the true ones, "
+            "from 0 to 1."
+        ),
+        Table(
+            ["", *(model.label for model in comparison.models)],
+            [[heading, *cells] for heading, cells in comparison.columns().items()],
+        ),
     ]
     if len(comparison.models) > 1:
         points = {
@@ -71,7 +89,7 @@ def comparison_section(folder: Path, comparison: Comparison) -> Section:
 
 def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
     """The figures of a demo, size against accuracy, and masks side by side."""
-    rows, points = [], {}
+    first, rows, points = results["rows"][0], [], {}
     for row in results["rows"]:
         scores = scores_of(row)
         size = row.get("file_bytes")
@@ -79,16 +97,19 @@ def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
             [
                 str(row["name"]),
                 str(row.get("bits") or "-"),
-                *(f"{scores[name]:.1f}" if name in scores else "-" for name in ("jf", "j", "f", "miou")),
+                *(_beside(row, first, name) for name in ("jf", "j", "f", "miou")),
                 human_bytes(size) if size else "-",
+                _times_smaller(row, first),
             ]
         )
         if size and "jf" in scores:
             points[str(row["name"])] = (float(size), scores["jf"], None)
+    settings = results.get("settings", {})
     blocks: list[Block] = [
-        Table(["model", "bits w / a", "J&F", "J", "F", "mIoU", "file"], rows),
+        Table(["model", "weight / input bits", "J&F", "J", "F", "mIoU", "file", "smaller"], rows),
+        Text(f"{_SCORES} In brackets: what is gained or lost beside {first['name']}."),
         Facts(
-            {key: str(value) for key, value in results.get("settings", {}).items() if isinstance(value, (int, float))}
+            {said: str(settings[key]) for key, said in _SETTINGS.items() if isinstance(settings.get(key), (int, float))}
         ),
     ]
     if len(points) > 1:
@@ -96,8 +117,24 @@ def demo_section(folder: Path, results: Mapping[str, Any]) -> Section:
     for name in results["pictures"]:
         path = folder / Path(name).name
         if path.is_file():
-            blocks.append(picture(read_picture(path), f"Masks side by side: {path.stem}"))
+            blocks.append(
+                picture(read_picture(path), f"{path.stem.removeprefix('masks-')}: the true masks, and each model's.")
+            )
     return Section("Before and after", blocks)
+
+
+def _beside(row: Mapping[str, Any], first: Mapping[str, Any], name: str) -> str:
+    """A score, and its difference to the first model's."""
+    scores, before = scores_of(row), scores_of(first)
+    if name not in scores:
+        return "-"
+    difference = f" ({scores[name] - before[name]:+.1f})" if row is not first and name in before else ""
+    return f"{scores[name]:.1f}{difference}"
+
+
+def _times_smaller(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    size, before = row.get("file_bytes"), first.get("file_bytes")
+    return f"{before / size:.1f} times" if row is not first and size and before else "-"
 
 
 def training_section(path: Path, rows: Sequence[Mapping[str, float]]) -> Section:
@@ -105,13 +142,11 @@ def training_section(path: Path, rows: Sequence[Mapping[str, float]]) -> Section
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", *_SECONDS)))
     blocks: list[Block] = [Facts(_last(rows))]
     left = set(names)
-    for title, beginnings in _CURVES:
+    for title, beginnings, caption in _CURVES:
         chosen = [name for name in names if any(_belongs(name, beginning) for beginning in beginnings) and name in left]
         if chosen:
             left -= set(chosen)
-            blocks.append(
-                drawing(curves(rows, chosen, title), f"{title[0].upper()}{title[1:]} against steps.", small=True)
-            )
+            blocks.append(drawing(curves(rows, chosen, title), caption, small=True))
     if changing := [name for name in names if name in left and len({row[name] for row in rows if name in row}) > 1]:
         blocks.append(drawing(curves(rows, changing, "value"), "What else the log has.", small=True))
     return Section(f"Training: {path.parent.name}/{path.name}", blocks)
@@ -148,8 +183,11 @@ def run_section(folder: Path, settings: Mapping[str, Any]) -> Section:
 def evaluation_section(path: Path, content: Mapping[str, Any]) -> Section:
     """The scores of an evaluation, and those of its videos, the worst first."""
     facts = {key: str(value) for key, value in content.items() if isinstance(value, (str, int))}
+    settings = content.get("settings")
+    if isinstance(settings, Mapping) and isinstance(settings.get("prompt"), str):
+        facts["prompt"] = settings["prompt"]
     facts |= {{"jf": "J&F", "j": "J", "f": "F", "miou": "mIoU"}[k]: f"{v:.1f} %" for k, v in scores_of(content).items()}
-    blocks: list[Block] = [Facts(facts)]
+    blocks: list[Block] = [Facts(facts), Text(_SCORES)]
     videos = _videos(content)
     if videos:
         worst = sorted(videos, key=lambda name: videos[name].get("jf", 0.0))

@@ -12,6 +12,8 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ..calibration.images import CalibrationData
 from ..data.types import VideoSequence
+from ..evaluation.protocol import Protocol
+from ..evaluation.tally import Metric
 from ..files import atomic_write, check_output_file
 from ..optional import needed
 from ..reporting.environment import environment
@@ -20,7 +22,7 @@ from ..workflow import EMBEDDED
 from ..workflow.data import procedural_images
 from ..workflow.models import load_model
 from .model_sections import model_sections
-from .page import Facts, Section, render
+from .page import Section, Table, render
 from .result_sections import (
     comparison_section,
     demo_section,
@@ -44,12 +46,18 @@ class ReportOptions:
             files are a demo's, and for no comparison else.
         images: To compare layers on; None for procedural ones.
         videos: Videos with masks to score the models on; None for no scores.
+        protocol: How they are scored, as by ``qsam2 evaluate``: "official" or "deployed".
+        metric: Likewise: "davis" or "sav".
+        target: How packed files run for the scores, as for ``load_qsam2``.
         time: Whether to time every layer of packed files.
     """
 
     reference: str | None = None
     images: CalibrationData | None = None
     videos: Sequence[VideoSequence] | None = None
+    protocol: Protocol = "official"
+    metric: Metric = "sav"
+    target: str = "auto"
     time: bool = False
 
 
@@ -95,18 +103,27 @@ def _sections(found: Sources, options: ReportOptions) -> list[Section]:
     sections += [evaluation_section(path, content) for path, content in found.evaluations]
     sections += [run_section(folder, settings) for folder, settings in found.runs]
     sections += [training_section(path, rows) for path, rows in found.logs]
+    order = [str(row["name"]) for _, results in found.demos for row in results["rows"]]
+    packed = sorted(found.packed, key=lambda path: order.index(path.stem) if path.stem in order else len(order))
     name = options.reference or (EMBEDDED if found.demos else None)
     reference = None if name is None or not found.packed else load_model(name)
     if options.videos and found.packed:
         models: dict[str, SAM2Base] = {} if reference is None else {FLOAT: reference}
-        models |= {_label(path, found): load_model(str(path), target="auto") for path in found.packed}
-        sections.append(video_section(models, options.videos))
-    for path in found.packed:
+        models |= {_label(path, found): load_model(str(path), target=options.target) for path in packed}
+        sections.append(
+            video_section(
+                models, options.videos, protocol=options.protocol, metric=options.metric, target=options.target
+            )
+        )
+    for path in packed:
         note(f"report: {path}")
-        images = options.images
+        images, what = options.images, "pictures"
         if images is None:
             images = procedural_images(IMAGES, 96 if reference is None else reference.image_size)
-        sections += model_sections(path, reference, images, time=options.time)
+            what = "procedural pictures"
+        elif isinstance(images, (str, os.PathLike)):
+            what = f"pictures of {os.fspath(images)}"
+        sections += model_sections(path, reference, images, what, time=options.time)
     return sections + [sensitivity_section(path, content) for path, content in found.sensitivities]
 
 
@@ -117,12 +134,13 @@ def _label(path: Path, found: Sources) -> str:
 
 def _contents(found: Sources) -> Section:
     counts = {
-        "packed files": [str(path) for path in found.packed],
-        "comparisons": [str(folder) for folder, _ in found.comparisons],
-        "demos": [str(folder) for folder, _ in found.demos],
-        "unfinished runs": [str(folder) for folder, _ in found.runs],
-        "training logs": [str(path) for path, _ in found.logs],
-        "evaluations": [str(path) for path, _ in found.evaluations],
-        "sensitivities": [str(path) for path, _ in found.sensitivities],
+        "packed file": [str(path) for path in found.packed],
+        "comparison": [str(folder) for folder, _ in found.comparisons],
+        "demo": [str(folder) for folder, _ in found.demos],
+        "unfinished run": [str(folder) for folder, _ in found.runs],
+        "training log": [str(path) for path, _ in found.logs],
+        "evaluation": [str(path) for path, _ in found.evaluations],
+        "sensitivity": [str(path) for path, _ in found.sensitivities],
     }
-    return Section("Summary", [Facts({kind: ", ".join(names) for kind, names in counts.items() if names})])
+    rows = [[kind, name] for kind, names in counts.items() for name in names]
+    return Section("Sources", [Table(["what", "where"], rows, words=True)])

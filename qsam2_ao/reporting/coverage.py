@@ -16,6 +16,7 @@ from ..deploy.record import LayerRecord
 from ..graph import SINGLE_LAYER, Part, find_parts, graph_of
 from ..graph.paths import is_inside
 from ..rich_repr import ShowsTable
+from ..spelling import counted
 from ..stage import LayerTarget, stage_of
 from .speed import LayerTime
 
@@ -87,26 +88,33 @@ class CoverageReport(ShowsTable):
         }
 
     def table(self) -> Table:
-        """The report as a rich table."""
+        """The report as a rich table, narrow enough for terminals: reasons stand below it, by number."""
+        share = f"{100 * self.quantized_share:.1f}% of the parameters in quantized layers"
+        reasons = dict.fromkeys(layer.reason for layer in self.layers if layer.reason)
+        numbers = {reason: str(number) for number, reason in enumerate(reasons, 1)}
         table = Table(
-            title=f"{len(self.layers)} layers, {100 * self.quantized_share:.1f}% of the parameters in quantized layers"
+            title=f"{counted(len(self.layers), 'layer')}, {share}",
+            caption="\n".join(f"{number}: {reason}" for reason, number in numbers.items()),
+            title_justify="left",
+            caption_justify="left",
+            box=None,
+            pad_edge=False,
         )
         timed = any(layer.time for layer in self.layers)
-        times = ("ms", "bf16 ms") if timed else ()
-        for column in ("layer", "region", "type", "shape", "weight", "input", "scales", "target", *times, "note"):
-            table.add_column(column, overflow="fold", no_wrap=column == "layer")
+        table.add_column("layer", overflow="fold")
+        for column in ("type", "shape", "bits", "scales", "target", *(("ms", "bf16 ms") if timed else ()), "note"):
+            table.add_column(column, no_wrap=True)
         for layer in self.layers:
+            slower = layer.time is not None and layer.time.slower
             table.add_row(
                 layer.name,
-                layer.region or "-",
                 layer.type,
                 "x".join(map(str, layer.shape)),
-                f"{layer.weight_bits}",
-                f"{layer.activation_bits}",
+                f"{layer.weight_bits} x {layer.activation_bits}",
                 layer.granularity or "-",
                 layer.target,
                 *((f"{layer.time.ms:.3g}", f"{layer.time.float_ms:.3g}") if layer.time else ("-", "-") * timed),
-                layer.note,
+                ", ".join(filter(None, (numbers.get(layer.reason), "slower" if slower else None))),
                 style="dim" if layer.target == "float" else None,
             )
         return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,8 @@ def draw_prompts(
     image: Image.Image | NDArray[np.uint8],
     points: Sequence[tuple[float, float, int]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
+    *,
+    radius: int | None = None,
 ) -> Image.Image:
     """Mark clicks (green: inside, red: outside) and boxes on a picture.
 
@@ -133,13 +135,14 @@ def draw_prompts(
         image: RGB picture, or uint8 ``[height, width, 3]``; left as it is.
         points: ``(x, y, label)`` in pixels with label 1 (inside the object) or 0 (outside).
         boxes: ``(x0, y0, x1, y1)`` in pixels.
+        radius: Of a click, in pixels; by default a ninetieth of the picture.
 
     Returns:
         An RGB picture of the image's size.
     """
     canvas = _as_image(image).copy()
     pen = ImageDraw.Draw(canvas)
-    radius = max(2, round(min(canvas.size) / 90))
+    radius = radius or max(2, round(min(canvas.size) / 90))
     for box in boxes:
         pen.rectangle(box, outline="white", width=max(1, radius // 3))
     for x, y, label in points:
@@ -159,7 +162,7 @@ def side_by_side(
 
     Args:
         pictures: One or more, shown at the first one's size.
-        titles: One for each picture; "" leaves the line empty.
+        titles: One for each picture; "" leaves the line empty. One that is wider than its picture loses its middle.
         columns: Pictures in a row; by default all.
         min_width: Smaller pictures are enlarged to this width in pixels, without smoothing.
 
@@ -186,9 +189,28 @@ def side_by_side(
     font = ImageFont.load_default(size=14)
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y = gap + i % columns * (width + gap), i // columns * (height + line + gap)
-        pen.text((x + 2, y + 2), title, fill="white", font=font)
+        pen.text((x + 2, y + 2), shortened(title, width - 4, font.getlength), fill="white", font=font)
         sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y + line))
     return sheet
+
+
+def shortened(text: str, width: float, length: Callable[[str], float]) -> str:
+    """A text without its middle, where it would be too wide.
+
+    Args:
+        text: The text.
+        width: What it may take.
+        length: What a text takes.
+
+    Example:
+        >>> shortened("sam2.1_hiera_tiny-w4a8: 97 %", 20, len)
+        'sam2.1_hie…4a8: 97 %'
+    """
+    shown, left = text, len(text)
+    while left > 2 and length(shown) > width:
+        left -= 1
+        shown = f"{text[: (left + 1) // 2]}…{text[len(text) - left // 2 :]}"
+    return shown
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:

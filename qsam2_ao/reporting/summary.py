@@ -36,7 +36,9 @@ class ModelSummary(ShowsTable):
 
     def table(self) -> Table:
         """A row for each region."""
-        size = f"{human_bytes(self.size.actual_bytes)}, {self.size.compression:.1f}x smaller than bfloat16"
+        ratio = self.size.compression
+        than = f"{ratio:.1f}x smaller" if ratio >= 1 else f"{1 / ratio:.1f}x larger"
+        size = f"{human_bytes(self.size.actual_bytes)}, {than} than bfloat16"
         share = f"{100 * self.quantized_share:.1f}% of the parameters in quantized layers"
         table = Table(title=f"{self.stage} {self.recipe or ''}: {size}; {share}", title_justify="left")
         found = {kind for counts in self.layers.values() for kind in counts}

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..data.masks import VOID, read_ids
 from ..data.prompts import check_mask, check_prompts
 from ..errors import DataError
+from ..spelling import counted
 
 Direction = Literal["forward", "backward", "both"]
 NAMES = ("points", "labels", "box", "mask")
@@ -262,4 +263,6 @@ def _on_frame(frame: int) -> str:
 
 def _check_frame(frame: int, frames: int | None, where: str) -> None:
     if frames is not None and frame >= frames:
-        raise DataError(f"{where}frame {frame} is beyond the clip, which has {frames} frames, 0 to {frames - 1}")
+        raise DataError(
+            f"{where}frame {frame} is beyond the clip, which has {counted(frames, 'frame')}, 0 to {frames - 1}"
+        )

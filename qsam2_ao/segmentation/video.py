@@ -26,6 +26,7 @@ from ..interrupts import interrupts_between_steps
 from ..progress import tqdm
 from ..reporting.label_maps import label_map, save_label_map
 from ..reporting.overlay import draw_masks
+from ..spelling import counted
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
 from .schedule import Direction, ObjectPrompt, Prompts, Schedule, as_schedule, check_for_exported, check_schedule
 from .streaming import FrameMasks, StreamingPredictor
@@ -266,7 +267,9 @@ def _track(
         yield index, np.asarray(picture), ids
         finished()
     if unheard := [frame for frame in schedule if frame > index]:
-        raise DataError(f"there are prompts for frame {unheard[0]}, but the clip ended after {index + 1} frames")
+        raise DataError(
+            f"there are prompts for frame {unheard[0]}, but the clip ended after {counted(index + 1, 'frame')}"
+        )
 
 
 def _indexed(frames: Frames) -> TypeGuard[Indexed[NDArray[np.uint8]]]:

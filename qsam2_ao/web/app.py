@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ..data.decoding import max_pixels, pixel_limit
 from ..data.masks import read_ids
 from ..errors import DataError, QSAM2Error
 from ..segmentation import save_label_map
@@ -52,6 +53,8 @@ def make_app(models: Models, *, max_upload: int = 200 * MEGABYTE, max_frames: in
         hosts: Names by which the page may be asked for; others are refused, so that no other site's name can be made
             to mean this machine.
 
+    The size limit of pictures that is in force where it is called (``pixel_limit``) holds for all that is opened.
+
     Example:
         >>> app = make_app(models, hosts=["127.0.0.1"])  # doctest: +SKIP
     """
@@ -80,7 +83,11 @@ def make_app(models: Models, *, max_upload: int = 200 * MEGABYTE, max_frames: in
             Route(clip + "/masks/{model:int}/{frame:int}", page.mask),
             Route(clip + "/download/{model:int}/{form}", page.download),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_Guard)],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+            Middleware(_Guard),
+            Middleware(_SizeLimit, pixels=max_pixels()),
+        ],
         exception_handlers={QSAM2Error: _bad_input, HTTPException: _http_error},  # type: ignore[dict-item]
         lifespan=lifespan,
     )
@@ -119,6 +126,17 @@ class _Guard:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class _SizeLimit:
+    """A size limit of pictures for every request and the threads that it starts, whatever the server resets."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], pixels: int) -> None:
+        self._app, self._pixels = app, pixels
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with pixel_limit(self._pixels):
+            await self._app(scope, receive, send)
 
 
 class _Page:
@@ -164,7 +182,7 @@ class _Page:
     def _described(self, clip: Clip) -> Response:
         width, height = clip.size
         facts = {"id": clip.id, "name": clip.name, "width": width, "height": height}
-        return JSONResponse(facts | {"frames": clip.length, "picture": clip.picture})
+        return JSONResponse(facts | {"frames": clip.length, "stored_frames": clip.stored, "picture": clip.picture})
 
     async def close(self, request: Request) -> Response:
         self.store.close(request.path_params["clip"])

@@ -66,10 +66,11 @@ class Clip:
         id: Nobody guesses it: who knows it may see the clip.
         name: What the user calls it.
         folder: For its file and masks.
-        length: How many frames it has.
+        length: How many frames are opened.
         size: Width and height in pixels.
         kept: The frames, where they are in memory: uint8 ``[height, width, 3]`` each; empty for a file.
         source: The video file, where it is one.
+        stored: How many frames the file has: more than are opened, where it is a long one.
         tracking: What was tracked last.
         used: When it was asked for last, in seconds of the monotonic clock.
     """
@@ -81,6 +82,7 @@ class Clip:
     size: tuple[int, int]
     kept: Sequence[NDArray[np.uint8]] = ()
     source: Path | None = None
+    stored: int = 0
     tracking: Tracking | None = None
     used: float = field(default_factory=time.monotonic)
     _near: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
@@ -167,9 +169,12 @@ class ClipStore:
             write(path)
             if suffix in PICTURE_SUFFIXES and count_pages(path) == 1:
                 return self._add(_in_memory(Path(name).name[:80], folder, [read_rgb(path)]))
-            frames = ClipFrames(path, self._max_frames)
+            frames = ClipFrames(path)
             height, width = frames.first.shape[:2]
-            clip = Clip(_new_id(), Path(name).name[:80], folder, len(frames), (width, height), source=path)
+            length = min(len(frames), self._max_frames)
+            clip = Clip(
+                _new_id(), Path(name).name[:80], folder, length, (width, height), source=path, stored=len(frames)
+            )
             return self._add(clip)
         except DataError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -225,7 +230,7 @@ def _new_id() -> str:
 
 def _in_memory(name: str, folder: Path, frames: Sequence[NDArray[np.uint8]]) -> Clip:
     height, width = frames[0].shape[:2]
-    return Clip(_new_id(), name, folder, len(frames), (width, height), kept=frames)
+    return Clip(_new_id(), name, folder, len(frames), (width, height), kept=frames, stored=len(frames))
 
 
 def jpeg_bytes(frame: NDArray[np.uint8]) -> bytes:

@@ -67,6 +67,8 @@ def serve(
         max_frames: Of longer clips, only the first so many are opened.
         names: By which other machines ask for this one.
 
+    Pictures are opened up to the size limit that is in force (``pixel_limit``).
+
     Raises:
         QSAM2Error: The address cannot be listened on.
         MissingPackageError: Starlette or uvicorn is not installed.
@@ -78,6 +80,7 @@ def serve(
     uvicorn = needed("uvicorn")
     from .app import make_app
 
+    models.warm_up()
     note(f"open http://{own}:{port} in a browser; Ctrl-C ends it")
     app = make_app(models, max_upload=max_upload, max_frames=max_frames, hosts=hosts)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)

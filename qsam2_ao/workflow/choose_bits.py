@@ -139,7 +139,7 @@ def choose_bits(
     if share.count > 1:
         if mine := left(share.of(list(layers))):
             measure(mine)
-        if not share.all_done(lambda: left(layers), "layers"):
+        if not share.all_done(lambda: left(layers), "layer"):
             return None
     measured = measure(list(layers))
     assignment = assign_bits(measured, size, first_and_last=first_and_last)

@@ -29,6 +29,7 @@ from ..predictors import eval_mode
 from ..progress import tqdm
 from ..reporting.environment import environment
 from ..reporting.notes import note
+from ..spelling import counted
 from ..threads import one_thread_if_small
 from ..workspace import Workspace, fingerprint, versions
 from .labelled import LabelledVideos
@@ -214,7 +215,7 @@ def evaluate(
                     files[sequence.name].unlink(missing_ok=True)
         before = [sequence.name for _, sequence in mine if files[sequence.name].exists()]
         if before:
-            note(f"{len(before)} of {len(mine)} videos were evaluated before")
+            note(f"evaluated before: {len(before)} of {counted(len(mine), 'video')}")
         todo = [(number, sequence) for number, sequence in mine if sequence.name not in before]
         if todo:
             predictor = load_model(model, checkpoint, share.device(device), target)
@@ -226,7 +227,7 @@ def evaluate(
                             predictor, sequence, number, settings, videos.pictures, save_masks
                         ),
                     )
-        if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "videos"):
+        if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "video"):
             return None
         results = tuple(work.result(quote(name, safe=""), _not_there) for name in videos.names)
         done = Evaluation(settings, results, about, videos.pictures)

@@ -23,6 +23,7 @@ from ..ranks import from_first_rank, joined, place_from, rank
 from ..recipe import QConfigLike, preset_qconfig
 from ..reporting.notes import note
 from ..sensitivity import Assignment
+from ..spelling import counted
 from ..stage import set_stage, stage_of
 from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
@@ -279,7 +280,7 @@ def quantize_model(
         from ..training.distillation import RECOMMENDED
         from .training import train_as, training_data
 
-        _say(f"{job.preset}: training (LSC, distilled from the float model), {job.training.steps} steps")
+        _say(f"{job.preset}: training (LSC, distilled from the float model), {counted(job.training.steps, 'step')}")
         result = train_as(
             job.training,
             prepared,

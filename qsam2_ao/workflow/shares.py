@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..errors import QConfigError
 from ..ranks import place_from
 from ..reporting.notes import note
+from ..spelling import counted
 
 Item = TypeVar("Item")
 
@@ -58,7 +59,7 @@ class Share:
 
         Args:
             missing: Names the items whose results are not there.
-            what: What they are called, such as "videos".
+            what: What one of them is called, such as "video".
 
         Returns:
             Whether the report can be made by this process; else it was said what to do.
@@ -72,8 +73,9 @@ class Share:
         if left := missing():
             some = ", ".join(left[:4]) + (", ..." if len(left) > 4 else "")
             note(
-                f"share {self.index} of {self.count} is done; {len(left)} {what} of other shares are not ({some}): the "
-                "last share to end, or the same command without --shard, reports"
+                f"share {self.index} of {self.count} is done; of other shares still to come: "
+                f"{counted(len(left), what)} ({some}); the last share to end, or the same command without "
+                "--shard, reports"
             )
             return False
         return True

@@ -22,6 +22,7 @@ from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
 from ..segmentation.saving import MASKS_AND_OVERLAY, SavedAs, check_saved
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_object_id, check_schedule
+from ..spelling import counted
 from ..workspace import fingerprint, versions
 from .models import load_runnable
 from .shares import Share
@@ -146,7 +147,7 @@ def track_videos(
     mine = share.of(jobs)
     todo = [job for job in mine if finished(job) is None]
     if len(todo) < len(mine):
-        note(f"{len(mine) - len(todo)} of {len(mine)} videos were tracked before")
+        note(f"tracked before: {len(mine) - len(todo)} of {counted(len(mine), 'video')}")
     if todo:
         runnable = load_runnable(model, checkpoint, share.device(device), target)
         for job in tqdm(todo, desc="videos", unit="video"):
@@ -166,7 +167,7 @@ def track_videos(
             }
             with atomic_write(folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(written, indent=2), "utf-8")
-    if not share.all_done(lambda: [job.name for job in jobs if finished(job) is None], "videos"):
+    if not share.all_done(lambda: [job.name for job in jobs if finished(job) is None], "video"):
         return None
     return [result for job in jobs if (result := finished(job)) is not None]
 

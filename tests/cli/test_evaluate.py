@@ -78,7 +78,7 @@ def test_results_are_kept_for_each_video_and_shared(run, packed_file: Path, davi
     result = run("evaluate", *arguments, *out, "--shard", "2/2", "--json")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
-    assert "1 videos of other shares are not (val-00001)" in result.stderr
+    assert "of other shares still to come: 1 video (val-00001)" in result.stderr
     kept = sorted((tmp_path / "out" / "videos").rglob("val-*.json"))
     assert [path.name for path in kept] == ["val-00000.json", "val-00002.json"]
     times = [path.stat().st_mtime_ns for path in kept]
@@ -87,7 +87,7 @@ def test_results_are_kept_for_each_video_and_shared(run, packed_file: Path, davi
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == alone
     again = run("evaluate", *arguments, *out, "--json")
     assert json.loads(again.stdout) == alone
-    assert "3 of 3 videos were evaluated before" in again.stderr
+    assert "evaluated before: 3 of 3 videos" in again.stderr
     assert [path.stat().st_mtime_ns for path in kept] == times
     result = run("evaluate", *arguments, "--shard", "1/2")
     assert result.exit_code == 2
@@ -107,7 +107,7 @@ def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
         path.unlink()
     (masks / "val-00001").rmdir()
     again = run("evaluate", *arguments, "--save-masks", masks, "--json")
-    assert "2 of 3 videos were evaluated before" in again.stderr
+    assert "evaluated before: 2 of 3 videos" in again.stderr
     assert json.loads(again.stdout) == report
     assert len(list(masks.rglob("*.png"))) == 9
     for path in davis.rglob("Annotations/*/*.png"):
@@ -154,7 +154,7 @@ def test_the_embedded_split_for_people(run, packed_file: Path):
     assert result.exit_code == 0, result.stderr
     assert "J&F" in result.stdout
     assert "mIoU" in result.stdout
-    assert "1 videos of embedded" in result.stdout
+    assert "1 video of embedded" in result.stdout
     result = run("evaluate", packed_file, "--format", "davis")
     assert result.exit_code == 2
     assert "embedded videos have no format davis" in result.stderr

@@ -49,7 +49,7 @@ def test_shares_measure_what_one_process_does(run, tmp_path: Path):
     first = run(*command, "-o", tmp_path / "shared", "--shard", "1/2")
     assert first.exit_code == 0, first.stderr
     assert first.stdout == ""
-    assert "63 layers of other shares are not" in first.stderr
+    assert "of other shares still to come: 63 layers" in first.stderr
     last = run(*command, "-o", tmp_path / "shared", "--shard", "0/2")
     alone = run(*command, "-o", tmp_path / "alone")
     assert json.loads(last.stdout) == json.loads(alone.stdout)

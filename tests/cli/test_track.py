@@ -165,11 +165,11 @@ def test_a_folder_of_videos_goes_on_after_the_last_finished_one(
     result = run(*arguments, "--shard", "1/2")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
-    assert "2 videos of other shares are not (a, c)" in result.stderr
+    assert "of other shares still to come: 2 videos (a, c)" in result.stderr
     done = (tmp_path / "out" / "b" / "tracked.json").stat().st_mtime_ns
     result = run(*arguments)
     assert result.exit_code == 0, result.stderr
-    assert "1 of 3 videos were tracked before" in result.stderr
+    assert "tracked before: 1 of 3 videos" in result.stderr
     assert (tmp_path / "out" / "b" / "tracked.json").stat().st_mtime_ns == done
     report = json.loads(result.stdout)["videos"]
     assert [Path(video["video"]).name for video in report] == ["a", "b", "c.mp4"]
@@ -180,7 +180,7 @@ def test_a_folder_of_videos_goes_on_after_the_last_finished_one(
         assert np.array_equal(read_ids(path), read_ids(tmp_path / "out" / "a" / "masks" / path.name))
     (prompts / "b.json").write_text(json.dumps([{"object": 2, "points": [[40, 40]]}]))
     result = run(*arguments)
-    assert "2 of 3 videos were tracked before" in result.stderr
+    assert "tracked before: 2 of 3 videos" in result.stderr
     assert [found["id"] for found in json.loads(result.stdout)["videos"][1]["objects"]] == [2]
 
 

@@ -15,6 +15,7 @@ import pytest
         (["absent.safetensors"], "no model 'absent.safetensors'"),
         (["--host", "0.0.0.0"], "say by which --name it may"),
         (["--max-upload", "0"], "--max-upload"),
+        (["--max-pixels", "0"], "--max-pixels"),
     ],
 )
 def test_bad_input_is_named(run, arguments: list[str], message: str):

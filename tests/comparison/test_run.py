@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from qsam2_ao import load_embedded, load_qsam2
 from qsam2_ao.comparison import (
@@ -58,6 +62,10 @@ def test_agreement_is_the_iou_of_the_masks(packed_file: Path, picture: Path, cli
     assert found.cases[0].least == pytest.approx(100 * min(ious))
     assert [case.least for case in found.cases] == sorted(case.least for case in found.cases)
 
+    out = io.StringIO()
+    Console(file=out, width=60).print(found)
+    assert re.search(r"embedded . +random-w4a8", out.getvalue()), "a narrow terminal has a column for each model"
+    assert re.search(r"IoU % +. +- . +\d+\.\d ", out.getvalue())
     results, drawn = save_comparison(found, sheet, tmp_path / "out")
     assert read_comparison(results) == found
     assert Image.open(drawn).height > 240
@@ -90,6 +98,25 @@ def test_memory_is_measured_in_a_process_of_its_own(packed_file: Path, picture: 
 def test_nothing_to_compare_on(packed_file: Path):
     with pytest.raises(DataError, match="no picture and no clip"):
         compare_models(["embedded", str(packed_file)], [])
+
+
+def test_without_data_there_are_photographs_and_scenes_of_the_models_size(packed_file: Path, capsys):
+    pytest.importorskip("skimage")
+    found, _ = compare_models(["embedded", str(packed_file)], memory=False, progress=False)
+    assert [(s.kind, s.size) for s in found.subjects if s.name.startswith("procedural")] == [("clip", (96, 96))] * 2
+    assert {s.name.split()[0] for s in found.subjects if s.kind == "picture"} == {"photograph"}
+    said = capsys.readouterr().err
+    assert "scikit-image's photographs (coins, " in said
+    assert "procedural scenes of 96 x 96 pixels" in said
+
+
+def test_without_photographs_there_are_scenes(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    subjects = shipped_subjects(40)
+    assert {subject.open()[0][0].shape for subject in subjects} == {(40, 40, 3)}
+    assert {subject.kind for subject in subjects} == {"picture", "clip"}
+    said = capsys.readouterr().err
+    assert "procedural scenes of 40 x 40 pixels, and without photographs, which pip install" in said
 
 
 def test_the_shipped_subjects_have_prompts_that_fit():

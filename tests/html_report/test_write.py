@@ -75,7 +75,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_results_of_every_kind(run_folder: Path, tmp_path: Path):
     page = Page(write_report([run_folder], tmp_path / "page.html"))
     assert page.headings == [
-        "Summary",
+        "Sources",
         f"Evaluation: {EVIL}",
         "Run: w4a8.safetensors.work",
         "Training: run/metrics.jsonl",
@@ -95,11 +95,13 @@ def test_a_packed_file_beside_its_float_model(quantized: SAM2Base, images: list[
     options = ReportOptions(reference="embedded", images=images, videos=videos)
     page = Page(write_report([path], tmp_path / "page.html", options))
     assert page.headings == [
-        "Summary",
+        "Sources",
         "J&F by video",
         *(f"{part}: w4a8" for part in ("Model", "Bits by layer", "Accuracy by layer")),
     ]
     assert re.search(r"loses most by itself: \d+\.\d dB", page.text)
+    assert "Protocol official: " in page.text
+    assert "image_encoder.<wbr>" in page.text, "narrow screens break names of layers behind dots"
     assert not page.outside
     alone = Page(write_report([path], tmp_path / "page.html"))
     assert "Name the float model with --float" in alone.text

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 import rich
 import torch
+from rich.console import Console
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -81,3 +83,14 @@ def test_it_is_data_and_a_table(prepared: SAM2Base, capsys: pytest.CaptureFixtur
     rich.print(report.table())
     assert "% of the parameters" in capsys.readouterr().out
     assert torch.Size(report.layers[0].shape).numel() > 0
+
+
+def test_a_narrow_terminal_shows_every_column_and_each_reason_once(prepared: SAM2Base) -> None:
+    report, out = coverage_report(prepared), io.StringIO()
+    Console(file=out, width=80).print(report.table())
+    lines = out.getvalue().splitlines()
+    assert lines[1].split() == ["layer", "type", "shape", "bits", "scales", "target", "note"]
+    (number,) = (line.split(":")[0] for line in lines if line.strip().endswith(": normalization is computed in float"))
+    norm = next(line for line in lines if " LayerNorm " in line)
+    assert norm.split()[-2:] == ["float", number]
+    assert any("4 x 8" in line and "fake-quantized" in line for line in lines)

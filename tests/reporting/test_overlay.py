@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFilter
 
 from qsam2_ao.errors import DataError, QSAM2Error
-from qsam2_ao.reporting.overlay import colour, draw_masks, draw_prompts, save_picture, side_by_side
+from qsam2_ao.reporting.overlay import colour, draw_masks, draw_prompts, save_picture, shortened, side_by_side
 
 
 @pytest.fixture
@@ -100,6 +100,8 @@ def test_a_mask_of_another_size_is_refused(grey: np.ndarray):
 
 def test_prompts_are_marked_where_they_are(grey: np.ndarray):
     drawn = draw_prompts(grey, points=[(10, 20, 1), (50, 20, 0)], boxes=[(5, 5, 55, 35)])
+    large = draw_prompts(grey, points=[(10, 20, 1)], radius=8)
+    assert (drawn.getpixel((15, 20)), large.getpixel((15, 20))) == ((100, 100, 100), (0, 255, 0))
     assert drawn.getpixel((10, 20)) == (0, 255, 0)
     assert drawn.getpixel((50, 20)) == (255, 0, 0)
     assert drawn.getpixel((30, 5)) == (255, 255, 255)
@@ -112,6 +114,15 @@ def test_panels_keep_every_picture(grey: np.ndarray):
     assert sheet.size == (2 * 66 + 6, 2 * 66)
     assert [sheet.getpixel(place) for place in ((30, 40), (100, 40), (30, 106))] == [colour(i) for i in (1, 2, 3)]
     assert np.asarray(sheet)[:20, :66].max() == 255  # a title
+
+
+def test_a_long_title_stays_above_its_picture():
+    pictures = [Image.new("RGB", (120, 40), colour(1))] * 2
+    long = side_by_side(pictures, ["a model's long name, object 16", ""], min_width=120)
+    assert np.asarray(long)[:20, :126].max() == 255
+    assert len(np.unique(np.asarray(long)[:20, 126:].reshape(-1, 3), axis=0)) == 1, "nothing reaches over the next one"
+    assert shortened("a model's long name, object 16", 16, len) == "a model'…ject 16"
+    assert shortened("short", 16, len) == "short"
 
 
 def test_panels_need_titles(grey: np.ndarray):

@@ -85,7 +85,7 @@ def test_void_in_a_mask_file_is_no_object(tmp_path: Path):
         ({"points": ["1,2,3,4"]}, "expected X,Y"),
         ({"points": ["1,2,2"]}, "label must be 1"),
         ({"points": ["65,2"]}, "outside of the picture, which is 64 x 48"),
-        ({"points": ["3@1,2"]}, "frame 3 is beyond the clip, which has 1 frames"),
+        ({"points": ["3@1,2"]}, "frame 3 is beyond the clip, which has 1 frame, 0 to 0"),
         ({"points": ["0:1,2"]}, "ids are 1 to 254"),
         ({"points": ["255:1,2"]}, "ids are 1 to 254"),
         ({"boxes": ["1,2,3"]}, "expected X0,Y0,X1,Y1"),

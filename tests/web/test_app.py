@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from qsam2_ao import load_embedded
+from qsam2_ao.data.decoding import pixel_limit
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.segmentation import ObjectPrompt, segment_image, track_frames
 from qsam2_ao.web import clips
@@ -87,6 +88,47 @@ def test_a_clip_is_tracked_and_corrected_on_a_later_frame(client):
     assert client.get(f"/api/clips/{clip['id']}/masks/0/3").status_code == 404
     video = client.get(f"/api/clips/{clip['id']}/download/1/overlay")
     assert video.content[4:8] == b"ftyp"
+
+
+def animation(frames: int) -> bytes:
+    first, *others = map(Image.fromarray, generate_sequence("test", 0, num_frames=frames).frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+def test_the_size_limit_holds_for_what_is_opened_and_for_what_is_tracked(models, monkeypatch: pytest.MonkeyPatch):
+    testclient = pytest.importorskip("starlette.testclient")
+    from qsam2_ao.web.app import make_app
+
+    gif = animation(3)
+    with pixel_limit(96 * 96 - 1):
+        small = make_app(models, hosts=["testserver"])
+    with testclient.TestClient(small) as client:
+        response = client.post("/api/clips", params={"name": "mine.gif"}, content=gif)
+    assert (response.status_code, "give --max-pixels 9216" in response.json()["error"]) == (400, True)
+    with pixel_limit(96 * 96):
+        app = make_app(models, hosts=["testserver"])
+    monkeypatch.setenv("QSAM2_MAX_PIXELS", "10")  # which the limit goes before, in threads too
+    with testclient.TestClient(app) as client:
+        assert tracked(client, opened(client, gif, "mine.gif"), [{"frame": 0, **CLICK}])["error"] is None
+
+
+def test_of_a_long_clip_it_is_said_how_much_is_open(models):
+    testclient = pytest.importorskip("starlette.testclient")
+    from qsam2_ao.web.app import make_app
+
+    with testclient.TestClient(make_app(models, max_frames=2, hosts=["testserver"])) as client:
+        clip = opened(client, animation(3), "mine.gif")
+    assert (clip["frames"], clip["stored_frames"]) == (2, 3)
+
+
+def test_warming_up_changes_no_answer(models, png: bytes):
+    picture, prompts = np.asarray(Image.open(io.BytesIO(png))), {1: ObjectPrompt([(40, 50, 1)])}
+    _, before = models.segment(picture, prompts)
+    models.warm_up()
+    _, after = models.segment(picture, prompts)
+    np.testing.assert_array_equal(before, after)
 
 
 def test_masks_of_an_earlier_tracking_are_not_taken_along(client):

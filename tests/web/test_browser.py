@@ -32,7 +32,7 @@ def address(models: Models) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = make_app(models, max_upload=2_000_000, hosts=["127.0.0.1"])
+    app = make_app(models, max_upload=2_000_000, max_frames=10, hosts=["127.0.0.1"])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -59,11 +59,12 @@ def page(browser, address: str) -> Iterator:
     page.on(
         "request", lambda request: None if request.url.startswith((address, "data:")) else problems.append(request.url)
     )
+    page.on("response", lambda response: problems.append(response.url) if response.status == 404 else None)
     page.goto(address)
     sync_api.expect(page.locator("section.panel")).to_have_count(2)
     yield page
     page.close()
-    assert not problems, "an error of the script, or a request to elsewhere"
+    assert not problems, "an error of the script, a request to elsewhere, or what is not there"
 
 
 def open_sample(page, number: int) -> None:
@@ -138,6 +139,7 @@ def test_a_clip_is_tracked_scrubbed_and_corrected(page, tmp_path: Path):
     shot(page, "tracked")
     click(page, 0.5, 0.3, panel=1)
     answer(page, 1, "own score")
+    sync_api.expect(page.locator("#message")).to_contain_text("of this frame's clicks alone")
     page.click("#track")
     sync_api.expect(page.locator("#message")).to_contain_text("tracked:", timeout=30_000)
     answer(page, 1, "ms a frame")
@@ -145,6 +147,16 @@ def test_a_clip_is_tracked_scrubbed_and_corrected(page, tmp_path: Path):
     with page.expect_download() as download:
         page.locator("a[data-form=overlay]").nth(1).click()
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_long_clip_and_the_figures_are_explained(page, tmp_path: Path):
+    path = tmp_path / "long.mp4"
+    write_video(path, list(generate_sequence("test", 0, num_frames=12).frames), 8)
+    page.set_input_files("#file", path)
+    sync_api.expect(page.locator("#name")).to_have_text("long.mp4, 96 x 96, the first 10 of 12 frames")
+    page.locator("#help summary").click()
+    sync_api.expect(page.locator("#help dd").first).to_be_visible()
+    shot(page, "help")
 
 
 def test_bad_files_are_explained(page, tmp_path: Path):

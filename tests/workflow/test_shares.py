@@ -35,14 +35,14 @@ def test_torchrun_deals_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     share = share_of(None)
     assert share == Share(3, 4, together=True, local=1)
     assert (share.device("cuda"), share.device("cpu"), share.device("cuda:0")) == ("cuda:1", "cpu", "cuda:0")
-    assert not share.all_done(list, "videos"), "the first one reports"
+    assert not share.all_done(list, "video"), "the first one reports"
     with pytest.raises(QConfigError, match="torchrun and srun deal by rank"):
         share_of("0/4")
 
 
 def test_the_last_share_reports(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Share(1, 2).all_done(list, "videos")
-    assert not Share(1, 2).all_done(lambda: ["bear", "cat"], "videos")
-    assert "2 videos of other shares are not (bear, cat)" in capsys.readouterr().err
+    assert Share(1, 2).all_done(list, "video")
+    assert not Share(1, 2).all_done(lambda: ["bear", "cat"], "video")
+    assert "of other shares still to come: 2 videos (bear, cat)" in capsys.readouterr().err
     left = [["bear"], ["bear"], []]
-    assert Share(0, 2, together=True).all_done(lambda: left.pop(0), "videos"), "it waits for the others"
+    assert Share(0, 2, together=True).all_done(lambda: left.pop(0), "video"), "it waits for the others"

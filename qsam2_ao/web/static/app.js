@@ -26,6 +26,7 @@ function say(text, error = false) {
 
 const fail = (error) => say(error.message, true);
 const bytes = (n) => n < 2 ** 20 ? `${(n / 2 ** 10).toFixed(0)} KiB` : `${(n / 2 ** 20).toFixed(1)} MiB`;
+const frames = (n) => `${n} frame${n === 1 ? "" : "s"}`;
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
 function loadImage(source) {
@@ -59,7 +60,8 @@ async function open(path, options, what) {
     const clip = await call(path, options);
     if (state.clip) call(`/api/clips/${state.clip.id}`, { method: "DELETE" }).catch(() => {});
     Object.assign(state, { clip, frame: 0, object: 1, objects: 1, prompts: {}, history: [], tracking: null, stale: true });
-    $("name").textContent = `${clip.name}, ${clip.width} x ${clip.height}${clip.picture ? "" : `, ${clip.frames} frames`}`;
+    const length = clip.frames < clip.stored_frames ? `the first ${clip.frames} of ${clip.stored_frames} frames` : frames(clip.frames);
+    $("name").textContent = `${clip.name}, ${clip.width} x ${clip.height}${clip.picture ? "" : `, ${length}`}`;
     $("tools").hidden = false;
     $("timeline").hidden = clip.picture;
     $("frame").max = clip.frames - 1;
@@ -137,8 +139,13 @@ function draw(box = null) {
 }
 
 function frameBox(pen, [x0, y0, x1, y1]) {
-  pen.strokeStyle = "#fff";
-  pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  const width = pen.lineWidth;
+  for (const [colour, wide] of [["#000a", 2.5], ["#fff", 1]]) {  // seen on dark and on bright pictures
+    pen.strokeStyle = colour;
+    pen.lineWidth = wide * width;
+    pen.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  }
+  pen.lineWidth = width;
 }
 
 /* Prompts */
@@ -231,7 +238,9 @@ async function segment() {
     if (clip.picture) offer(panel);
   });
   draw();
-  say(clip.picture ? "Click again to correct, or take the masks along." : "Track follows the objects through the clip.");
+  if (clip.picture) say("Click again to correct, or take the masks along.");
+  else if (state.tracking) say("These are the masks of this frame's clicks alone; Track joins them to what was tracked before.");
+  else say("Track follows the objects through the clip.");
 }
 
 function offer({ panel, number }) {
@@ -250,13 +259,14 @@ async function track() {
   try {
     state.tracking = await call(`/api/clips/${clip.id}/track`, { method: "POST", body: JSON.stringify({ prompts }) });
     state.stale = false;
-    say("tracking ...");
+    say(`tracking ${frames(state.tracking.total)} ...`);
     while (state.clip === clip) {
       const found = await call(`/api/clips/${clip.id}/track`);
       if (found.error) throw new Error(found.error);
       state.tracking = found;
       $("progress").max = found.total;
       $("progress").value = found.done;
+      if (found.done < found.total) say(`tracking: ${found.done} of ${frames(found.total)}`);
       if (found.done >= found.total) break;
       await new Promise((resolve) => setTimeout(resolve, 250));
     }
