@@ -51,7 +51,7 @@ class _Proxy(fx.Proxy):
         count = _unpackings(frame.f_code).get(frame.f_lasti)
         return self.tracer.iter(self) if count is None else (self[i] for i in range(count))  # type: ignore[index]
 
-    def __getattr__(self, name: str) -> fx.Proxy:
+    def __getattr__(self, name: str) -> Attribute:
         return _Attribute(self, name)
 
 
