@@ -67,6 +67,7 @@ def trim_pool() -> int:
         Bytes that were given back; 0 where the kernels were never loaded.
 
     Example:
+        >>> freed = trim_pool()
         >>> trim_pool()
         0
     """
