@@ -33,7 +33,7 @@ from .deploy.targets import lower_to
 from .devices import usable_device
 from .errors import CheckpointError, QSAM2Error
 from .files import save_tensors
-from .graph import SINGLE_LAYER, as_part, trace_part
+from .graph import SINGLE_LAYER, PartGraph, as_part, trace_part
 from .models.config import build_from_config, model_config
 from .models.wrappers import check_bare
 from .stage import ModelStage, set_stage, stage_of
@@ -163,8 +163,12 @@ def load_qsam2(
             with one_thread_if_small(model):
                 _fill(model, _Tensors(file, header, device), header, path)
         with one_thread_if_small(model):
-            model.to(device).eval()
-            return lower_to(model, target)
+            lower_to(model.to(device).eval(), target)
+            # Lowering has no use for the code of the graph before.
+            for module in model.modules():
+                if isinstance(module, PartGraph):
+                    module.complete()
+            return model
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -274,7 +278,7 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
             for name in dict.fromkeys(plan.activation for plan in layers)
             if name is not None
         }
-        deploy_part(graphs[part], layers, weights, quantizers)
+        deploy_part(graphs[part], layers, weights, quantizers, compiled=False)
         model.set_submodule(part, as_part(graphs[part]))
     state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)

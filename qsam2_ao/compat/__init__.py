@@ -24,9 +24,15 @@ def _torchvision() -> AbstractContextManager[None]:
 
 
 def _torchao() -> AbstractContextManager[None]:
-    from .torchao_import import import_noise_dropped
+    from .deferred import torchao_whole
 
-    return import_noise_dropped()
+    return torchao_whole()
+
+
+def _roi_align() -> AbstractContextManager[None]:
+    from .deferred import compiler_deferred
+
+    return compiler_deferred()
 
 
 def _image_predictor() -> AbstractContextManager[None]:
@@ -49,6 +55,7 @@ def _no_folder() -> AbstractContextManager[None]:
 
 _REPAIRS: dict[str, Repair] = {
     "torchvision": _torchvision,
+    "torchvision.ops.roi_align": _roi_align,
     "torchao": _torchao,
     "sam2": _sam2,
     "torch._dynamo.package": _no_folder,

@@ -35,6 +35,11 @@ class OwnGenerator(TorchDispatchMode):
         else:
             self._generator.manual_seed(seed)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to keep torch's compiler out of here it is imported, for a second, and nobody compiles in here."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -45,6 +50,9 @@ class OwnGenerator(TorchDispatchMode):
         """Run an operator, a random one with the generator."""
         kwargs = kwargs or {}
         drawing = _drawing(func)
+        # In place on the meta device nothing is drawn. torch does that in Python, and imports its compiler for it.
+        if drawing is not None and func._schema.name.endswith("_") and args[0].is_meta:
+            return args[0]
         return func(*args, **kwargs) if drawing is None else drawing(*args, **{**kwargs, "generator": self._generator})
 
 

@@ -7,14 +7,18 @@ changed, and only for the thread that traces.
 
 from __future__ import annotations
 
+import dis
+import functools
+import sys
 import threading
-from collections.abc import Callable
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import fx, nn
 from torch.fx._symbolic_trace import _create_wrapped_func, _wrapped_fns_to_patch
 from torch.fx.graph_module import _forward_from_src
+from torch.fx.proxy import Attribute
 
 from .rebind import rebound
 
@@ -33,8 +37,34 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_own_class", type(module))
 
 
+@functools.cache
+def _unpackings(code: CodeType) -> dict[int, int]:
+    """Place of each instruction that unpacks a sequence -> into how many values."""
+    return {found.offset: found.argval for found in dis.get_instructions(code) if found.opname == "UNPACK_SEQUENCE"}
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that disassembles each function once, not at every ``batch, height, width = x.shape`` in it."""
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        frame = sys._getframe(1)
+        count = _unpackings(frame.f_code).get(frame.f_lasti)
+        return self.tracer.iter(self) if count is None else (self[i] for i in range(count))  # type: ignore[index]
+
+    def __getattr__(self, name: str) -> Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(_Proxy, Attribute):
+    """An attribute of one."""
+
+
 class ThreadTracer(fx.Tracer):
     """An FX tracer that other threads do not notice. Functions to be recorded must be :func:`recorded`."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a node's value."""
+        return _Proxy(node, self)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a module, or the code of a pickled graph."""

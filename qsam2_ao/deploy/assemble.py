@@ -23,6 +23,8 @@ def deploy_part(
     records: Iterable[LayerRecord],
     weights: Mapping[str, PackedIntxTensor],
     quantizers: Mapping[str, ActivationQuantizer],
+    *,
+    compiled: bool = True,
 ) -> None:
     """Give the layers of a part their packed weights and put the input quantizers in front of them, in place.
 
@@ -31,6 +33,7 @@ def deploy_part(
         records: The part's quantized layers, in the order of the graph.
         weights: Layer name in the graph -> its packed weight.
         quantizers: Name of an input quantizer -> the module.
+        compiled: Whether the graph can be called at once; else ``recompile`` must be called, or it is lowered.
 
     Raises:
         UnsupportedLayerError: A weight does not fit its layer.
@@ -48,7 +51,8 @@ def deploy_part(
                 inserted[record.activation] = graph.graph.call_module(record.activation, (node.args[0],))
         node.update_arg(0, inserted[record.activation])
     graph.graph.lint()
-    graph.recompile()
+    if compiled:
+        graph.recompile()
 
 
 def record_layers(model: SAM2Base, records: Iterable[LayerRecord]) -> None:

@@ -104,7 +104,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
     """Lower a deployed model to a target, in place.
 
     Args:
-        model: A deployed model on the device it will run on.
+        model: A deployed model on the device it will run on; "int8" changes its graphs themselves, whoever shares them.
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
             the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
             (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
@@ -164,7 +164,8 @@ def _lower_parts(model: nn.Module) -> Taken:
     for path in dict.fromkeys(record.part for record in stage_of(model).layers):
         records = [record for record in stage_of(model).layers if record.part == path]
         _check_packed(model, records)
-        lowered, reasons = lower_part(graph_of(model.get_submodule(path)), _batch_dim(records[0].region))
+        graph = graph_of(model.get_submodule(path), compiled=False)
+        lowered, reasons = lower_part(graph, _batch_dim(records[0].region), in_place=True)
         model.set_submodule(path, lowered)
         for record in records:
             reason = reasons[record.layer]
@@ -226,7 +227,8 @@ def lower_float(model: SAM2Base) -> SAM2Base:
     if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f"cannot lower a float model: {missing}")
     for part in trace_regions(model):
-        lowered, _ = lower_part(graph_of(model.get_submodule(part.path)), _batch_dim(part.region))
+        graph = graph_of(model.get_submodule(part.path), compiled=False)
+        lowered, _ = lower_part(graph, _batch_dim(part.region), in_place=True)
         model.set_submodule(part.path, lowered)
     lower_upscaling(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from torch import fx, nn
@@ -44,6 +45,11 @@ class PartGraph(fx.GraphModule):
         """Make code of the graph, as ``fx.GraphModule`` does; not in the constructor where that is not wanted."""
         return super().recompile() if self._compiles else None
 
+    def complete(self) -> None:
+        """Make the code that was not made so far."""
+        if "_code" not in vars(self):
+            self.recompile()
+
     def take_over(self, original: nn.Module) -> None:
         """Keep what another module says of itself: attributes, and the classes of the modules between.
 
@@ -57,9 +63,9 @@ class PartGraph(fx.GraphModule):
 
     def delete_all_unused_submodules(self) -> None:
         """Delete the layers that the graph does not call; the modules between stay."""
-        called = tuple(f"{node.target}." for node in self.graph.nodes if node.op == "call_module")
+        called = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
         for name, module in list(self.named_modules()):
-            if name and not _is_shell(module) and not f"{name}.".startswith(called):
+            if name and not _is_shell(module) and not _above(name) & called:
                 self.delete_submodule(name)
 
     def _deepcopy_init(self) -> Callable[..., None]:
@@ -72,6 +78,11 @@ class PartGraph(fx.GraphModule):
 
 def _unpickle(body: dict[Any, Any], imports: str, class_name: str) -> PartGraph:
     return PartGraph(*read_graph(body, imports), class_name)
+
+
+def _above(name: str) -> set[str]:
+    """A module's path, and those of the modules around it."""
+    return set(accumulate(name.split("."), "{}.{}".format))
 
 
 def _complete(module: nn.Module, original: nn.Module, path: str = "") -> None:

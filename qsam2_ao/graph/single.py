@@ -16,11 +16,12 @@ SINGLE_LAYER = "layer"
 _INPUT_QUANTIZER = "input_quantizer_0"
 
 
-def graph_of(part: nn.Module) -> fx.GraphModule:
+def graph_of(part: nn.Module, *, compiled: bool = True) -> fx.GraphModule:
     """The graph of a part of a model.
 
     Args:
         part: A graph, or a lone layer, alone or as :func:`as_part` returns it.
+        compiled: As for :class:`PartGraph`, where one is made.
 
     Returns:
         The graph itself; for a lone layer one around it, or around a copy that shares its parameters.
@@ -40,7 +41,7 @@ def graph_of(part: nn.Module) -> fx.GraphModule:
         value = graph.call_module(_INPUT_QUANTIZER, (value,))
     root.add_module(SINGLE_LAYER, layer)
     graph.output(graph.call_module(SINGLE_LAYER, (value,)))
-    return PartGraph(root, graph, type(layer).__name__).train(part.training)
+    return PartGraph(root, graph, type(layer).__name__, compiled=compiled).train(part.training)
 
 
 def as_part(graph: fx.GraphModule) -> nn.Module:

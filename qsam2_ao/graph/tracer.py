@@ -88,7 +88,7 @@ def trace_part(module: nn.Module, path: str, *, compiled: bool = True) -> fx.Gra
     """
     _check_classes(module, path)
     if isinstance(module, (nn.Linear, nn.Conv2d)):
-        return graph_of(module)
+        return graph_of(module, compiled=compiled)
     tracer = SAM2Tracer()
     # Two threads may trace modules that share some below them.
     with PATCHING, _leaves_attached(module):

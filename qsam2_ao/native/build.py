@@ -84,6 +84,11 @@ def implement() -> None:
         _loaded.add(library)
 
 
+def is_loaded() -> bool:
+    """Whether this process has the kernels of this machine's CPU."""
+    return bool(_loaded)
+
+
 def digest() -> str:
     """Of the kernels' sources, and of what they are compiled with and for here."""
     return _digest(_SOURCES, _flags())

@@ -24,6 +24,7 @@ _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor"
 _LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
 _LIBRARY.define("pixels(Tensor x, Tensor bias, int stride, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
+_LIBRARY.define("trim_pool() -> int")
 
 
 @torch.library.register_fake("qsam2::linear")

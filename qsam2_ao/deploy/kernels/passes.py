@@ -34,12 +34,15 @@ _ACTIVATIONS: dict[Any, str] = {
 _SDPA = nn.functional.scaled_dot_product_attention
 
 
-def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule, dict[str, str | None]]:
+def lower_part(
+    part: fx.GraphModule, batch_dim: int = 0, *, in_place: bool = False
+) -> tuple[fx.GraphModule, dict[str, str | None]]:
     """Lower the layers of a part that the int8 kernels can run, and what lies between them.
 
     Args:
-        part: A deployed part in eval mode on its device; not modified.
+        part: A deployed part in eval mode on its device.
         batch_dim: Dimension of its inputs and outputs that counts samples.
+        in_place: Change ``part`` itself, whose packed weights are freed one by one then; else it stays as it is.
 
     Returns:
         The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
@@ -49,7 +52,7 @@ def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule
     Example:
         >>> lowered, reasons = lower_part(quantized.image_encoder)
     """
-    lowered = _Lowering(part)
+    lowered = _Lowering(part if in_place else PartGraph(part, copy.deepcopy(part.graph), compiled=False))
     reasons = lowered.layers()
     lowered.window_attention()
     lowered.attention()
@@ -71,24 +74,33 @@ class _Lowering:
     """The graph being changed; one method a pass, in the order of ``lower_part``."""
 
     def __init__(self, part: fx.GraphModule) -> None:
-        # Its layers are shared; those that a pass changes are replaced.
-        self.part = PartGraph(part, copy.deepcopy(part.graph), compiled=False)
-        self.graph = self.part.graph
+        # Layers that a pass changes are replaced: another graph may share them.
+        self.part = part
+        self.graph = part.graph
+        self.modules = dict(part.named_modules(remove_duplicate=False))
         self.device = next(part.parameters()).device
         self.count = 0
         self.biases: dict[str, Tensor | None] = {}
 
     def finish(self) -> fx.GraphModule:
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
         self.part.delete_all_unused_submodules()
         self.graph.lint()
         self.part.recompile()
         return self.part.eval()
 
+    def drop_unread(self) -> None:
+        """Erase what nobody reads: all nodes are pure, so that torch.fx's slower search has nothing else to find."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+
     def module(self, node: Any) -> nn.Module | None:
-        if isinstance(node, fx.Node) and node.op == "call_module":
-            return self.part.get_submodule(str(node.target))
-        return None
+        return self.modules[str(node.target)] if isinstance(node, fx.Node) and node.op == "call_module" else None
+
+    def set_module(self, path: str, module: nn.Module) -> None:
+        self.part.set_submodule(path, module)
+        self.modules[path] = module
 
     def nodes(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
         return [(n, m) for n in self.graph.nodes if isinstance(m := self.module(n), kind)]
@@ -97,7 +109,7 @@ class _Lowering:
         """Insert a call of a new module, which reports of errors and profiles will know as `name`."""
         path = f"{name}_{self.count}"
         self.count += 1
-        self.part.add_submodule(path, module)
+        self.set_module(path, module)
         with self.graph.inserting_before(before):
             return self.graph.call_module(path, args)
 
@@ -129,11 +141,11 @@ class _Lowering:
             if reasons[name] is not None:
                 continue
             self.biases[name] = module.bias
-            self.part.set_submodule(name, lower_int8(module, module.weight, quantizer))
+            self.set_module(name, lower_int8(module, module.weight, quantizer))
             if source not in coded:
                 coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
             node.update_arg(0, coded[source])
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
         return reasons
 
     def window_attention(self) -> None:
@@ -153,15 +165,15 @@ class _Lowering:
             if block.partition is not None and block.unpartition is not None:
                 block.inside.replace_input_with(block.inside.args[0], block.partition.args[0])  # type: ignore[arg-type]
                 block.unpartition.replace_all_uses_with(block.unpartition.args[0])  # type: ignore[arg-type]
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
 
     def attention(self) -> None:
         """Any other attention -> the kernel's."""
         for node, module in self.nodes(ScaledDotProductAttention):
-            self.part.set_submodule(str(node.target), Attention().train(module.training))
+            self.set_module(str(node.target), Attention().train(module.training))
         for node in [n for n in self.graph.nodes if n.target is _SDPA and not n.kwargs and len(n.args) == 3]:
             node.replace_all_uses_with(self.call(node, "attention", Attention(), *node.args))
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
 
     def drop_identities(self) -> None:
         """Dropout and stochastic depth, which do nothing in eval."""
@@ -174,7 +186,7 @@ class _Lowering:
         for node in [n for n in self.graph.nodes if n.target is hiera_pos_embed]:
             embeddings = [_attribute(self.part, str(arg.target)) for arg in node.args[:2]]
             node.replace_all_uses_with(self.call(node, "position", PositionEmbedding(*embeddings), node.args[2]))
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
 
     def norms(self) -> None:
         """Layer normalization, with the rounding to codes behind it."""
@@ -187,7 +199,7 @@ class _Lowering:
                 self.graph.erase_node(user)
             if node.users:
                 node.replace_all_uses_with(self.call(node, "norm", Norm(module), node.args[0]))
-        self.graph.eliminate_dead_code()
+        self.drop_unread()
 
     def activations(self) -> None:
         """GELU and ReLU -> into the layer before them."""
@@ -269,7 +281,7 @@ class _Lowering:
         for node in list(self.graph.nodes):
             module: Any = self.module(node)
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                self.part.set_submodule(str(node.target), _in_bfloat16(module))
+                self.set_module(str(node.target), _in_bfloat16(module))
                 with self.graph.inserting_before(node):
                     node.update_arg(0, self.graph.call_function(to_bfloat16, (node.args[0],)))
         output = next(n for n in self.graph.nodes if n.op == "output")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torchao.utils import TorchAOBaseTensor
 
+from ...compat.deferred import torchao_utils
 from ...errors import CheckpointError, UnsupportedLayerError
 from ...quantizers.affine import broadcast_qparam, dequantize_affine
 from . import bitpack
 from .form import check_parts, qparam_shape
+
+if TYPE_CHECKING:
+    from torchao.utils import TorchAOBaseTensor
+else:
+    TorchAOBaseTensor = torchao_utils().TorchAOBaseTensor
 
 _INNER = ("codes", "scale", "zero_point")
 _SPEC = {"shape", "bits", "granularity", "group_size", "dtype"}

@@ -229,4 +229,7 @@ TORCH_LIBRARY_IMPL(qsam2, CPU, m) {
   m.impl("gelu_planes", gelu_planes);
 }
 
+// It takes no tensor that would say where it runs.
+TORCH_LIBRARY_IMPL(qsam2, CompositeExplicitAutograd, m) { m.impl("trim_pool", qsam2::trim_pool); }
+
 }  // namespace

@@ -18,6 +18,7 @@ from qsam2_ao.deploy.kernels.bands import Bands
 from qsam2_ao.deploy.kernels.codes import QuantizeCodes
 from qsam2_ao.deploy.kernels.linear import Int8Linear
 from qsam2_ao.deploy.kernels.norm import Norm
+from qsam2_ao.deploy.kernels.passes import lower_part
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 from qsam2_ao.native import why_no_kernels
@@ -80,6 +81,18 @@ def test_the_graph_has_nothing_left_to_fold(packed_file: Path) -> None:
     blocks = sum(isinstance(m, WindowAttention) for m in encoder.modules())
     assert sum(isinstance(m, QuantizeCodes) for m in encoder.modules()) <= blocks + 6
     assert any(isinstance(m, Norm) and m.grid is not None for m in encoder.modules())
+
+
+@needs_kernels
+def test_a_part_is_lowered_in_place_or_left_as_it_is(packed_file: Path) -> None:
+    part = load_qsam2(packed_file).memory_encoder
+    code, modules = part.code, dict(part.named_modules())
+    other, reasons = lower_part(part)
+    assert (part.code, dict(part.named_modules())) == (code, modules)
+    same, again = lower_part(part, in_place=True)
+    assert same is part
+    assert (same.code, again) == (other.code, reasons)
+    assert [type(m) for m in same.modules()] == [type(m) for m in other.modules()]
 
 
 @needs_kernels
