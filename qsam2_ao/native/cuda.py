@@ -86,5 +86,5 @@ def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fil
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``[B, heads, N, c]`` each -> ``[B, N, heads, c]``."""
+    """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]`` -> ``[B, N, heads, d]``."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()

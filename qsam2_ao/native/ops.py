@@ -65,8 +65,8 @@ def _layer_norm(
 
 @torch.library.register_fake("qsam2::attention")
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    batch, heads, tokens, channels = q.shape
-    return q.new_empty((batch, tokens, heads, channels))
+    batch, heads, tokens, _ = q.shape
+    return q.new_empty((batch, tokens, heads, v.shape[-1]))
 
 
 @torch.library.register_fake("qsam2::window_attention")

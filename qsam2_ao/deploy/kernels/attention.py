@@ -9,7 +9,7 @@ from .machine import OfThisMachine
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention in bfloat16: ``[B, heads, N, c]`` each -> the same."""
+    """Scaled dot-product attention in bfloat16: ``[B, heads, N, c]`` each, values of any width d -> ``[.., N, d]``."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend."""

@@ -24,6 +24,7 @@ from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
 from .positions import PositionEmbedding, SinePosition
+from .values import CodeValues, ValueProjection, wide_values
 
 _ACTIVATIONS: dict[Any, str] = {
     nn.GELU: "gelu",
@@ -50,7 +51,9 @@ def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule
         >>> lowered, reasons = lower_part(quantized.image_encoder)
     """
     lowered = _Lowering(part)
-    reasons = lowered.layers()
+    if lowered.device.type == "cpu":  # torch's attention on GPUs has no fast kernel for values of another width
+        lowered.wide_values()
+    lowered.layers()
     lowered.window_attention()
     lowered.attention()
     lowered.drop_identities()
@@ -64,7 +67,7 @@ def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule
     carry_nonfinite(lowered.part, batch_dim)
     if lowered.device.type == "cpu":
         run_in_bands(lowered.part)
-    return lowered.finish(), reasons
+    return lowered.finish(), lowered.reasons
 
 
 class _Lowering:
@@ -77,6 +80,8 @@ class _Lowering:
         self.device = next(part.parameters()).device
         self.count = 0
         self.biases: dict[str, Tensor | None] = {}
+        self.coded: dict[fx.Node, fx.Node] = {}
+        self.reasons: dict[str, str | None] = {}
 
     def finish(self) -> fx.GraphModule:
         self.graph.eliminate_dead_code()
@@ -112,29 +117,59 @@ class _Lowering:
                 self.graph.erase_node(old)
                 unread += inputs
 
-    def layers(self) -> dict[str, str | None]:
+    def why_not_int8(self, node: fx.Node) -> tuple[ActivationQuantizer | None, str | None]:
+        """The quantizer in front of a packed layer, and why the kernels cannot run the layer behind it."""
+        module: Any = self.module(node)
+        quantizer = self.module(node.args[0])
+        if not isinstance(quantizer, ActivationQuantizer):
+            quantizer = None
+        return quantizer, why_not_int8(module, module.weight, None, quantizer)
+
+    def codes(self, source: Any, quantizer: ActivationQuantizer) -> fx.Node:
+        """The codes in the place of what a call of a quantizer gives, made once for all that read them."""
+        if source not in self.coded:
+            self.coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
+        return self.coded[source]
+
+    def wide_values(self) -> None:
+        """Attention to values that a layer makes wider than its input -> to the input, with the layer behind it."""
+        self.graph.eliminate_dead_code()
+        for sdpa, _ in self.nodes(ScaledDotProductAttention):
+            found = wide_values(sdpa, self.module)
+            if found is None:
+                continue
+            layer: Any = self.module(found.layer)
+            source, path = found.layer.args[0], str(found.layer.target)
+            if isinstance(layer.weight, PackedIntxTensor):
+                quantizer, reason = self.why_not_int8(found.layer)
+                if quantizer is not None and reason is None:
+                    grid = CodeGrid.of(quantizer)
+                    source = self.call(found.layer, "values", CodeValues(grid), self.codes(source, quantizer))
+                    self.part.set_submodule(path, ValueProjection(layer, layer.weight, grid))
+                    self.reasons[path] = None
+            with self.graph.inserting_before(found.merged):
+                tokens = self.graph.call_method("contiguous", (source,))
+                values = self.graph.call_method("unsqueeze", (tokens, 1))
+                attended = self.graph.call_module(str(sdpa.target), (*sdpa.args[:2], values))
+                merged = self.graph.call_method("squeeze", (attended, 1))
+                projected = self.graph.call_module(path, (merged,))
+            found.merged.replace_all_uses_with(projected)
+        self.graph.eliminate_dead_code()
+
+    def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
-        reasons: dict[str, str | None] = {}
-        coded: dict[fx.Node, fx.Node] = {}
         for node in list(self.graph.nodes):
             module: Any = self.module(node)
             if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
                 continue
-            source = node.args[0]
-            quantizer: Any = self.module(source)
-            if not isinstance(quantizer, ActivationQuantizer):
-                quantizer = None
             name = str(node.target)
-            reasons[name] = why_not_int8(module, module.weight, None, quantizer)
-            if reasons[name] is not None:
+            quantizer, self.reasons[name] = self.why_not_int8(node)
+            if quantizer is None or self.reasons[name] is not None:
                 continue
             self.biases[name] = module.bias
             self.part.set_submodule(name, lower_int8(module, module.weight, quantizer))
-            if source not in coded:
-                coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
-            node.update_arg(0, coded[source])
+            node.update_arg(0, self.codes(node.args[0], quantizer))
         self.graph.eliminate_dead_code()
-        return reasons
 
     def window_attention(self) -> None:
         """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""

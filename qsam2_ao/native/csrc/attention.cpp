@@ -54,8 +54,10 @@ T* aligned(std::vector<T>& buffer, int64_t n) {
 }
 
 struct Sizes {
-  int64_t d, depth, columns;  // channels; of queries and keys, padded to groups; of values, padded to registers
-  explicit Sizes(int64_t d) : d(d), depth(round_up(d, kGroup)), columns(round_up(d, kLanes)) {}
+  int64_t d, value_d;      // channels of queries and keys; of values
+  int64_t depth, columns;  // the former padded to groups, the latter to registers
+  Sizes(int64_t d, int64_t value_d)
+      : d(d), value_d(value_d), depth(round_up(d, kGroup)), columns(round_up(value_d, kLanes)) {}
   int64_t keys_size(int64_t keys) const { return round_up(keys, kLanes) * depth; }
   int64_t values_size(int64_t keys) const { return round_up(keys, kLanes) * columns; }
 };
@@ -122,7 +124,7 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   for (int64_t key = 0; key < rows; key += kGroup) {
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-      const __mmask16 lanes = first_lanes(s.d - v * kLanes);
+      const __mmask16 lanes = first_lanes(s.value_d - v * kLanes);
       const auto values = [&](int64_t i) {  // in the upper halves of 32 bits: float32
         return i < n ? _mm512_castps_si512(load(row(i) + v * kLanes, lanes)) : _mm512_setzero_si512();
       };
@@ -231,8 +233,9 @@ class Block {
 
   void result(int64_t r, bf16* to) const {
     const __m512 factor = _mm512_set1_ps(1.0f / sum_[r]);
-    for (int64_t c = 0; c < sizes.d; c += kLanes)
-      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor), first_lanes(sizes.d - c));
+    for (int64_t c = 0; c < sizes.value_d; c += kLanes)
+      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor),
+            first_lanes(sizes.value_d - c));
   }
 
  private:
@@ -299,7 +302,7 @@ constexpr float kLog2e = 1.44269504f;
 }  // namespace
 
 void attention(const AttentionArgs& a) {
-  const Sizes s(a.d);
+  const Sizes s(a.d, a.value_d);
   const int64_t heads = a.batches * a.heads, blocks = (a.queries + kQueries - 1) / kQueries;
   std::vector<Operand> keys_, values_;
   Operand* keys = aligned(keys_, heads * s.keys_size(a.keys));
@@ -307,14 +310,14 @@ void attention(const AttentionArgs& a) {
   const auto head_of = [&](const Heads& x, int64_t i) {
     return x.base + i / a.heads * x.batch + i % a.heads * x.head;
   };
-  parallel(heads, worth_a_thread(16.0 * a.keys * a.d), [&](int64_t begin, int64_t end) {
+  parallel(heads, worth_a_thread(8.0 * a.keys * (a.d + a.value_d)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const bf16 *k = head_of(a.k, i), *v = head_of(a.v, i);
       pack_keys([&](int64_t t) { return k + t * a.k.token; }, a.keys, s, keys + i * s.keys_size(a.keys));
       pack_values([&](int64_t t) { return v + t * a.v.token; }, a.keys, s, values + i * s.values_size(a.keys));
     }
   });
-  const double cost = 8.0 * std::min(kQueries, a.queries) * a.keys * a.d;
+  const double cost = 4.0 * std::min(kQueries, a.queries) * a.keys * (a.d + a.value_d);
   parallel_with_scratch(heads * blocks, worth_a_thread(cost), [&](const auto& each) {
     Block block(s);
     each([&](int64_t task) {
@@ -324,13 +327,13 @@ void attention(const AttentionArgs& a) {
       for (int64_t r = 0; r < rows; ++r) block.query(r, q + r * a.q.token);
       block.run(rows, keys + i * s.keys_size(a.keys), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
       for (int64_t r = 0; r < rows; ++r)
-        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.d);
+        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.value_d);
     });
   });
 }
 
 void window_attention(const WindowArgs& a) {
-  const Sizes s(a.d);
+  const Sizes s(a.d, a.d);
   const int64_t down = (a.h + a.window - 1) / a.window, across = (a.w + a.window - 1) / a.window;
   const int64_t keys = a.window * a.window, side = a.window / a.stride, queries = side * side;
   const int64_t part = a.heads * a.d, out_h = a.h / a.stride, out_w = a.w / a.stride;

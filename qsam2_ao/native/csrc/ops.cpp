@@ -149,17 +149,18 @@ Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, 
 
 qsam2::Heads heads_of(const Tensor& t) { return {bits(t), t.stride(0), t.stride(1), t.stride(2)}; }
 
-// q [B, heads, N, d], k and v [B, heads, M, d] in bfloat16, any strides but contiguous rows -> [B, N, heads, d].
+// q [B, heads, N, d], k [B, heads, M, d], v [B, heads, M, e] in bfloat16, any strides but contiguous rows ->
+// [B, N, heads, e].
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
   for (const Tensor* t : {&q, &k, &v})
     TORCH_CHECK(t->dim() == 4 && t->scalar_type() == at::kBFloat16 && (t->stride(3) == 1 || t->size(3) == 1) &&
-                    t->size(0) == q.size(0) && t->size(1) == q.size(1) && t->size(3) == q.size(3),
+                    t->size(0) == q.size(0) && t->size(1) == q.size(1) && (t == &v || t->size(3) == q.size(3)),
                 "qsam2: attention of ", q.sizes(), ", ", k.sizes(), ", ", v.sizes(), " in ", t->scalar_type());
   TORCH_CHECK(k.size(2) == v.size(2) && k.size(2) > 0, "qsam2: attention with ", k.size(2), " keys and ", v.size(2),
               " values");
-  Tensor out = qsam2::pooled({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options());
+  Tensor out = qsam2::pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, q.options());
   qsam2::attention({heads_of(q), heads_of(k), heads_of(v), q.size(0), q.size(1), q.size(2), k.size(2), q.size(3),
-                    (float)scale, mutable_bits(out)});
+                    v.size(3), (float)scale, mutable_bits(out)});
   return out;
 }
 
