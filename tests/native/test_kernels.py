@@ -298,7 +298,8 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((linear(CPU, x, 100, 3)[0], torch.ops.qsam2.attention(q, q, q, 0.2)))
+            attended = [torch.ops.qsam2.attention(q, q, q, 0.2, codes) for codes in (False, True)]
+            results.append((linear(CPU, x, 100, 3)[0], *attended))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(results[0], results[1], strict=True):
@@ -322,6 +323,7 @@ def test_every_operator_is_described_for_the_compiler() -> None:
         "layer_norm": (torch.randn(3, 8), gain, gain, 1e-6, torch.uint8, 0.1, 3.0, 255),
         "attention": (q, q, q[..., :3], 0.3),
         "window_attention": (qkv, pad, 2, 4, 2),
+        "rotate": (q, torch.randn(5, 8), 5),
         "patches": (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0),
         "pixels": (torch.randn(1, 2, 3, 4 * 8), gain, 2, torch.bfloat16),
         "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),

@@ -12,7 +12,7 @@ from sam2.modeling.sam2_utils import DropPath
 from torch import Tensor, fx, nn
 
 from ...graph import PartGraph
-from ...graph.leaves import ScaledDotProductAttention, hiera_pos_embed
+from ...graph.leaves import AxialRoPE, ScaledDotProductAttention, hiera_pos_embed
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
 from .attention import Attention, WindowAttention
@@ -23,7 +23,7 @@ from .hiera_block import back, hiera_block, only_user
 from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
-from .positions import PositionEmbedding, SinePosition
+from .positions import PositionEmbedding, Rotary, SinePosition
 from .values import CodeValues, ValueProjection, wide_values
 
 _ACTIVATIONS: dict[Any, str] = {
@@ -56,6 +56,8 @@ def lower_part(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.GraphModule
     lowered.layers()
     lowered.window_attention()
     lowered.attention()
+    if lowered.device.type == "cpu":
+        lowered.rotary()
     lowered.drop_identities()
     lowered.position_embedding()
     lowered.norms()
@@ -197,6 +199,13 @@ class _Lowering:
         for node in [n for n in self.graph.nodes if n.target is _SDPA and not n.kwargs and len(n.args) == 3]:
             node.replace_all_uses_with(self.call(node, "attention", Attention(), *node.args))
         self.graph.eliminate_dead_code()
+
+    def rotary(self) -> None:
+        """Rotary encodings that attention in bfloat16 alone reads -> the kernel's."""
+        for node, rope in self.nodes(AxialRoPE):
+            readers = [reader for part in node.users for reader in part.users]
+            if all(isinstance(self.module(reader), Attention) for reader in readers):
+                self.part.set_submodule(str(node.target), Rotary(rope))
 
     def drop_identities(self) -> None:
         """Dropout and stochastic depth, which do nothing in eval."""

@@ -17,6 +17,7 @@ struct AttentionArgs {
   Heads q, k, v;
   int64_t batches, heads, queries, keys, d, value_d;  // channels of queries and keys, and of values
   float scale;
+  bool int8_scores;  // multiply queries and keys as codes
   bf16* out;  // [batches, queries, heads, value_d]
 };
 
