@@ -5,8 +5,8 @@
 // value in float32. Keys: columns are keys, sums run over channels; values: columns are channels, sums run over keys.
 // Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and the scale folded in.
 //
-// Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to a
-// grid of its own, keys less their mean over all keys, which takes the same from all scores of a query.
+// Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to
+// a grid of its own, keys less their mean over all keys, which takes the same from all scores of a query.
 
 #include "attention.h"
 
@@ -54,8 +54,8 @@ inline __m512i load_wide(const int8_t* row, int64_t left) {
   return _mm512_maskz_loadu_epi8(left >= 64 ? ~0ull : (1ull << left) - 1, row);
 }
 
-// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][group of T],
-// a group being what 32 bits hold.
+// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][in group],
+// a group being the values of type T that 32 bits hold.
 template <typename T, typename Row>
 void pack_keys(Row row, int64_t n, int64_t d, T* out) {
   constexpr int64_t kGroup = 4 / sizeof(T), kWide = kLanes * kGroup;
@@ -95,8 +95,8 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   }
 }
 
-// The int8 codes of a row of which value(c, lanes) are 16 values, handed to put(c, lanes, codes in 32 bits); returns their
-// scale, which is NaN where a value is not finite.
+// The int8 codes of a row of which value(c, lanes) are 16 values, handed to put(c, lanes, codes in 32 bits); returns
+// their scale, which is NaN where a value is not finite.
 template <typename Value, typename Put>
 float code_row(const Value& value, int64_t d, const Put& put) {
   __m512 top = _mm512_setzero_ps();

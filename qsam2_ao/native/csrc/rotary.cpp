@@ -1,5 +1,5 @@
-// Each pair of channels of a token is a complex number, which is multiplied by one of length 1 that its place has. Memories
-// of several frames, one behind the other, have the same places.
+// Each pair of channels of a token is a complex number, which is multiplied by one of length 1 that its place has.
+// Memories of several frames, one behind the other, have the same places.
 
 #include "rotary.h"
 
