@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_qsam2, save_qsam2
     from .convert import convert_qsam2
     from .deploy.compiled import compile_qsam2
+    from .deploy.kernels.attention import use_int8_scores
     from .deploy.packed import PackedIntxTensor
     from .deploy.targets import lower_float
     from .deploy.transformers import to_transformers
@@ -76,6 +77,7 @@ __all__ = [
     "solve_vrc",
     "to_transformers",
     "trace_regions",
+    "use_int8_scores",
 ]
 
 _HOMES = {
@@ -115,6 +117,7 @@ _HOMES = {
     "solve_vrc": "calibration",
     "to_transformers": "deploy.transformers",
     "trace_regions": "graph",
+    "use_int8_scores": "deploy.kernels.attention",
 }
 """Where each public name is; a module is imported when one of its names is first asked for."""
 

@@ -64,7 +64,10 @@ IMPORTED_FROM = (
     "types",
 )
 #: What runs only where the int8 kernels do.
-NEED_KERNELS = ("load_kernels", "lower_float", "lower_int8", "lower_part", "why_no_kernels", 'get_target("int8")')
+NEED_KERNELS = (
+    *("load_kernels", "lower_float", "lower_int8", "lower_part", "use_int8_scores", "why_no_kernels"),
+    'get_target("int8")',
+)
 
 
 class Objects:

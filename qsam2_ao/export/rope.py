@@ -8,12 +8,16 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
+from ..deploy.kernels.positions import Rotary
 from ..graph.leaves import AxialRoPE
 
 
 def use_real_rope(model: SAM2Base) -> None:
-    """Put :class:`RealRoPE` for the model's image size in the place of every ``AxialRoPE``."""
+    """Put :class:`RealRoPE` for the model's image size in the place of every ``AxialRoPE``, on kernels or not."""
     tokens = (model.image_size // 16) ** 2
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Rotary):
+            model.set_submodule(name, module.rope)
     for name, module in list(model.named_modules()):
         if isinstance(module, AxialRoPE):
             model.set_submodule(name, RealRoPE(module, tokens))

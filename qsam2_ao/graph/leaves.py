@@ -58,15 +58,19 @@ class AxialRoPE(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, num_k_exclude_rope: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate ``q`` [B, heads, N, c] and ``k`` [B, heads, M, c]; N must be a square number."""
+        freqs_cis = self.frequencies(q, k)
+        rotated = k.shape[-2] - num_k_exclude_rope
+        q, k_rotated = apply_rotary_enc(q, k[:, :, :rotated], freqs_cis=freqs_cis, repeat_freqs_k=self.k_repeat)
+        return q, torch.cat([k_rotated, k[:, :, rotated:]], dim=2) if num_k_exclude_rope else k_rotated
+
+    def frequencies(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the channels of queries are multiplied by, pair by pair: complex64 [N, c / 2]."""
         tokens = q.shape[-2]
         if tokens != k.shape[-2] and not self.k_repeat:
             raise ValueError(
                 f"rotary attention got {tokens} queries and {k.shape[-2]} keys, but was built without rope_k_repeat"
             )
-        freqs_cis = self._frequencies(tokens, q.device)
-        rotated = k.shape[-2] - num_k_exclude_rope
-        q, k_rotated = apply_rotary_enc(q, k[:, :, :rotated], freqs_cis=freqs_cis, repeat_freqs_k=self.k_repeat)
-        return q, torch.cat([k_rotated, k[:, :, rotated:]], dim=2) if num_k_exclude_rope else k_rotated
+        return self._frequencies(tokens, q.device)
 
     def _frequencies(self, tokens: int, device: torch.device) -> Tensor:
         freqs_cis = self.freqs_cis  # another thread may replace it at any time by those of another size

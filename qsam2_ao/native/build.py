@@ -28,7 +28,8 @@ _SECONDS = 600
 """After which a compiler is given up; it takes half a minute on a quiet machine."""
 
 _LOCK = threading.Lock()
-_loaded: set[Path] = set()
+_loaded = False
+"""Whether this process has its kernels. Another library would take their place, whichever models they were made for."""
 _failed: dict[tuple[Path, tuple[str, ...]], str] = {}
 """Library and compilers -> why they gave no kernels in this process, which does not try them again."""
 
@@ -42,12 +43,12 @@ def why_no_cpu_kernels() -> str | None:
     if absent or not torch.cpu._is_vnni_supported():
         detail = f"; this one lacks {', '.join(absent)}" if absent else ""
         return f"The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer){detail}."
+    if _loaded:
+        return None
     try:
         library = kernel_library()
     except RuntimeError as error:
         return f"The kernels are compiled once and kept, and there is no folder for them ({error}); set XDG_CACHE_HOME."
-    if library in _loaded:
-        return None
     if not _compilers() and not os.path.exists(library):
         return _no_compiler()
     return _failed.get((library, _compilers()))
@@ -61,15 +62,17 @@ def bf16_supported() -> bool:
 def implement() -> None:
     """Compile the kernels, unless that was done on this machine before, and register them; once per process.
 
-    The library is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``).
+    The library is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``). A process has one, wherever that
+    folder lies later.
 
     Raises:
         UnsupportedLayerError: That failed. It is not tried again in this process with the same compilers and folder.
     """
-    library = kernel_library()
+    global _loaded
     with _LOCK:
-        if library in _loaded:
+        if _loaded:
             return
+        library = kernel_library()
         attempt = library, _compilers()
         try:
             if attempt in _failed:
@@ -81,7 +84,7 @@ def implement() -> None:
         except UnsupportedLayerError as error:
             _failed[attempt] = str(error)
             raise
-        _loaded.add(library)
+        _loaded = True
 
 
 def is_loaded() -> bool:

@@ -85,6 +85,8 @@ def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fil
     return F.pad(taken, (0, -taken.shape[-1] % 4), value=fill)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``[B, heads, N, c]`` each -> ``[B, N, heads, c]``."""
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
+    """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]`` -> ``[B, N, heads, d]``."""
+    if int8_scores:
+        raise UnsupportedLayerError("attention multiplies queries and keys as int8 on CPUs, not on GPUs")
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()

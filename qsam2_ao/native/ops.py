@@ -20,8 +20,9 @@ _LIBRARY.define(
     "float zero_point, int max) -> Tensor"
 )
 _LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
-_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor")
+_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, bool int8_scores=False) -> Tensor")
 _LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
+_LIBRARY.define("rotate(Tensor x, Tensor frequencies, int rotated) -> Tensor")
 _LIBRARY.define("pixels(Tensor x, Tensor bias, int stride, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("trim_pool() -> int")
@@ -65,15 +66,20 @@ def _layer_norm(
 
 
 @torch.library.register_fake("qsam2::attention")
-def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    batch, heads, tokens, channels = q.shape
-    return q.new_empty((batch, tokens, heads, channels))
+def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
+    batch, heads, tokens, _ = q.shape
+    return q.new_empty((batch, tokens, heads, v.shape[-1]))
 
 
 @torch.library.register_fake("qsam2::window_attention")
 def _window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
     batch, height, width, channels = qkv.shape
     return qkv.new_empty((batch, height // stride, width // stride, channels // 3))
+
+
+@torch.library.register_fake("qsam2::rotate")
+def _rotate(x: Tensor, frequencies: Tensor, rotated: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bfloat16)
 
 
 @torch.library.register_fake("qsam2::patches")

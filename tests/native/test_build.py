@@ -35,6 +35,7 @@ def test_other_machines_get_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_kernels
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "_loaded", False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -45,6 +46,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @needs_kernels
 def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "_loaded", False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'unknown option' >&2\nexit 1\n")
@@ -86,7 +88,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(build, "_SOURCES", tmp_path / "csrc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build, "_loaded", set())
+    monkeypatch.setattr(build, "_loaded", False)
     monkeypatch.setattr(build, "_failed", {})
     return tmp_path
 
@@ -132,12 +134,14 @@ def test_an_interruption_leaves_no_compiler_and_no_file(small: Path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b[::-1]])
-def test_a_damaged_library_is_compiled_again(small: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_library_is_compiled_again(
+    small: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
     build.implement()
     library = build.kernel_library()
     whole = library.read_bytes()
     library.write_bytes(damage(whole))
-    build._loaded.clear()
+    monkeypatch.setattr(build, "_loaded", False)
     build.implement()
     assert library.read_bytes() == whole
     assert list(library.parent.iterdir()) == [library]
@@ -217,6 +221,21 @@ def _check_goes_on(packed_file: Path, said: str) -> None:
         load_qsam2(packed_file, target="int8")
     with pytest.raises(UnsupportedLayerError, match=said):
         lower_float(load_embedded())
+
+
+@needs_kernels
+def test_a_process_keeps_the_kernels_that_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Others would take the place of those that its models run on: from another folder, or of other sources."""
+    load_kernels()
+    folder = tmp_path / "qsam2_ao"
+    folder.mkdir()
+    (folder / "kernels-another.so").write_bytes((rubbish := b"rubbish") + build._seal(rubbish))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for of_what in (lambda: "another", build.digest):
+        monkeypatch.setattr(build, "digest", of_what)
+        assert why_no_kernels() is None
+        load_kernels()
+    assert [file.name for file in folder.iterdir()] == ["kernels-another.so"]
 
 
 @needs_kernels

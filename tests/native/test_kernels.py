@@ -203,13 +203,15 @@ def test_layer_norm(ops: Ops, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     queries=st.integers(1, 210),
     keys=st.integers(1, 600),
     channels=st.sampled_from([1, 7, 16, 24, 32, 96, 112, 256]),
+    width=st.sampled_from([None, 1, 24, 64, 200]),
 )
-def test_attention(ops: Ops, batch: int, heads: int, queries: int, keys: int, channels: int) -> None:
+def test_attention(ops: Ops, batch: int, heads: int, queries: int, keys: int, channels: int, width: int | None) -> None:
+    """Also with values of another width than the keys'."""
     generator = seeded(queries * keys)
     # Strided as SAM2's are: heads inside of the tokens.
     q, k, v = (
-        torch.randn(batch, n, heads, channels, generator=generator).bfloat16().transpose(1, 2)
-        for n in (queries, keys, keys)
+        torch.randn(batch, n, heads, c, generator=generator).bfloat16().transpose(1, 2)
+        for n, c in ((queries, channels), (keys, channels), (keys, width or channels))
     )
     out = ops.attention(q, k, v, channels**-0.5).transpose(1, 2)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
@@ -296,7 +298,8 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((linear(CPU, x, 100, 3)[0], torch.ops.qsam2.attention(q, q, q, 0.2)))
+            attended = [torch.ops.qsam2.attention(q, q, q, 0.2, codes) for codes in (False, True)]
+            results.append((linear(CPU, x, 100, 3)[0], *attended))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(results[0], results[1], strict=True):
@@ -318,8 +321,9 @@ def test_every_operator_is_described_for_the_compiler() -> None:
         "linear": (x, packed, 4, table, ones, ones, None, "gelu", torch.bfloat16, 1.0, 0.0, 255),
         "quantize": (torch.randn(3, 4), 0.1, 3.0, 255),
         "layer_norm": (torch.randn(3, 8), gain, gain, 1e-6, torch.uint8, 0.1, 3.0, 255),
-        "attention": (q, q, q, 0.3),
+        "attention": (q, q, q[..., :3], 0.3),
         "window_attention": (qkv, pad, 2, 4, 2),
+        "rotate": (q, torch.randn(5, 8), 5),
         "patches": (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0),
         "pixels": (torch.randn(1, 2, 3, 4 * 8), gain, 2, torch.bfloat16),
         "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),

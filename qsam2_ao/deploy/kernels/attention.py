@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
+from ...errors import UnsupportedLayerError
 from .machine import OfThisMachine
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention in bfloat16: ``[B, heads, N, c]`` each -> the same."""
+    """Scaled dot-product attention in bfloat16: ``[B, heads, N, c]`` each, values of any width d -> ``[.., N, d]``.
+
+    Attributes:
+        int8_scores: Whether queries are multiplied with keys as int8 codes, each token with a scale of its own.
+    """
+
+    int8_scores = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend."""
         q, k, v = (t.to(torch.bfloat16) for t in (q, k, v))
-        return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5).transpose(1, 2)
+        return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, self.int8_scores).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        """How scores are computed."""
+        return f"int8_scores={self.int8_scores}"
+
+
+def use_int8_scores(model: SAM2Base) -> SAM2Base:
+    """Let memory attention multiply queries with keys as int8, in place: faster, and less exact.
+
+    Each query and each key gets a scale of its own, and keys are rounded less their mean over all keys (SageAttention,
+    Zhang et al. 2024). What is multiplied with the values stays bfloat16.
+
+    Args:
+        model: A model from ``load_qsam2(..., target="int8")`` or ``lower_float``, on a CPU.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedLayerError: Its memory attention does not run on the CPU's kernels.
+
+    Example:
+        >>> predictor = use_int8_scores(lower_float(model))
+    """
+    found = [module for module in model.memory_attention.modules() if isinstance(module, Attention)]
+    device = next(model.parameters()).device
+    if not found or device.type != "cpu":
+        what = f"runs on {device}" if found else "is not lowered to the int8 kernels"
+        raise UnsupportedLayerError(
+            f"memory attention {what}, and scores in int8 are the CPU's: load the file there, with "
+            'target="int8", or call lower_float on a float model'
+        )
+    for module in found:
+        module.int8_scores = True
+    return model
 
 
 class WindowAttention(OfThisMachine):

@@ -12,7 +12,7 @@ from sam2.modeling.sam2_utils import DropPath
 from torch import Tensor, fx, nn
 
 from ...graph import PartGraph
-from ...graph.leaves import ScaledDotProductAttention, hiera_pos_embed
+from ...graph.leaves import AxialRoPE, ScaledDotProductAttention, hiera_pos_embed
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
 from .attention import Attention, WindowAttention
@@ -23,7 +23,8 @@ from .hiera_block import back, hiera_block, only_user
 from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
-from .positions import PositionEmbedding, SinePosition
+from .positions import PositionEmbedding, Rotary, SinePosition
+from .values import CodeValues, ValueProjection, wide_values
 
 _ACTIVATIONS: dict[Any, str] = {
     nn.GELU: "gelu",
@@ -53,9 +54,13 @@ def lower_part(
         >>> lowered, reasons = lower_part(quantized.image_encoder)
     """
     lowered = _Lowering(part if in_place else PartGraph(part, copy.deepcopy(part.graph), compiled=False))
-    reasons = lowered.layers()
+    if lowered.device.type == "cpu":  # torch's attention on GPUs has no fast kernel for values of another width
+        lowered.wide_values()
+    lowered.layers()
     lowered.window_attention()
     lowered.attention()
+    if lowered.device.type == "cpu":
+        lowered.rotary()
     lowered.drop_identities()
     lowered.position_embedding()
     lowered.norms()
@@ -67,7 +72,7 @@ def lower_part(
     carry_nonfinite(lowered.part, batch_dim)
     if lowered.device.type == "cpu":
         run_in_bands(lowered.part)
-    return lowered.finish(), reasons
+    return lowered.finish(), lowered.reasons
 
 
 class _Lowering:
@@ -81,6 +86,8 @@ class _Lowering:
         self.device = next(part.parameters()).device
         self.count = 0
         self.biases: dict[str, Tensor | None] = {}
+        self.coded: dict[fx.Node, fx.Node] = {}
+        self.reasons: dict[str, str | None] = {}
 
     def finish(self) -> fx.GraphModule:
         self.drop_unread()
@@ -124,29 +131,59 @@ class _Lowering:
                 self.graph.erase_node(old)
                 unread += inputs
 
-    def layers(self) -> dict[str, str | None]:
+    def why_not_int8(self, node: fx.Node) -> tuple[ActivationQuantizer | None, str | None]:
+        """The quantizer in front of a packed layer, and why the kernels cannot run the layer behind it."""
+        module: Any = self.module(node)
+        quantizer = self.module(node.args[0])
+        if not isinstance(quantizer, ActivationQuantizer):
+            quantizer = None
+        return quantizer, why_not_int8(module, module.weight, None, quantizer)
+
+    def codes(self, source: Any, quantizer: ActivationQuantizer) -> fx.Node:
+        """The codes in the place of what a call of a quantizer gives, made once for all that read them."""
+        if source not in self.coded:
+            self.coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
+        return self.coded[source]
+
+    def wide_values(self) -> None:
+        """Attention to values that a layer makes wider than its input -> to the input, with the layer behind it."""
+        self.drop_unread()
+        for sdpa, _ in self.nodes(ScaledDotProductAttention):
+            found = wide_values(sdpa, self.module)
+            if found is None:
+                continue
+            layer: Any = self.module(found.layer)
+            source, path = found.layer.args[0], str(found.layer.target)
+            if isinstance(layer.weight, PackedIntxTensor):
+                quantizer, reason = self.why_not_int8(found.layer)
+                if quantizer is not None and reason is None:
+                    grid = CodeGrid.of(quantizer)
+                    source = self.call(found.layer, "values", CodeValues(grid), self.codes(source, quantizer))
+                    self.set_module(path, ValueProjection(layer, layer.weight, grid))
+                    self.reasons[path] = None
+            with self.graph.inserting_before(found.merged):
+                tokens = self.graph.call_method("contiguous", (source,))
+                values = self.graph.call_method("unsqueeze", (tokens, 1))
+                attended = self.graph.call_module(str(sdpa.target), (*sdpa.args[:2], values))
+                merged = self.graph.call_method("squeeze", (attended, 1))
+                projected = self.graph.call_module(path, (merged,))
+            found.merged.replace_all_uses_with(projected)
+        self.drop_unread()
+
+    def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
-        reasons: dict[str, str | None] = {}
-        coded: dict[fx.Node, fx.Node] = {}
         for node in list(self.graph.nodes):
             module: Any = self.module(node)
             if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
                 continue
-            source = node.args[0]
-            quantizer: Any = self.module(source)
-            if not isinstance(quantizer, ActivationQuantizer):
-                quantizer = None
             name = str(node.target)
-            reasons[name] = why_not_int8(module, module.weight, None, quantizer)
-            if reasons[name] is not None:
+            quantizer, self.reasons[name] = self.why_not_int8(node)
+            if quantizer is None or self.reasons[name] is not None:
                 continue
             self.biases[name] = module.bias
             self.set_module(name, lower_int8(module, module.weight, quantizer))
-            if source not in coded:
-                coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
-            node.update_arg(0, coded[source])
+            node.update_arg(0, self.codes(node.args[0], quantizer))
         self.drop_unread()
-        return reasons
 
     def window_attention(self) -> None:
         """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""
@@ -174,6 +211,13 @@ class _Lowering:
         for node in [n for n in self.graph.nodes if n.target is _SDPA and not n.kwargs and len(n.args) == 3]:
             node.replace_all_uses_with(self.call(node, "attention", Attention(), *node.args))
         self.drop_unread()
+
+    def rotary(self) -> None:
+        """Rotary encodings that attention in bfloat16 alone reads -> the kernel's."""
+        for node, rope in self.nodes(AxialRoPE):
+            readers = [reader for part in node.users for reader in part.users]
+            if all(isinstance(self.module(reader), Attention) for reader in readers):
+                self.set_module(str(node.target), Rotary(rope))
 
     def drop_identities(self) -> None:
         """Dropout and stochastic depth, which do nothing in eval."""

@@ -6,7 +6,7 @@ import torch
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
-from ...graph.leaves import hiera_pos_embed
+from ...graph.leaves import AxialRoPE, hiera_pos_embed
 from .machine import OfThisMachine
 
 
@@ -31,6 +31,23 @@ class PositionEmbedding(OfThisMachine):
             if not torch.compiler.is_compiling():
                 self._kept = kept
         return kept[1]
+
+
+class Rotary(nn.Module):
+    """An axial rotary encoding on the kernels, which turn and round to bfloat16 in one go.
+
+    The frequencies of one frame serve for all memories: SAM2 makes a copy for each, of complex numbers.
+    """
+
+    def __init__(self, rope: AxialRoPE) -> None:
+        super().__init__()
+        self.rope = rope
+
+    def forward(self, q: Tensor, k: Tensor, num_k_exclude_rope: int = 0) -> tuple[Tensor, Tensor]:
+        """Rotate ``q`` [B, heads, N, c] and ``k`` [B, heads, M, c], but for the last keys -> bfloat16."""
+        turns = torch.view_as_real(self.rope.frequencies(q, k)).flatten(1)
+        rotated = k.shape[-2] - num_k_exclude_rope
+        return torch.ops.qsam2.rotate(q, turns, q.shape[-2]), torch.ops.qsam2.rotate(k, turns, rotated)
 
 
 class SinePosition(nn.Module):

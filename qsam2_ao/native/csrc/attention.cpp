@@ -4,6 +4,9 @@
 // each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the CPU cannot multiply bfloat16, one
 // value in float32. Keys: columns are keys, sums run over channels; values: columns are channels, sums run over keys.
 // Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and the scale folded in.
+//
+// Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to
+// a grid of its own, keys less their mean over all keys, which takes the same from all scores of a query.
 
 #include "attention.h"
 
@@ -13,39 +16,13 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tiles.h"
 
 namespace qsam2 {
 namespace {
 
 constexpr int64_t kQueries = 96;  // rows of scores at a time
 constexpr int64_t kKeys = 256;    // columns of scores at a time, a multiple of 64
-constexpr int kRows = 6;          // rows of a tile: 6 x 4 accumulators
-
-#ifdef __AVX512BF16__
-using Operand = bf16;
-
-inline __m512 add_products(__m512 acc, __m512i x, __m512i w) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
-}
-
-inline void store_two(bf16* p, __m512 low, __m512 high) {
-  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-}
-#else
-using Operand = float;
-
-inline __m512 add_products(__m512 acc, __m512i x, __m512i w) {
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), acc);
-}
-
-inline void store_two(float* p, __m512 low, __m512 high) {
-  store(p, low);
-  store(p + kLanes, high);
-}
-#endif
-
-constexpr int64_t kGroup = 4 / sizeof(Operand);  // operands along the sum in 32 bits
-constexpr int64_t kWide = kLanes * kGroup;       // operands of a register
 
 template <typename T>
 T* aligned(std::vector<T>& buffer, int64_t n) {
@@ -54,37 +31,15 @@ T* aligned(std::vector<T>& buffer, int64_t n) {
 }
 
 struct Sizes {
-  int64_t d, depth, columns;  // channels; of queries and keys, padded to groups; of values, padded to registers
-  explicit Sizes(int64_t d) : d(d), depth(round_up(d, kGroup)), columns(round_up(d, kLanes)) {}
+  int64_t d, value_d;      // channels of queries and keys; of values
+  int64_t depth, columns;  // the former padded to groups, the latter to registers
+  Sizes(int64_t d, int64_t value_d)
+      : d(d), value_d(value_d), depth(round_up(d, kGroup)), columns(round_up(value_d, kLanes)) {}
+  int64_t code_depth() const { return round_up(d, kCodes); }
   int64_t keys_size(int64_t keys) const { return round_up(keys, kLanes) * depth; }
+  int64_t codes_size(int64_t keys) const { return round_up(keys, kLanes) * code_depth(); }
   int64_t values_size(int64_t keys) const { return round_up(keys, kLanes) * columns; }
 };
-
-void transpose(__m512i (&r)[16]) {  // 16 x 16 values of 32 bits
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-  }
-}
 
 // A register of operands, of which the first `left` are of the row and the others zero.
 inline __m512i load_wide(const bf16* row, int64_t left) {
@@ -95,21 +50,28 @@ inline __m512i load_wide(const bf16* row, int64_t left) {
 #endif
 }
 
-// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][kGroup].
-template <typename Row>
-void pack_keys(Row row, int64_t n, const Sizes& s, Operand* out) {
+inline __m512i load_wide(const int8_t* row, int64_t left) {
+  return _mm512_maskz_loadu_epi8(left >= 64 ? ~0ull : (1ull << left) - 1, row);
+}
+
+// Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][in group],
+// a group being the values of type T that 32 bits hold.
+template <typename T, typename Row>
+void pack_keys(Row row, int64_t n, int64_t d, T* out) {
+  constexpr int64_t kGroup = 4 / sizeof(T), kWide = kLanes * kGroup;
+  const int64_t depth = round_up(d, kGroup);
   const int64_t vectors = (n + kLanes - 1) / kLanes;
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-    Operand* panel = out + v / 4 * 4 * kLanes * s.depth;
-    for (int64_t c = 0; c < s.depth; c += kWide) {
+    T* panel = out + v / 4 * 4 * kLanes * depth;
+    for (int64_t c = 0; c < depth; c += kWide) {
       __m512i r[16];
       for (int i = 0; i < 16; ++i) {
         const int64_t key = v * kLanes + i;
-        r[i] = key < n ? load_wide(row(key) + c, s.d - c) : _mm512_setzero_si512();
+        r[i] = key < n ? load_wide(row(key) + c, d - c) : _mm512_setzero_si512();
       }
       transpose(r);
-      for (int64_t i = 0; i < std::min(kLanes, (s.depth - c) / kGroup); ++i)
+      for (int64_t i = 0; i < std::min(kLanes, (depth - c) / kGroup); ++i)
         _mm512_storeu_si512(panel + ((c / kGroup + i) * width + v % 4) * kWide, r[i]);
     }
   }
@@ -122,7 +84,7 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   for (int64_t key = 0; key < rows; key += kGroup) {
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-      const __mmask16 lanes = first_lanes(s.d - v * kLanes);
+      const __mmask16 lanes = first_lanes(s.value_d - v * kLanes);
       const auto values = [&](int64_t i) {  // in the upper halves of 32 bits: float32
         return i < n ? _mm512_castps_si512(load(row(i) + v * kLanes, lanes)) : _mm512_setzero_si512();
       };
@@ -133,49 +95,54 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   }
 }
 
-template <int Rows, int Vectors, bool Accumulate>
-void tile(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc) {
-  __m512 acc[Rows][Vectors];
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Vectors; ++j)
-      acc[i][j] = Accumulate ? _mm512_loadu_ps(c + i * ldc + j * kLanes) : _mm512_setzero_ps();
-  for (int64_t k = 0; k < depth; k += kGroup, a += kGroup, b += kWide * Vectors) {
-    __m512i w[Vectors];
-    for (int j = 0; j < Vectors; ++j) w[j] = _mm512_loadu_si512(b + kWide * j);
-    for (int i = 0; i < Rows; ++i) {
-      const __m512i x = broadcast_32(a + i * lda);
-      for (int j = 0; j < Vectors; ++j) acc[i][j] = add_products(acc[i][j], x, w[j]);
+// The int8 codes of a row of which value(c, lanes) are 16 values, handed to put(c, lanes, codes in 32 bits); returns
+// their scale, which is NaN where a value is not finite.
+template <typename Value, typename Put>
+float code_row(const Value& value, int64_t d, const Put& put) {
+  __m512 top = _mm512_setzero_ps();
+  for (int64_t c = 0; c < d; c += kLanes) top = larger(top, _mm512_abs_ps(value(c, first_lanes(d - c))));
+  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+  const bool finite = _mm512_cmp_ps_mask(top, infinity, _CMP_NLT_UQ) == 0;
+  const float scale = finite ? _mm512_reduce_max_ps(top) / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  const __m512 inverse = _mm512_set1_ps(scale > 1e-30f ? 1.0f / scale : 0.0f);
+  for (int64_t c = 0; c < d; c += kLanes) {
+    const __mmask16 lanes = first_lanes(d - c);
+    put(c, lanes, finite ? _mm512_cvtps_epi32(_mm512_mul_ps(value(c, lanes), inverse)) : _mm512_setzero_si512());
+  }
+  return scale;
+}
+
+constexpr int32_t kUnsigned = 128;  // what the codes of queries are more than they stand for
+
+// Packed codes of the keys of a head, what takes kUnsigned out of the scores, and their scales.
+struct CodedKeys {
+  int8_t* codes;
+  int32_t* offsets;
+  float* scales;
+};
+
+template <typename Row>
+void pack_codes(Row row, int64_t n, const Sizes& s, const CodedKeys& out) {
+  std::vector<float> mean(s.d);
+  for (int64_t key = 0; key < n; ++key)
+    for (int64_t c = 0; c < s.d; c += kLanes) {
+      const __mmask16 lanes = first_lanes(s.d - c);
+      store(&mean[c], _mm512_add_ps(load(&mean[c], lanes), load(row(key) + c, lanes)), lanes);
     }
+  for (float& m : mean) m /= n;
+  std::vector<int8_t> codes(n * s.d);
+  for (int64_t key = 0; key < n; ++key) {
+    __m512i sum = _mm512_setzero_si512();
+    const auto less_mean = [&](int64_t c, __mmask16 lanes) {
+      return _mm512_sub_ps(load(row(key) + c, lanes), load(&mean[c], lanes));
+    };
+    out.scales[key] = code_row(less_mean, s.d, [&](int64_t c, __mmask16 lanes, __m512i x) {
+      sum = _mm512_add_epi32(sum, x);
+      store_u8((uint8_t*)&codes[key * s.d + c], _mm512_cvtepi32_epi8(x), lanes);
+    });
+    out.offsets[key] = -kUnsigned * _mm512_reduce_add_epi32(sum);
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Vectors; ++j) _mm512_storeu_ps(c + i * ldc + j * kLanes, acc[i][j]);
-}
-
-template <int Rows, int Vectors, bool Accumulate>
-void rest(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc, int64_t rows) {
-  if constexpr (Rows > 0) {
-    if (rows == Rows) return tile<Rows, Vectors, Accumulate>(a, lda, b, depth, c, ldc);
-    rest<Rows - 1, Vectors, Accumulate>(a, lda, b, depth, c, ldc, rows);
-  }
-}
-
-template <int Vectors, bool Accumulate>
-void panel(const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc, int64_t rows) {
-  for (; rows >= kRows; rows -= kRows, a += kRows * lda, c += kRows * ldc)
-    tile<kRows, Vectors, Accumulate>(a, lda, b, depth, c, ldc);
-  rest<kRows - 1, Vectors, Accumulate>(a, lda, b, depth, c, ldc, rows);
-}
-
-// c [rows, 16 * vectors] (+)= a [rows, depth] times one packed panel.
-template <bool Accumulate>
-void multiply(int64_t vectors, const Operand* a, int64_t lda, const Operand* b, int64_t depth, float* c, int64_t ldc,
-              int64_t rows) {
-  switch (vectors) {
-    case 4: return panel<4, Accumulate>(a, lda, b, depth, c, ldc, rows);
-    case 3: return panel<3, Accumulate>(a, lda, b, depth, c, ldc, rows);
-    case 2: return panel<2, Accumulate>(a, lda, b, depth, c, ldc, rows);
-    default: return panel<1, Accumulate>(a, lda, b, depth, c, ldc, rows);
-  }
+  pack_keys([&](int64_t key) { return &codes[key * s.d]; }, n, s.d, out.codes);
 }
 
 // What a thread needs for up to kQueries rows.
@@ -184,6 +151,7 @@ class Block {
   explicit Block(const Sizes& s)
       : sizes(s),
         queries_(aligned(q_, kQueries * s.depth)),
+        codes_(aligned(c_, kQueries * s.code_depth())),
         scores_(aligned(s_, kQueries * kKeys)),
         weights_(aligned(p_, kQueries * kKeys)),
         out_(aligned(o_, kQueries * s.columns)) {
@@ -195,6 +163,16 @@ class Block {
       const __mmask16 lanes = first_lanes(sizes.d - c);
       store(queries_ + r * sizes.depth + c, load(from + c, lanes), lanes);
     }
+    scales_[r] = 1.0f;
+  }
+
+  // The same, for keys that are codes.
+  void code_query(int64_t r, const bf16* from) {
+    uint8_t* to = codes_ + r * sizes.code_depth();
+    const auto value = [&](int64_t c, __mmask16 lanes) { return load(from + c, lanes); };
+    scales_[r] = code_row(value, sizes.d, [&](int64_t c, __mmask16 lanes, __m512i x) {
+      store_u8(to + c, _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(kUnsigned))), lanes);
+    });
   }
 
   // The larger of what is there and another query, channel by channel.
@@ -207,35 +185,43 @@ class Block {
   }
 
   // scale: of the scores, times log2(e).
-  void run(int64_t rows, const Operand* keys, const Operand* values, int64_t n, float scale) {
+  template <typename Keys>
+  void run(int64_t rows, const Keys& keys, const Operand* values, int64_t n, float scale) {
     const int64_t padded = round_up(n, kLanes);
     for (int64_t first = 0; first < n; first += kKeys) {
       const int64_t width = std::min(kKeys, padded - first);
       for (int64_t k = 0; k < width; k += 64) {
         const int64_t vectors = std::min<int64_t>(4, (width - k) / kLanes);
-        const Operand* b = keys + (first + k) * sizes.depth;
-        multiply<false>(vectors, queries_, sizes.depth, b, sizes.depth, scores_ + k, kKeys, rows);
+        multiply(vectors, scores_tile(keys, first + k, scores_ + k), rows);
       }
-      for (int64_t r = 0; r < rows; ++r) softmax(r, std::min(kKeys, n - first), width, scale, first == 0);
+      for (int64_t r = 0; r < rows; ++r) softmax(r, std::min(kKeys, n - first), width, scale * scales_[r], first == 0);
       for (int64_t v = 0; v < sizes.columns / kLanes; v += 4) {
         const int64_t vectors = std::min<int64_t>(4, sizes.columns / kLanes - v);
         const Operand* b = values + v * kLanes * padded + first * vectors * kLanes;
         float* c = out_ + v * kLanes;
-        if (first == 0)
-          multiply<false>(vectors, weights_, kKeys, b, width, c, sizes.columns, rows);
-        else
-          multiply<true>(vectors, weights_, kKeys, b, width, c, sizes.columns, rows);
+        if (first == 0) multiply(vectors, FloatTile<false>{weights_, kKeys, b, width, c, sizes.columns}, rows);
+        else multiply(vectors, FloatTile<true>{weights_, kKeys, b, width, c, sizes.columns}, rows);
       }
     }
   }
 
   void result(int64_t r, bf16* to) const {
     const __m512 factor = _mm512_set1_ps(1.0f / sum_[r]);
-    for (int64_t c = 0; c < sizes.d; c += kLanes)
-      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor), first_lanes(sizes.d - c));
+    for (int64_t c = 0; c < sizes.value_d; c += kLanes)
+      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor),
+            first_lanes(sizes.value_d - c));
   }
 
  private:
+  FloatTile<false> scores_tile(const Operand* keys, int64_t key, float* to) const {
+    return {queries_, sizes.depth, keys + key * sizes.depth, sizes.depth, to, kKeys};
+  }
+
+  CodeTile scores_tile(const CodedKeys& keys, int64_t key, float* to) const {
+    const int64_t depth = sizes.code_depth();
+    return {codes_, depth, keys.codes + key * depth, depth, to, kKeys, keys.offsets + key, keys.scales + key};
+  }
+
   // Scores of `valid` keys -> probabilities up to a factor, zero for the padding up to `width`.
   void softmax(int64_t r, int64_t valid, int64_t width, float scale, bool start) {
     float* s = scores_ + r * kKeys;
@@ -286,51 +272,77 @@ class Block {
 
   const Sizes sizes;
   std::vector<Operand> q_, p_;
+  std::vector<uint8_t> c_;
   std::vector<float> s_, o_;
   Operand* const queries_;  // [kQueries, depth]
+  uint8_t* const codes_;    // the same as codes, [kQueries, code_depth]
   float* const scores_;     // [kQueries, kKeys]
   Operand* const weights_;  // of the values, [kQueries, kKeys]
   float* const out_;        // [kQueries, columns]
+  float scales_[kQueries];  // of the queries, where they are codes
   float max_[kQueries], sum_[kQueries];
 };
 
 constexpr float kLog2e = 1.44269504f;
 
-}  // namespace
-
-void attention(const AttentionArgs& a) {
-  const Sizes s(a.d);
+// pack(head, key), called for each head of a batch, packs its keys; keys_of(head) gives them to Block, whose queries
+// query(block, row, values) sets.
+template <typename Pack, typename KeysOf, typename Query>
+void attend(const AttentionArgs& a, const Sizes& s, const Pack& pack, const KeysOf& keys_of, const Query& query) {
   const int64_t heads = a.batches * a.heads, blocks = (a.queries + kQueries - 1) / kQueries;
-  std::vector<Operand> keys_, values_;
-  Operand* keys = aligned(keys_, heads * s.keys_size(a.keys));
+  std::vector<Operand> values_;
   Operand* values = aligned(values_, heads * s.values_size(a.keys));
   const auto head_of = [&](const Heads& x, int64_t i) {
     return x.base + i / a.heads * x.batch + i % a.heads * x.head;
   };
-  parallel(heads, worth_a_thread(16.0 * a.keys * a.d), [&](int64_t begin, int64_t end) {
+  parallel(heads, worth_a_thread(8.0 * a.keys * (a.d + a.value_d)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const bf16 *k = head_of(a.k, i), *v = head_of(a.v, i);
-      pack_keys([&](int64_t t) { return k + t * a.k.token; }, a.keys, s, keys + i * s.keys_size(a.keys));
+      pack(i, [&](int64_t t) { return k + t * a.k.token; });
       pack_values([&](int64_t t) { return v + t * a.v.token; }, a.keys, s, values + i * s.values_size(a.keys));
     }
   });
-  const double cost = 8.0 * std::min(kQueries, a.queries) * a.keys * a.d;
+  const double cost = 4.0 * std::min(kQueries, a.queries) * a.keys * (a.d + a.value_d);
   parallel_with_scratch(heads * blocks, worth_a_thread(cost), [&](const auto& each) {
     Block block(s);
     each([&](int64_t task) {
       const int64_t i = task / blocks, first = task % blocks * kQueries;
       const int64_t rows = std::min(kQueries, a.queries - first);
       const bf16* q = head_of(a.q, i) + first * a.q.token;
-      for (int64_t r = 0; r < rows; ++r) block.query(r, q + r * a.q.token);
-      block.run(rows, keys + i * s.keys_size(a.keys), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
+      for (int64_t r = 0; r < rows; ++r) query(block, r, q + r * a.q.token);
+      block.run(rows, keys_of(i), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
       for (int64_t r = 0; r < rows; ++r)
-        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.d);
+        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.value_d);
     });
   });
 }
 
+}  // namespace
+
+void attention(const AttentionArgs& a) {
+  const Sizes s(a.d, a.value_d);
+  const int64_t heads = a.batches * a.heads;
+  if (!a.int8_scores) {
+    std::vector<Operand> keys_;
+    Operand* keys = aligned(keys_, heads * s.keys_size(a.keys));
+    const auto keys_of = [&](int64_t i) { return keys + i * s.keys_size(a.keys); };
+    const auto pack = [&](int64_t i, const auto& row) { pack_keys(row, a.keys, s.d, keys_of(i)); };
+    return attend(a, s, pack, keys_of, [](Block& block, int64_t r, const bf16* q) { block.query(r, q); });
+  }
+  const int64_t columns = round_up(a.keys, kLanes);
+  std::vector<int8_t> codes_;
+  std::vector<int32_t> offsets(heads * columns);
+  std::vector<float> scales(heads * columns);
+  int8_t* codes = aligned(codes_, heads * s.codes_size(a.keys));
+  const auto keys_of = [&](int64_t i) {
+    return CodedKeys{codes + i * s.codes_size(a.keys), &offsets[i * columns], &scales[i * columns]};
+  };
+  const auto pack = [&](int64_t i, const auto& row) { pack_codes(row, a.keys, s, keys_of(i)); };
+  attend(a, s, pack, keys_of, [](Block& block, int64_t r, const bf16* q) { block.code_query(r, q); });
+}
+
 void window_attention(const WindowArgs& a) {
-  const Sizes s(a.d);
+  const Sizes s(a.d, a.d);
   const int64_t down = (a.h + a.window - 1) / a.window, across = (a.w + a.window - 1) / a.window;
   const int64_t keys = a.window * a.window, side = a.window / a.stride, queries = side * side;
   const int64_t part = a.heads * a.d, out_h = a.h / a.stride, out_w = a.w / a.stride;
@@ -347,7 +359,7 @@ void window_attention(const WindowArgs& a) {
       }
       for (int64_t head = 0; head < a.heads; ++head) {
         const int64_t at = head * a.d;
-        pack_keys([&](int64_t t) { return tokens[t] + part + at; }, keys, s, packed_keys);
+        pack_keys([&](int64_t t) { return tokens[t] + part + at; }, keys, s.d, packed_keys);
         pack_values([&](int64_t t) { return tokens[t] + 2 * part + at; }, keys, s, packed_values);
         for (int64_t first = 0; first < queries; first += kQueries) {
           const int64_t rows = std::min(kQueries, queries - first);

@@ -7,7 +7,7 @@
 
 namespace qsam2 {
 
-// Tokens of one head: rows of `d` values at base + b * batch + h * head + i * token.
+// Tokens of one head: rows at base + b * batch + h * head + i * token.
 struct Heads {
   const bf16* base;
   int64_t batch, head, token;
@@ -15,9 +15,10 @@ struct Heads {
 
 struct AttentionArgs {
   Heads q, k, v;
-  int64_t batches, heads, queries, keys, d;
+  int64_t batches, heads, queries, keys, d, value_d;  // channels of queries and keys, and of values
   float scale;
-  bf16* out;  // [batches, queries, heads, d]
+  bool int8_scores;  // multiply queries and keys as codes
+  bf16* out;  // [batches, queries, heads, value_d]
 };
 
 void attention(const AttentionArgs& args);

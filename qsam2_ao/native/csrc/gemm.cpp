@@ -78,9 +78,6 @@ void decode(const uint8_t* in, int64_t registers, int bits, __m512i table, int8_
   }
 }
 
-// _mm512_dpbusd_epi32, for which GCC 12 copies accumulators around until they spill.
-inline void add_dots(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
-
 template <Activation act>
 __m512 activate(__m512 y) {
   if (act == Activation::kGelu) return gelu_ps(y);

@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "parallel.h"
 #include "pool.h"
+#include "rotary.h"
 #include "upscale.h"
 
 namespace {
@@ -149,17 +150,18 @@ Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, 
 
 qsam2::Heads heads_of(const Tensor& t) { return {bits(t), t.stride(0), t.stride(1), t.stride(2)}; }
 
-// q [B, heads, N, d], k and v [B, heads, M, d] in bfloat16, any strides but contiguous rows -> [B, N, heads, d].
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale) {
+// q [B, heads, N, d], k [B, heads, M, d], v [B, heads, M, e] in bfloat16, any strides but contiguous rows ->
+// [B, N, heads, e].
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool int8_scores) {
   for (const Tensor* t : {&q, &k, &v})
     TORCH_CHECK(t->dim() == 4 && t->scalar_type() == at::kBFloat16 && (t->stride(3) == 1 || t->size(3) == 1) &&
-                    t->size(0) == q.size(0) && t->size(1) == q.size(1) && t->size(3) == q.size(3),
+                    t->size(0) == q.size(0) && t->size(1) == q.size(1) && (t == &v || t->size(3) == q.size(3)),
                 "qsam2: attention of ", q.sizes(), ", ", k.sizes(), ", ", v.sizes(), " in ", t->scalar_type());
   TORCH_CHECK(k.size(2) == v.size(2) && k.size(2) > 0, "qsam2: attention with ", k.size(2), " keys and ", v.size(2),
               " values");
-  Tensor out = qsam2::pooled({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options());
+  Tensor out = qsam2::pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, q.options());
   qsam2::attention({heads_of(q), heads_of(k), heads_of(v), q.size(0), q.size(1), q.size(2), k.size(2), q.size(3),
-                    (float)scale, mutable_bits(out)});
+                    v.size(3), (float)scale, int8_scores, mutable_bits(out)});
   return out;
 }
 
@@ -174,6 +176,28 @@ Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int
   Tensor out = qsam2::pooled({qkv.size(0), qkv.size(1) / stride, qkv.size(2) / stride, heads * d}, qkv.options());
   qsam2::window_attention({bits(qkv), bits(pad), qkv.size(0), qkv.size(1), qkv.size(2), heads, d, window, stride,
                            (float)(1.0 / std::sqrt((double)d)), mutable_bits(out)});
+  return out;
+}
+
+// x [B, heads, M, d] in bfloat16 or float, any strides but contiguous rows; frequencies [N, d], cosine and sine in turn.
+Tensor rotate(const Tensor& x, const Tensor& frequencies, int64_t rotated) {
+  const bool half = x.scalar_type() == at::kBFloat16;
+  check(frequencies, at::kFloat, "frequencies");
+  TORCH_CHECK(x.dim() == 4 && (half || x.scalar_type() == at::kFloat) && x.size(3) % 2 == 0 && x.stride(3) == 1,
+              "qsam2: cannot rotate ", x.toString(), " ", x.sizes());
+  TORCH_CHECK(frequencies.dim() == 2 && frequencies.size(0) > 0 && frequencies.size(1) == x.size(3) && rotated >= 0 &&
+                  rotated <= x.size(2) && rotated % frequencies.size(0) == 0,
+              "qsam2: cannot rotate ", rotated, " of ", x.sizes(), " by ", frequencies.sizes());
+  Tensor out = qsam2::pooled(x.sizes(), x.options().dtype(at::kBFloat16));
+  qsam2::RotateArgs args{};
+  if (half) args.x_bf16 = bits(x);
+  else args.x_f32 = x.const_data_ptr<float>();
+  args.batch = x.stride(0), args.head = x.stride(1), args.token = x.stride(2);
+  args.batches = x.size(0), args.heads = x.size(1), args.tokens = x.size(2), args.d = x.size(3);
+  args.frequencies = frequencies.const_data_ptr<float>();
+  args.period = frequencies.size(0), args.rotated = rotated;
+  args.out = mutable_bits(out);
+  qsam2::rotate(args);
   return out;
 }
 
@@ -225,6 +249,7 @@ TORCH_LIBRARY_IMPL(qsam2, CPU, m) {
   m.impl("patches", patches);
   m.impl("attention", attention);
   m.impl("window_attention", window_attention);
+  m.impl("rotate", rotate);
   m.impl("pixels", pixels);
   m.impl("gelu_planes", gelu_planes);
 }

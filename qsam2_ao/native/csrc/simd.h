@@ -60,6 +60,9 @@ inline __m512i broadcast_32(const void* p) {
   return _mm512_set1_epi32(bits);
 }
 
+// _mm512_dpbusd_epi32, for which GCC 12 copies accumulators around until they spill.
+inline void add_dots(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
+
 // NaN where either is.
 inline __m512 larger(__m512 x, __m512 y) {
   return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);

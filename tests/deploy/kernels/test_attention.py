@@ -1,0 +1,50 @@
+"""Memory attention with scores in int8: off unless asked for, near to bfloat16, and the CPU's alone."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qsam2_ao import load_embedded, load_qsam2, lower_float, use_int8_scores
+from qsam2_ao.deploy.kernels.attention import Attention
+from qsam2_ao.errors import UnsupportedLayerError
+from qsam2_ao.native import why_no_kernels
+
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
+MODELS: dict[str, Callable[[Path], Any]] = {
+    "int8": lambda file: load_qsam2(file, target="int8"),
+    "float, lowered": lambda file: lower_float(load_embedded()),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_scores_in_int8_are_near_those_in_bfloat16(name: str, packed_file: Path) -> None:
+    model = MODELS[name](packed_file)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"curr": (36, 2, 64), "curr_pos": (36, 2, 64), "memory": (80, 2, 32), "memory_pos": (80, 2, 32)}
+    x = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    def run(model: Any) -> torch.Tensor:
+        return model.memory_attention(**x, num_obj_ptr_tokens=8)
+
+    before = run(model)
+    assert use_int8_scores(model) is model
+    after = run(model)
+    assert not torch.equal(after, before)
+    assert float((after - before).square().mean().sqrt() / before.square().mean().sqrt()) < 0.02
+    assert torch.equal(run(pickle.loads(pickle.dumps(model))), after)
+    everywhere = {path for path, m in model.named_modules() if isinstance(m, Attention) and m.int8_scores}
+    assert everywhere == {path for path, m in model.named_modules() if isinstance(m, Attention) and "memory" in path}
+
+
+def test_scores_stay_float_where_memory_attention_is_not_lowered(packed_file: Path) -> None:
+    for model in (load_embedded(), load_qsam2(packed_file)):
+        with pytest.raises(UnsupportedLayerError, match="memory attention is not lowered to the int8 kernels"):
+            use_int8_scores(model)

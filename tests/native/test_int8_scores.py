@@ -1,0 +1,61 @@
+"""Attention whose queries and keys are multiplied as int8 codes, against float64 on the same codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qsam2_ao.native import load_kernels, why_no_kernels
+
+pytestmark = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """To the int8 grid of each token."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    queries=st.integers(1, 210),
+    keys=st.integers(2, 600),
+    channels=st.sampled_from([2, 7, 16, 30, 64, 100, 256]),
+    width=st.sampled_from([24, 64]),
+)
+def test_attention_of_codes(batch: int, heads: int, queries: int, keys: int, channels: int, width: int) -> None:
+    """Keys that are all far from zero keep their precision: what they share is taken off."""
+    load_kernels()
+    generator = torch.Generator().manual_seed(queries * keys)
+    q, k, v = (
+        torch.randn(batch, n, heads, c, generator=generator).bfloat16().transpose(1, 2)
+        for n, c in ((queries, channels), (keys, channels), (keys, width))
+    )
+    k = k + 20 * torch.randn(channels, generator=generator).bfloat16()
+    out = torch.ops.qsam2.attention(q, k, v, channels**-0.5, True).transpose(1, 2)
+    coded = rounded(k.double() - k.double().mean(-2, keepdim=True))
+    exact = F.scaled_dot_product_attention(rounded(q.double()), coded, v.double())
+    torch.testing.assert_close(out.double(), exact, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_attention_of_codes_loses_what_is_not_finite(bad: float) -> None:
+    load_kernels()
+    q, k, v = torch.randn(3, 2, 1, 40, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    lost_query, lost_key = q.clone(), k.clone()
+    lost_query[1, 0, 7, 3] = lost_key[1, 0, 7, 3] = bad
+    out = torch.ops.qsam2.attention(lost_query, k, v, 0.25, True)
+    assert out[1, 7].isnan().all()
+    assert out.isnan().any(-1).sum() == 1
+    out = torch.ops.qsam2.attention(q, lost_key, v, 0.25, True)
+    assert out[1].isnan().all()
+    assert out[0].isfinite().all()
+    k[:] = 3.0  # nothing is left but the mean
+    out = torch.ops.qsam2.attention(q, k, v, 0.25, True).transpose(1, 2).float()
+    torch.testing.assert_close(out, v.float().mean(-2, keepdim=True).expand_as(out), rtol=2e-2, atol=1e-2)
