@@ -17,12 +17,14 @@ class OneDNNCodes(QuantizeCodes):
     def forward(self, x: Tensor) -> Tensor:
         """The codes of ``x``."""
         scale, zero_point, high = self.grid.arguments
+        chunk = _CHUNK * torch.get_num_threads()
+        if x.numel() <= chunk:
+            return (x.float() / scale).add_(zero_point).round_().clamp_(0, high).to(torch.uint8)
         codes = torch.empty_like(x, dtype=torch.uint8)
         if codes.stride() != x.stride():  # x has gaps, or is expanded
             x = x.contiguous()
             codes = torch.empty_like(x, dtype=torch.uint8)
         flat = (x.numel(),), (1,)
-        chunk = _CHUNK * torch.get_num_threads()
         for values, out in zip(x.as_strided(*flat).split(chunk), codes.as_strided(*flat).split(chunk), strict=True):
             out.copy_((values.float() / scale).add_(zero_point).round_().clamp_(0, high))
         return codes

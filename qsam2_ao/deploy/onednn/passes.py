@@ -61,13 +61,16 @@ def lower_part_onednn(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.Grap
         batch_dim: Dimension of its inputs and outputs that counts samples.
 
     Returns:
-        The lowered part, which no longer can be saved, and layer name in the graph -> None, or why it was left packed.
+        The lowered part, which no longer can be saved, or ``part`` itself if oneDNN runs none of its layers; and layer
+        name in the graph -> None, or why it was left packed.
 
     Example:
         >>> lowered, reasons = lower_part_onednn(quantized.image_encoder)
     """
     lowered = Float32Graph(part, copy.deepcopy(part.graph), compiled=False)
     reasons = _layers(lowered)
+    if None not in reasons.values():
+        return part, reasons
     _activations(lowered)
     _output_codes(lowered)
     _float32(lowered)

@@ -16,7 +16,7 @@ from processes import logits
 from sam2_runs import images, run_both
 from torch import Tensor, nn
 
-from qsam2_ao import compile_qsam2, coverage_report, layer_times, load_qsam2, save_qsam2
+from qsam2_ao import compile_qsam2, convert_qsam2, coverage_report, layer_times, load_qsam2, save_qsam2
 from qsam2_ao.deploy.onednn.codes import OneDNNCodes
 from qsam2_ao.deploy.onednn.linear import OneDNNLinear
 from qsam2_ao.deploy.onednn.processor import why_no_onednn
@@ -24,6 +24,7 @@ from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.targets import auto_target, lower_to
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 from qsam2_ao.export import export_aoti
+from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.native import why_unfit_for_kernels
 from qsam2_ao.stage import stage_of
 
@@ -88,6 +89,15 @@ def test_what_stays_packed_says_why(packed_file: Path) -> None:
     left = {name: why for name, (target, why) in stage_of(model).targets.items() if target == "packed"}
     assert list(left) == ["memory_encoder.mask_downsampler.encoder.0"]
     assert "circular" in str(*left.values())
+
+
+def test_weight_only_parts_are_left_as_they_are() -> None:
+    model = convert_qsam2(build_embedded(), "w4a16", vrc=None, progress=False)
+    encoder = model.image_encoder
+    taken = stage_of(lower_to(model, "onednn")).targets.values()
+    assert {target for target, _ in taken} == {"packed"}
+    assert all("not quantized" in str(reason) for _, reason in taken)
+    assert model.image_encoder is encoder
 
 
 @torch.inference_mode()
