@@ -206,7 +206,8 @@ def why_not_onednn(
     except UnsupportedLayerError as error:
         return str(error)
     sums = values.flatten(1).abs().sum(1, dtype=torch.int64)
-    if (largest := grid.high * int(sums.max())) >= _LARGEST_SUM:
+    # The zero point's part is summed on its own.
+    if (largest := int(max(grid.high, abs(grid.zero_point))) * int(sums.max())) >= _LARGEST_SUM:
         return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -236,7 +237,7 @@ def lower_onednn(
     Example:
         >>> quantizer = ActivationQuantizer(0, 255, scale=0.02, zero_point=128.0)
         >>> layer = lower_onednn(linear, packed, quantizer)
-        >>> layer(OneDNNCodes(CodeGrid.of(quantizer))(inputs)).shape
+        >>> layer(torch.zeros(16, layer.in_features, dtype=torch.uint8)).shape
         torch.Size([16, 4])
     """
     if (reason := why_not_onednn(module, packed, None, quantizer)) is not None:
