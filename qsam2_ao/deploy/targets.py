@@ -159,7 +159,8 @@ def _lower_auto(model: nn.Module) -> Taken:
         # Nothing is amiss on a CPU that the kernels are not for.
         if why_unfit_for_kernels(_device(model)) is None:
             warnings.warn(f"the model runs on oneDNN's int8 products, which are slower: {missing}", stacklevel=5)
-        return _lower_onednn(model)
+        taken = _lower_onednn(model)
+        return {name: LayerTarget(found, why or missing) for name, (found, why) in taken.items()}
     warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
     return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
 
