@@ -140,8 +140,8 @@ def load_qsam2(
         model_class: The SAM2 class to build (``SAM2Base``, ``SAM2VideoPredictor``, ``SAM2Train``, a subclass);
             None for the class that was saved.
         target: What the packed weights become: "auto" takes the fastest that this machine has; "packed" keeps them,
-            to be saved again or moved to another device, and computes what was trained to the bit; "int8" and "int4"
-            as ``lower_to`` says. The coverage report says where a layer did not get its target, and why.
+            to be saved again or moved to another device, and computes what was trained to the bit; "int8", "onednn"
+            and "int4" as ``lower_to`` says. The coverage report says where a layer did not get its target, and why.
 
     Returns:
         The model in eval mode.

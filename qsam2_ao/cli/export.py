@@ -26,12 +26,14 @@ def export(
     Example: [bold]qsam2 export tiny-w4a8.safetensors --format onnx -o tiny-w4a8-onnx[/bold]
     """
     from ..checkpoint import load_qsam2
+    from ..deploy.targets import auto_target
     from ..export import export_aoti, export_onnx, export_openvino
     from ..files import check_output_folder
     from ..reporting.size import human_bytes
 
     # Packages are for this machine anyway; the other runtimes have int8 layers of their own.
-    formats = {"aoti": (export_aoti, "auto"), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
+    kernels = "int8" if auto_target()[0] == "int8" else "packed"
+    formats = {"aoti": (export_aoti, kernels), "onnx": (export_onnx, "packed"), "openvino": (export_openvino, "packed")}
     if form not in formats:
         raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(formats)}")
     check_output_folder(output)

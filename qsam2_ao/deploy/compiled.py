@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from ..errors import UnsupportedLayerError
 from ..graph import find_parts
+from ..stage import stage_of
 
 
 def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
@@ -27,11 +28,12 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
         object, and then no more, however many objects, clicks, memory frames and object pointers there are.
 
     Raises:
-        UnsupportedLayerError: A part is not a graph.
+        UnsupportedLayerError: A part is not a graph, or the model was lowered to "onednn".
 
     Example:
         >>> model = compile_qsam2(load_qsam2("tiny-w4a8.safetensors"))  # each part compiles when it first runs
     """
+    refuse_opaque_weights(model, "compiled")
     parts = find_parts(model)
     for part in parts:
         if not isinstance(model.get_submodule(part.path), (fx.GraphModule, nn.Linear, nn.Conv2d)):
@@ -43,3 +45,20 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
         dynamic = None if part.region == "image_encoder" else True
         model.get_submodule(part.path).compile(fullgraph=True, dynamic=dynamic, **options)
     return model
+
+
+def refuse_opaque_weights(model: SAM2Base, action: str) -> None:
+    """Raise for a model whose weights torch.compile cannot read.
+
+    Args:
+        model: A deployed model.
+        action: What was to be done with it.
+
+    Raises:
+        UnsupportedLayerError: It was lowered to "onednn".
+    """
+    if any(taken.target == "onednn" for taken in stage_of(model).targets.values()):
+        raise UnsupportedLayerError(
+            f'torch.compile cannot read the weights of the target "onednn": load the file with target="packed", '
+            f"which can be {action}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,11 @@ from typing import Any, cast
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import nn
+from torch import fx, nn
 
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
-from ..native import load_kernels, why_no_kernels
+from ..native import load_kernels, why_no_kernels, why_unfit_for_kernels
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
 from .inputs import ActivationQuantizer
@@ -21,6 +22,9 @@ from .int4 import lower_int4, why_no_int4_on, why_not_int4
 from .kernels.linear import why_not_int8
 from .kernels.passes import lower_part
 from .kernels.upscaling import lower_upscaling
+from .onednn.linear import why_not_onednn
+from .onednn.passes import lower_part_onednn
+from .onednn.processor import why_no_onednn
 from .packed import PackedIntxTensor
 from .portable import why_not_packed
 from .record import LayerRecord
@@ -28,6 +32,8 @@ from .record import LayerRecord
 Device = torch.device | str
 Taken = dict[str, LayerTarget]
 """What became of the layers, by name."""
+_LoweredPart = tuple[fx.GraphModule, dict[str, str | None]]
+"""A part, and of each of its layers None or why it stayed packed."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,25 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
+def auto_target(device: Device = "cpu") -> tuple[str, str | None]:
+    """What the target "auto" takes on a device.
+
+    Args:
+        device: Where the model will run.
+
+    Returns:
+        "int8" where the kernels run, else "onednn" where that does, else "packed"; and why not "int8", as a sentence.
+
+    Example:
+        >>> auto_target("meta")[0]
+        'packed'
+    """
+    missing = get_target("int8").why_not(device)
+    if missing is None:
+        return "int8", None
+    return "onednn" if get_target("onednn").why_not(device) is None else "packed", missing
+
+
 def lower_to(model: nn.Module, target: str) -> nn.Module:
     """Lower a deployed model to a target, in place.
 
@@ -107,8 +132,10 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         model: A deployed model on the device it will run on; "int8" changes its graphs themselves, whoever shares them.
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
             the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
-            (its products in float32 on x86-64 without AVX512-BF16); "int4" gives weight-only linear layers to torchao;
-            "auto" is "int8" where the kernels run, else "packed", with a warning that says why.
+            (its products in float32 on x86-64 without AVX512-BF16); "onednn" gives layers with quantized inputs to the
+            int8 products that torch has for x86-64 with AVX2, and keeps the rest in float32; "int4" gives weight-only
+            linear layers to torchao; "auto" is "int8" where the kernels run, else "onednn" where that does, else
+            "packed"; with a warning where something is missing.
 
     Returns:
         The model, with a stage whose ``targets`` say of each layer what it runs on, and why where that is not the
@@ -116,8 +143,8 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 
     Raises:
         QConfigError: An unknown target.
-        UnsupportedLayerError: The model was lowered to another target before, or "int8" was asked for and this
-            machine or the model's device has no kernels.
+        UnsupportedLayerError: The model was lowered to another target before, or "int8" or "onednn" was asked for and
+            this machine or the model's device has no such products.
     """
     targets = get_target(target).lower(model)
     set_stage(model, replace(stage_of(model), targets=targets))
@@ -125,10 +152,16 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 
 
 def _lower_auto(model: nn.Module) -> Taken:
-    missing = get_target("int8").why_not(_device(model))
-    if missing is None:
+    target, missing = auto_target(_device(model))
+    # Warnings name the line past lower_to, load_qsam2 and its decorator.
+    if target == "int8":
         return _lower_parts(model)
-    # Past lower_to, load_qsam2 and its decorator.
+    if target == "onednn":
+        # Nothing is amiss on a CPU that the kernels are not for.
+        if why_unfit_for_kernels(_device(model)) is None:
+            warnings.warn(f"the model runs on oneDNN's int8 products, which are slower: {missing}", stacklevel=5)
+        taken = _lower_onednn(model)
+        return {name: LayerTarget(found, why or missing) for name, (found, why) in taken.items()}
     warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
     return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
 
@@ -137,6 +170,12 @@ def _lower_int8(model: nn.Module) -> Taken:
     if (missing := get_target("int8").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f'cannot lower the model to int8: {missing} target="auto" takes what there is.')
     return _lower_parts(model)
+
+
+def _lower_onednn(model: nn.Module) -> Taken:
+    if (missing := get_target("onednn").why_not(_device(model))) is not None:
+        raise UnsupportedLayerError(f'cannot lower the model to oneDNN: {missing} target="auto" takes what there is.')
+    return _by_part(model, "onednn", lower_part_onednn)
 
 
 def _lower_packed(model: nn.Module) -> Taken:
@@ -159,19 +198,26 @@ def _lower_int4(model: nn.Module) -> Taken:
 
 
 def _lower_parts(model: nn.Module) -> Taken:
-    """The int8 kernels fold layers into each other, so they are chosen part by part."""
+    taken = _by_part(model, "int8", functools.partial(lower_part, in_place=True), compiled=False)
+    if any(record.region == "mask_decoder" for record in stage_of(model).layers):
+        lower_upscaling(cast(SAM2Base, model))
+    return taken
+
+
+def _by_part(
+    model: nn.Module, target: str, lower: Callable[[fx.GraphModule, int], _LoweredPart], *, compiled: bool = True
+) -> Taken:
+    """Layers are folded into each other, so they are chosen part by part."""
     taken: Taken = {}
     for path in dict.fromkeys(record.part for record in stage_of(model).layers):
         records = [record for record in stage_of(model).layers if record.part == path]
         _check_packed(model, records)
-        graph = graph_of(model.get_submodule(path), compiled=False)
-        lowered, reasons = lower_part(graph, _batch_dim(records[0].region), in_place=True)
+        graph = graph_of(model.get_submodule(path), compiled=compiled)
+        lowered, reasons = lower(graph, _batch_dim(records[0].region))
         model.set_submodule(path, lowered)
         for record in records:
             reason = reasons[record.layer]
-            taken[record.name] = LayerTarget("int8" if reason is None else "packed", reason)
-    if any(record.region == "mask_decoder" for record in stage_of(model).layers):
-        lower_upscaling(cast(SAM2Base, model))
+            taken[record.name] = LayerTarget(target if reason is None else "packed", reason)
     return taken
 
 
@@ -191,6 +237,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target("auto", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_auto),
         Target("int8", _missing_kernels, why_not_int8, _lower_int8),
+        Target("onednn", why_no_onednn, why_not_onednn, _lower_onednn),
         Target("packed", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_packed),
         Target(
             "int4",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
+from ..deploy.compiled import refuse_opaque_weights
 from ..errors import UnsupportedLayerError
 from ..files import atomic_write
 from ..progress import tqdm
@@ -25,7 +26,8 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     pointers are free; the image has the model's size.
 
     Args:
-        model: From ``load_qsam2`` on the CPU, with any target, in eval mode; not modified. Packed weights stay packed.
+        model: From ``load_qsam2`` on the CPU, with any target but "onednn", in eval mode; not modified.
+            Packed weights stay packed.
         folder: Where ``image_encoder.pt2`` and so on go; each is written whole or not at all.
         progress: Whether to show a bar.
 
@@ -33,7 +35,8 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         The files.
 
     Raises:
-        UnsupportedLayerError: The model is not on the CPU, or its memory is not configured as in the official models.
+        UnsupportedLayerError: The model is not on the CPU, was lowered to "onednn", or has a memory that is not
+            configured as in the official models.
         QSAM2Error: A file cannot be written.
 
     Example:
@@ -41,6 +44,7 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     """
     if (device := next(model.parameters()).device.type) != "cpu":
         raise UnsupportedLayerError(f"packages are compiled for the CPU, and the model is on {device}: load it there")
+    refuse_opaque_weights(model, "packaged")
     model = copy.deepcopy(model).eval()
     use_real_rope(model)
     files, kernels = [], False

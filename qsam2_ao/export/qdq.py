@@ -20,6 +20,9 @@ from ..graph.leaves import hiera_pos_embed
 from ..stage import stage_of
 from .rope import use_real_rope
 
+_EXACT_BITS = 6
+"""Two products of an 8-bit input and a weight of so many bits fit into 16 bits, on mid-rise grids too."""
+
 
 @torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -101,6 +104,19 @@ class Constant(nn.Module):
     def forward(self, *args: Any) -> Tensor:
         """The value."""
         return self.value
+
+
+def saturating_layers(model: SAM2Base) -> list[str]:
+    """Names of the layers whose products saturate on CPUs that add two of them in 16 bits.
+
+    Args:
+        model: A deployed model.
+    """
+
+    def wide(bits: int | None) -> bool:
+        return bits is not None and bits > _EXACT_BITS
+
+    return [record.name for record in stage_of(model).layers if wide(record.bits) and wide(record.activation_bits)]
 
 
 def for_export(model: SAM2Base) -> SAM2Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..files import atomic_write
 from ..optional import needed
 from ..progress import tqdm
 from .parts import ExportPart, export_parts
-from .qdq import for_export
+from .qdq import for_export, saturating_layers
 from .settings import ExportSettings
 
 OPSET = 21
@@ -35,6 +36,8 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     Returns:
         The files.
 
+    Warns where weights may saturate on CPUs without VNNI.
+
     Raises:
         QSAM2Error: The packages ``onnx`` and ``onnxscript`` are missing, or a file cannot be written.
         UnsupportedLayerError: A layer has no form in ONNX, naming it.
@@ -45,6 +48,14 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     for package in ("onnx", "onnxscript"):
         needed(package)
     parts = export_parts(for_export(model))
+    if wide := saturating_layers(model):
+        warnings.warn(
+            f"{len(wide)} layers ({wide[0]}{', ...' if len(wide) > 1 else ''}) multiply 8-bit inputs and weights. On "
+            "x86 CPUs without VNNI (AVX2 or AVX512 alone) runtimes add two such products in 16 bits, which saturate: "
+            "masks may be wrong there. Compare them with the packed model's on such a CPU, or quantize these layers to "
+            "fewer bits",
+            stacklevel=2,
+        )
     files = []
     for part in tqdm(parts, desc="exporting", unit="file", disable=not progress):
         path = Path(folder) / f"{part.name}.onnx"

@@ -1,5 +1,21 @@
 """The kernels that a lowered model runs on: in C++ with AVX-512 for CPUs, in Triton for NVIDIA GPUs."""
 
-from .load import code_offset, fast_float, kernels_layout, load_kernels, trim_pool, why_no_kernels
+from .load import (
+    code_offset,
+    fast_float,
+    kernels_layout,
+    load_kernels,
+    trim_pool,
+    why_no_kernels,
+    why_unfit_for_kernels,
+)
 
-__all__ = ["code_offset", "fast_float", "kernels_layout", "load_kernels", "trim_pool", "why_no_kernels"]
+__all__ = [
+    "code_offset",
+    "fast_float",
+    "kernels_layout",
+    "load_kernels",
+    "trim_pool",
+    "why_no_kernels",
+    "why_unfit_for_kernels",
+]

@@ -34,8 +34,8 @@ _failed: dict[tuple[Path, tuple[str, ...]], str] = {}
 """Library and compilers -> why they gave no kernels in this process, which does not try them again."""
 
 
-def why_no_cpu_kernels() -> str | None:
-    """Why this machine's CPU cannot run the kernels, as far as is known without compiling them; None if it can."""
+def why_unfit_cpu() -> str | None:
+    """Why this machine's CPU could not run the kernels even with a compiler; None if it could."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
     # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
@@ -43,6 +43,16 @@ def why_no_cpu_kernels() -> str | None:
     if absent or not torch.cpu._is_vnni_supported():
         detail = f"; this one lacks {', '.join(absent)}" if absent else ""
         return f"The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer){detail}."
+    # How torch is told to run as on an older CPU.
+    if (chosen := os.environ.get("ATEN_CPU_CAPABILITY", "")).lower() in ("default", "avx2"):
+        return f"The kernels need AVX512-VNNI, and ATEN_CPU_CAPABILITY={chosen} says to do without."
+    return None
+
+
+def why_no_cpu_kernels() -> str | None:
+    """Why this machine's CPU cannot run the kernels, as far as is known without compiling them; None if it can."""
+    if (reason := why_unfit_cpu()) is not None:
+        return reason
     if _loaded:
         return None
     try:

@@ -32,6 +32,11 @@ def why_no_kernels(device: torch.device = _CPU) -> str | None:
     return f"The int8 kernels run on CPUs and NVIDIA GPUs, not on {device.type}."
 
 
+def why_unfit_for_kernels(device: torch.device = _CPU) -> str | None:
+    """Why a device itself is not one for the kernels; None if only something that can be installed is missing."""
+    return build.why_unfit_cpu() if device.type == "cpu" else why_no_kernels(device)
+
+
 def load_kernels(device: torch.device = _CPU) -> None:
     """Make ``torch.ops.qsam2`` callable; the first time on a machine, the CPU's compile for about half a minute.
 

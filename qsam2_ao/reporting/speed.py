@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..compat.quiet import propagate_quietly
 from ..deploy.kernels.linear import Int8Conv2d, Int8Linear
 from ..deploy.kernels.values import ValueProjection
+from ..deploy.onednn.linear import OneDNNConv2d, OneDNNLinear
 from ..deploy.packed import PackedIntxTensor
 from ..native import fast_float
 from ..predictors import as_video_predictor, eval_mode, predictor_state
@@ -107,7 +108,7 @@ def _inputs(model: SAM2Base) -> dict[str, tuple[Any, Tensor, Tensor | None]]:
 
 
 def _quantized(module: nn.Module) -> bool:
-    lowered = isinstance(module, Int8Linear | ValueProjection)
+    lowered = isinstance(module, Int8Linear | ValueProjection | OneDNNLinear)
     return lowered or isinstance(getattr(module, "weight", None), PackedIntxTensor)
 
 
@@ -123,9 +124,9 @@ def _reference(module: Any, x: Tensor, residual: Tensor | None) -> Callable[[], 
     """The same product, activation and sum in float."""
     dtype = fast_float(x.device)
     x = x.to(dtype) if x.is_floating_point() else torch.randn(x.shape, device=x.device, dtype=dtype)
-    if isinstance(module, Int8Linear | ValueProjection):
-        kernel = module.kernel if isinstance(module, Int8Conv2d) else ()
-        channels = x.shape[1] if kernel else x.shape[-1]
+    if isinstance(module, Int8Linear | ValueProjection | OneDNNLinear):
+        kernel = module.kernel if isinstance(module, Int8Conv2d | OneDNNConv2d) else ()
+        channels = (x.shape[1] if kernel else x.shape[-1]) // getattr(module, "groups", 1)
         weight = torch.randn(module.out_features, channels, *kernel, device=x.device, dtype=dtype)
         bias: Tensor | None = torch.randn(module.out_features, device=x.device, dtype=dtype)
         activation = module.activation

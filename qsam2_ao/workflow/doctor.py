@@ -18,7 +18,7 @@ from torch import nn
 
 from ..checkpoint import load_qsam2
 from ..compat.torchvision_ops import operators_missing
-from ..deploy.targets import TARGETS, get_target
+from ..deploy.targets import TARGETS, auto_target
 from ..errors import QSAM2Error
 from ..models.embedded import load_embedded
 from ..native import build
@@ -117,7 +117,6 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
         if name != "auto"
     ]
     library = _library()
-    missing = get_target("int8").why_not("cpu")
     return Diagnosis(
         environment=environment(*(CALLED.get(package, package) for package in EXTRAS)),
         cpu_features=cpu_features(),
@@ -125,10 +124,16 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
         kernel_library=None if library is None else str(library),
         kernels_built=library is not None and library.exists(),
-        auto="int8" if missing is None else f"packed, which computes in float: {missing}",
+        auto=_auto(),
         targets=_timed(states) if timing else tuple(states),
         findings=tuple(_findings(states)),
     )
+
+
+def _auto() -> str:
+    target, missing = auto_target("cpu")
+    means = {"onednn": ", the int8 products that torch has", "packed": ", which computes in float"}
+    return target if missing is None else f"{target}{means[target]}: {missing}"
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -214,7 +219,9 @@ def _kernels(states: list[TargetState]) -> Finding | None:
         if state.name == "int8" and state.reason is not None:
             return Finding(
                 f"no int8 kernels on {state.device}: {state.reason}",
-                "models run all the same, in float; for speed without them see qsam2 export",
+                "models run all the same, on oneDNN's int8 products, which are slower"
+                if auto_target(state.device)[0] == "onednn"
+                else "models run all the same, in float; for speed without them see qsam2 export",
             )
     return None
 

@@ -17,9 +17,10 @@ def test_facts_for_scripts(run):
     facts = json.loads(result.stdout)
     assert facts["environment"]["torch"] == torch.__version__.partition("+")[0]
     targets = {target["name"]: target for target in facts["targets"] if target["device"] == "cpu"}
-    assert set(targets) == {"int8", "packed", "int4"}
+    assert set(targets) == {"int8", "onednn", "packed", "int4"}
     assert targets["packed"]["reason"] is None
-    assert facts["auto"] == "int8" if targets["int8"]["reason"] is None else facts["auto"].startswith("packed")
+    taken = next(name for name in ("int8", "onednn", "packed") if targets[name]["reason"] is None)
+    assert facts["auto"].startswith(taken)
     assert all(target["milliseconds"] is None for target in facts["targets"])
 
 

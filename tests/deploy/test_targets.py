@@ -28,11 +28,12 @@ def test_every_target_says_what_it_cannot_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "packed", "int4"])
-def test_weight_only_layers_run_on_every_target_but_int8(name: str) -> None:
+def test_weight_only_layers_run_on_every_target_that_multiplies_floats(name: str) -> None:
     layer = lower_packed(nn.Linear(96, 48), packed(48, 96))
     assert get_target(name).why_not("cpu") is None
     assert get_target(name).why_not("cpu", layer) is None
     assert get_target("int8").why_not("cpu", layer) is not None
+    assert get_target("onednn").why_not("cpu", layer) is not None
 
 
 def test_int8_runs_layers_with_quantized_inputs_and_int4_does_not() -> None:
@@ -55,7 +56,9 @@ def test_a_target_lowers_a_layer_that_it_supports_to_the_same_function(name: str
 
 
 def test_an_unknown_target_names_the_known_ones() -> None:
-    with pytest.raises(QConfigError, match="unknown lowering target 'int5'; choose one of auto, int8, packed, int4"):
+    with pytest.raises(
+        QConfigError, match="unknown lowering target 'int5'; choose one of auto, int8, onednn, packed, int4"
+    ):
         get_target("int5")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx
 from qsam2_ao.export.openvino import openvino_from_onnx
 from qsam2_ao.export.parts import ExportPart, export_parts
-from qsam2_ao.export.qdq import for_export
+from qsam2_ao.export.qdq import for_export, saturating_layers
 from qsam2_ao.native import why_no_kernels
+from qsam2_ao.stage import set_stage, stage_of
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -148,6 +150,18 @@ def test_what_cannot_be_exported_says_why(packed_file: Path, monkeypatch: pytest
     with pytest.raises(QSAM2Error, match=r"needs the package onnx: pip install .*\[export\]"):
         export_onnx(model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("error:.* saturate")  # it comes before the work
+def test_weights_that_may_saturate_are_named(packed_file: Path, tmp_path: Path) -> None:
+    model = load_qsam2(packed_file)
+    wide = saturating_layers(model)
+    assert wide == [record.name for record in stage_of(model).layers if record.bits == 8]
+    with pytest.raises(UserWarning, match=rf"{len(wide)} layers .{wide[0]}, .* saturate"):
+        export_onnx(model, tmp_path, progress=False)
+    narrow = tuple(replace(record, bits=4) for record in stage_of(model).layers)
+    set_stage(model, replace(stage_of(model), layers=narrow))
+    assert not saturating_layers(model)
 
 
 @pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))

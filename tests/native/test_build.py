@@ -17,8 +17,9 @@ import torch
 from threads import at_once
 
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
+from qsam2_ao.deploy.targets import auto_target
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import build, fast_float, load_kernels, why_no_kernels
+from qsam2_ao.native import build, fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels
 from qsam2_ao.stage import stage_of
 
 needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
@@ -76,6 +77,14 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "cpu_flags", lambda: everything)
     assert "-mavx512bf16" in build._flags()
     assert fast_float() == torch.bfloat16
+
+
+def test_torch_may_be_told_to_do_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    if why_unfit_for_kernels() is None:
+        for chosen, fits in (("avx2", False), ("DEFAULT", False), ("avx512", True)):
+            monkeypatch.setenv("ATEN_CPU_CAPABILITY", chosen)
+            assert (why_unfit_for_kernels() is None) == fits
+            assert fits or f"ATEN_CPU_CAPABILITY={chosen}" in str(why_no_kernels())
 
 
 @pytest.fixture
@@ -208,13 +217,13 @@ def test_auto_goes_on_where_nothing_can_be_kept(
 
 
 def _check_goes_on(packed_file: Path, said: str) -> None:
-    """A model for "auto" is packed, with one warning and the reason; "int8" raises it."""
+    """A model for "auto" takes the next target, with one warning and the reason; "int8" raises it."""
     with pytest.warns(UserWarning, match=said) as caught:
         model: Any = load_qsam2(packed_file, target="auto")
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert {target for target, _ in stage_of(model).targets.values()} == {"packed"}
-    rows = [row for row in coverage_report(model).layers if row.target == "packed"]
+    assert {target for target, _ in stage_of(model).targets.values()} == {auto_target()[0]}
+    rows = [row for row in coverage_report(model).layers if row.target == auto_target()[0]]
     assert rows
     assert all(re.search(said, row.reason) for row in rows)
     with pytest.raises(UnsupportedLayerError, match=said):
