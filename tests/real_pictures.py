@@ -48,7 +48,13 @@ def write_validation(root: Path, *, seed: int = 0) -> Path:
     for index in range(2):  # the third photograph has no label file
         lines = "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n3 0.1 0.1 0.4 0.1 0.4 0.6\n7 0.5 0.5 0.501 0.5 0.5 0.501\n"
         (root / "coco128" / "labels" / f"{index}.txt").write_text(lines)
-    clip = {kind: root / "pumavos" / kind / "chair" for kind in ("JPEGImages", "Annotations")}
+    write_clip(root / "pumavos")
+    return root
+
+
+def write_clip(root: Path) -> None:
+    """A square that moves to the right over four frames, in DAVIS's layout."""
+    clip = {kind: root / kind / "chair" for kind in ("JPEGImages", "Annotations")}
     for kind, folder in clip.items():
         folder.mkdir(parents=True)
         for t in range(4):
@@ -58,4 +64,3 @@ def write_validation(root: Path, *, seed: int = 0) -> Path:
                 Image.fromarray(np.dstack([90 + 100 * mask] * 3)).save(folder / f"{t:05d}.jpg")
             else:
                 Image.fromarray(mask).convert("P").save(folder / f"{t:05d}.png")
-    return root

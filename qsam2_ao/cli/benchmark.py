@@ -31,6 +31,12 @@ def accuracy(
         typer.Option("--output", "-o", metavar="FOLDER", help="Results, report and plots.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few experiments on fewer videos, in minutes.")] = False,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Real pictures: FOLDER holds train, validation and test.", show_default=False
+        ),
+    ] = None,
     model: Names = None,
     method: Names = None,
     setting: Names = None,
@@ -40,29 +46,39 @@ def accuracy(
     report_only: Annotated[bool, typer.Option("--report-only", help="Run no experiments.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare quantizers on the embedded model: same start, data, steps, bits and layers for all.
+    """Compare quantizers on an embedded model: same start, data, steps, bits and layers for all.
 
-    Finished experiments are kept in FOLDER/accuracy_cells.jsonl, and the same command goes on from there. By default
-    FOLDER is benchmarks/results, or outputs/benchmark-quick with --quick.
+    Without --real it is the small one, on procedural scenes; with it the one for real pictures.
+
+    Finished experiments are kept in accuracy_cells.jsonl, and the same command goes on from there. By default they are
+    in benchmarks/results (benchmarks/results/real), or outputs/benchmark-quick with --quick.
 
     Example: [bold]qsam2 benchmark accuracy --quick[/bold]
     """
-    from ..benchmark.accuracy.experiment import QUICK, Budget
-    from ..benchmark.accuracy.plan import full_plan, quick_plan, select
+    from ..benchmark.accuracy.data import PROCEDURAL, BenchmarkData, RealData
+    from ..benchmark.accuracy.experiment import QUICK, REAL, REAL_QUICK, Budget
+    from ..benchmark.accuracy.plan import full_plan, quick_plan, real_plan, real_quick_plan, select
     from ..benchmark.accuracy.publish import publish
 
-    folder = output or Path("outputs/benchmark-quick" if quick else "benchmarks/results")
+    folder = output or Path("outputs/benchmark-quick" if quick else "benchmarks/results") / ("real" if real else "")
     check_output_folder(folder)
-    budget = QUICK if quick else Budget()
+    data: BenchmarkData = PROCEDURAL
+    if real is not None:
+        data = RealData(str(real))
+        data.check()
+        budget, plan = (REAL_QUICK, real_quick_plan()) if quick else (REAL, real_plan(seeds))
+    else:
+        budget, plan = (QUICK, quick_plan()) if quick else (Budget(), full_plan(seeds))
     if steps is not None:
         budget = replace(budget, steps=steps)
-    units = select(quick_plan() if quick else full_plan(seeds), model, method, setting)
+    units = select(plan, model, method, setting)
     if not units and not report_only:
         raise QConfigError(
             "no experiment has these models, methods and settings; see the tables of the report for names"
         )
-    command = "qsam2 benchmark accuracy" + (" --quick" if quick else "") + (f" --steps {steps}" if steps else "")
-    results = publish(units, folder, budget, command=command, workers=workers, report_only=report_only)
+    command = "qsam2 benchmark accuracy" + (" --quick" if quick else "") + (" --real FOLDER" if real else "")
+    command += f" --steps {steps}" if steps else ""
+    results = publish(units, folder, budget, data, command=command, workers=workers, report_only=report_only)
     if as_json:
         print_json(results.records())
         return

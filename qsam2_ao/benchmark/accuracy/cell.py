@@ -2,13 +2,12 @@
 
 import warnings
 
+from .data import calibration_images
 from .experiment import (
-    IMAGE_PROMPTS,
     QUICK,
     Budget,
     Experiments,
     Scores,
-    calibration_images,
     deployed,
     prepare_method,
     score,
@@ -18,7 +17,6 @@ from .experiment import (
 Cells = Experiments
 
 __all__ = [
-    "IMAGE_PROMPTS",
     "QUICK",
     "Budget",
     "Cells",

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,19 @@ from training.utils.data_utils import BatchedVideoDatapoint
 
 from ...calibration.equalize import equalize_qsam2
 from ...convert import convert_qsam2
-from ...data.procedural import Sequence, generate_sequence, generate_split
 from ...deploy.packed import PackedIntxTensor
 from ...errors import NonFiniteError
-from ...evaluation import ImageSample, evaluate_image, evaluate_video, image_samples
+from ...evaluation import evaluate_image, evaluate_video
 from ...prepare import prepare_qsam2
 from ...quantizers import LSCFakeQuantize
 from ...recipe import quantized_layers
 from ...reporting.size import model_size
 from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
-from ...training.batches import ProceduralBatches, RawBatch, to_datapoint
-from ...training.qat import QAT_STAGES, Rates, train_qat
+from ...training.batches import to_datapoint
+from ...training.qat import Rates, train_qat
+from .data import PROCEDURAL, BenchmarkData, Split
 from .methods import METHODS, Method, Setting, parse_setting
 from .models import build_model
-
-IMAGE_PROMPTS = {"mIoU_box": "box", "mIoU_1click": "click", "mIoU_3click": "3-click"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class Budget:
     Attributes:
         steps: Steps of training.
         images: Calibration images.
-        videos: Test videos.
-        frames: Frames of each.
+        videos: At most how many test videos.
+        frames: Frames of each procedural video.
         search_videos: Validation videos of the search for a learning rate.
         rates: The grid of that search.
     """
@@ -58,6 +55,10 @@ class Budget:
 
 QUICK = Budget(steps=20, images=16, videos=32, frames=8, search_videos=4, rates=Budget().rates[2:3])
 """A first impression in minutes."""
+
+REAL = Budget(videos=12, search_videos=2)
+"""On real clips, of which there are fewer and longer ones."""
+REAL_QUICK = Budget(steps=10, images=16, videos=2, search_videos=1, rates=QUICK.rates)
 
 
 @dataclass(frozen=True)
@@ -77,41 +78,27 @@ class Scores:
         return sum(self.sums[metric]) / sum(self.counts[metric])
 
 
-@lru_cache(maxsize=4)
-def _sequences(split: str, videos: int, frames: int) -> list[Sequence]:
-    return list(generate_split(split, videos, num_frames=frames))
-
-
-@lru_cache(maxsize=4)
-def _samples(split: str, videos: int, frames: int) -> list[ImageSample]:
-    return image_samples(_sequences(split, videos, frames))
-
-
-@lru_cache(maxsize=2)
-def calibration_images(count: int, size: int) -> list[NDArray[np.uint8]]:
-    """First frames of procedural training videos, uint8 [size, size, 3] each."""
-    return [generate_sequence("train", i, size=(size, size), num_frames=1).frames[0] for i in range(count)]
-
-
-@lru_cache(maxsize=1)
-def _training_batches(seed: int, steps: int, size: int) -> list[RawBatch]:
-    """The raw batches of a seed, which every method is trained on."""
-    source = ProceduralBatches(QAT_STAGES, size=(size, size), seed=2 * seed + 1)
-    return [source[step] for step in range(steps)]
-
-
-def score(model: nn.Module, split: str, videos: int, frames: int, *, progress: bool = False) -> Scores:
-    """J&F with first-frame masks, and mIoU of one frame of each video with boxes and clicks, by SAM2's predictors.
+def score(
+    model: nn.Module,
+    split: Split,
+    videos: int,
+    frames: int,
+    *,
+    data: BenchmarkData = PROCEDURAL,
+    progress: bool = False,
+) -> Scores:
+    """J&F with first-frame masks, and mIoU of single pictures with boxes and clicks, by SAM2's predictors.
 
     Args:
         model: A model of the SAM2Base family.
         split: "val" or "test".
-        videos: How many videos.
-        frames: Frames of each.
+        videos: At most how many videos.
+        frames: Frames of each procedural video.
+        data: Where videos and pictures are from.
         progress: Show progress bars.
     """
-    sequences, samples = _sequences(split, videos, frames), _samples(split, videos, frames)
-    tracked = evaluate_video(model, sequences, progress=progress).scores.by_sequence()
+    sequences = data.videos(split, videos, frames)
+    tracked = evaluate_video(model, sequences, protocol=data.protocol, progress=progress).scores.by_sequence()
     sums: dict[str, list[float]] = {"J": [], "F": [], "J&F": []}
     counts: dict[str, list[int]] = {name: [] for name in sums}
     for sequence in sequences:
@@ -121,8 +108,8 @@ def score(model: nn.Module, split: str, videos: int, frames: int, *, progress: b
         sums["J&F"].append(sum(o.jf for o in objects))
         for name in counts:
             counts[name].append(len(objects))
-    for name, prompt in IMAGE_PROMPTS.items():
-        ious = evaluate_image(model, samples, prompt=prompt, progress=progress).ious  # type: ignore[arg-type]
+    for name, (prompt, samples) in data.pictures(split, videos, frames).items():
+        ious = evaluate_image(model, samples, prompt=prompt, progress=progress).ious
         sums[name], counts[name] = [sum(image) for image in ious], [len(image) for image in ious]
     return Scores({name: [round(value, 3) for value in values] for name, values in sums.items()}, counts)
 
@@ -165,13 +152,21 @@ def _change_start(layer: Any, method: Method) -> None:
 
 
 def train_method(
-    prepared: SAM2Base, teacher: nn.Module, method: Method, seed: int, steps: int, rates: Rates, **options: Any
+    prepared: SAM2Base,
+    teacher: nn.Module,
+    method: Method,
+    seed: int,
+    steps: int,
+    rates: Rates,
+    *,
+    data: BenchmarkData = PROCEDURAL,
+    **options: Any,
 ) -> list[float]:
     """Train in place; returns the losses. The batches of a seed are the same for every method."""
-    batches = _training_batches(seed, steps, prepared.image_size)
+    batches = data.training_batches(seed, steps, prepared.image_size)
 
     def stream(first: int) -> Iterator[BatchedVideoDatapoint]:
-        return (to_datapoint(raw) for raw in batches[first:])
+        return (to_datapoint(batches[step]) for step in range(first, steps))
 
     result = train_qat(
         prepared,
@@ -206,12 +201,20 @@ class Experiments:
         method_name: One of ``METHODS``.
         setting_name: See :func:`~qsam2_ao.benchmark.accuracy.methods.parse_setting`.
         budget: What the methods get.
+        data: What they are calibrated, trained and measured on.
     """
 
-    def __init__(self, model_name: str, method_name: str, setting_name: str, budget: Budget) -> None:
-        self.method, self.setting, self.budget = METHODS[method_name], parse_setting(setting_name), budget
+    def __init__(
+        self, model_name: str, method_name: str, setting_name: str, budget: Budget, data: BenchmarkData = PROCEDURAL
+    ) -> None:
+        self.method, self.setting, self.budget, self.data = (
+            METHODS[method_name],
+            parse_setting(setting_name),
+            budget,
+            data,
+        )
         self.key = {"model": model_name, "method": method_name, "setting": setting_name}
-        self.float_model = build_model(model_name)
+        self.float_model = build_model(model_name, data.model)
         self._prepared: SAM2Base | None = None
 
     def start(self) -> SAM2Base:
@@ -219,7 +222,7 @@ class Experiments:
         if self.method.quantizer is None:
             return copy.deepcopy(self.float_model)
         if self._prepared is None:
-            images = calibration_images(self.budget.images, self.float_model.image_size)
+            images = self.data.calibration_images(self.budget.images, self.float_model.image_size)
             self._prepared = prepare_method(self.float_model, self.method, self.setting, images)
         return copy.deepcopy(self._prepared)
 
@@ -227,6 +230,9 @@ class Experiments:
         if self.method.quantizer is None:
             return model.eval(), model_size(model).bfloat16_bytes
         return deployed(model)
+
+    def _train(self, model: SAM2Base, seed: int, rates: Rates) -> list[float]:
+        return train_method(model, self.float_model, self.method, seed, self.budget.steps, rates, data=self.data)
 
     def search(self) -> dict[str, Any]:
         """Score every learning rate of the grid on validation videos with seed 0.
@@ -240,12 +246,12 @@ class Experiments:
         for rates in self.budget.rates:
             model = self.start()
             try:
-                train_method(model, self.float_model, self.method, 0, self.budget.steps, rates)
+                self._train(model, 0, rates)
             except NonFiniteError as error:
                 found.append(0.0)
                 diverged.append(f"{rates}: {error}")
                 continue
-            scores = score(self._finish(model)[0], "val", self.budget.search_videos, self.budget.frames)
+            scores = score(self._finish(model)[0], "val", self.budget.search_videos, self.budget.frames, data=self.data)
             found.append(round((scores.mean("J&F") + scores.mean("mIoU_box")) / 2, 3))
         best = asdict(self.budget.rates[int(np.argmax(found))])
         return {**self.key, "scores": found, "diverged": diverged, "rates": best}
@@ -264,10 +270,10 @@ class Experiments:
         model = self.start()
         losses = []
         if rates is not None:
-            losses = train_method(model, self.float_model, self.method, seed, self.budget.steps, rates)
+            losses = self._train(model, seed, rates)
         trained = time.perf_counter()
         finished, size = self._finish(model)
-        scores = score(finished, "test", self.budget.videos, self.budget.frames)
+        scores = score(finished, "test", self.budget.videos, self.budget.frames, data=self.data)
         return {
             **self.key,
             "seed": seed,

@@ -49,7 +49,7 @@ def parse_setting(name: str) -> Setting:
     """
     if name == FLOAT:
         return Setting(name, 32, None, True)
-    match = re.fullmatch(r"(PTQ )?W([2-8])(?:A([4-8]))?", name)
+    match = re.fullmatch(r"(PTQ )?W([2-8])(?:A([2-8]))?", name)
     if match is None:
         raise QConfigError(f"unknown setting {name!r}; settings are W2A4, W3, PTQ W2 and the like")
     return Setting(name, int(match[2]), int(match[3]) if match[3] else None, match[1] is None)
@@ -128,6 +128,7 @@ _ALL = (
     Method("VRC+LSQ", "lsq", "reference", vrc="auto"),
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
     Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
+    Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=RECOMMENDED),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),

@@ -12,15 +12,33 @@ from .models import MODELS
 
 TRAINED = ("W2A4", "W2A8", "W3A8", "W4A8", "W8A8", "W4A4", "W2", "W3", "W4")
 UNTRAINED = ("PTQ W2", "PTQ W3", "PTQ W4", "PTQ W2A8", "PTQ W4A8", "PTQ W8A8", "PTQ W2A4")
+COLUMNS = (*TRAINED, "W2A2")
+UNTRAINED_COLUMNS = (*UNTRAINED, "PTQ W3A8", "PTQ W4A4", "PTQ W2A2")
 MAIN_MODELS = ("heavy-tailed", "plain")
-SEARCH_SETTING = "W2A4"
-"""Learning rates are searched for here, on the heavy-tailed model, and used everywhere."""
+"""Of the procedural scenes."""
+REAL_MODELS = ("plain", "outliers")
+"""Of real pictures."""
 
 _MAIN = ("MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LSC", "VRC+LSC", "QSAM2")
 _EXPLAINING = ("VRC+LSQ", "LSQ, equalized", "LSQ, distilled")
 _ABLATIONS = tuple(name for name, method in METHODS.items() if method.group == "ablation")
 _PTQ = ("MinMax-EMA", "MSE", "MSE, equalized", "output MSE", "VRC+MSE", "GPTQ", "VRC+GPTQ")
-_VARIED = tuple(name for name in MODELS if name not in MAIN_MODELS)
+_VARIED = tuple(name for name in MODELS if name.startswith("heavy-tailed "))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for a method's learning rate.
+
+    Attributes:
+        method: One of ``METHODS``.
+        model: The model that it is made on.
+        setting: The setting.
+    """
+
+    method: str
+    model: str = "heavy-tailed"
+    setting: str = "W2A4"
 
 
 @dataclass(frozen=True)
@@ -32,19 +50,24 @@ class Unit:
         method: One of ``METHODS``.
         setting: Name of a setting.
         seeds: Seeds of the training; (0,) without one.
+        own_rate: Whether the learning rate is searched for with this model, method and setting; otherwise with the
+            heavy-tailed model at W2A4, and variants have the rate of what they vary.
     """
 
     model: str
     method: str
     setting: str
     seeds: tuple[int, ...]
+    own_rate: bool = False
 
     @property
-    def searched(self) -> str | None:
-        """Name of the method whose learning rate is used; None without training."""
+    def search(self) -> Search | None:
+        """The search whose learning rate is used; None without training."""
         if self.method == FLOAT or self.setting.startswith("PTQ"):
             return None
-        return METHODS[self.method].learning_rate_of
+        if self.own_rate:
+            return Search(self.method, self.model, self.setting)
+        return Search(METHODS[self.method].learning_rate_of)
 
 
 def full_plan(seeds: int = 3) -> list[Unit]:
@@ -79,6 +102,34 @@ def quick_plan() -> list[Unit]:
         Unit("heavy-tailed", FLOAT, FLOAT, (0,)),
         *(Unit("heavy-tailed", method, "PTQ W2", (0,)) for method in ("MSE", "VRC+GPTQ")),
         *(Unit("heavy-tailed", method, "W2A4", (0,)) for method in ("LSQ", "VRC+LSC", "QSAM2")),
+    ]
+
+
+def real_plan(seeds: int = 3) -> list[Unit]:
+    """Every experiment on real pictures: without training, then two bits with the first seed, then the rest."""
+    first, others = (0,), tuple(range(1, seeds))
+    settings = ("W2A4", "W2A8", "W4A8", "W3A8", "W4A4", "W2A2")
+    strong = ("QSAM2", "LSQ", "VRC+LSC", "LSQ, equalized and distilled")
+    methods = (*strong, "MinMax-EMA", "LSC", "LSQ+", "PACT-SAWB", "torchao range learning", "VRC+LSQ", "LSQ, distilled")
+    untrained = ("VRC+GPTQ", "MinMax-EMA", "GPTQ", "MSE", "VRC+MSE", "MSE, equalized")
+
+    units = [Unit(model, FLOAT, FLOAT, first) for model in REAL_MODELS]
+    units += [Unit(m, "VRC+GPTQ", f"PTQ {s}", first) for s in settings for m in REAL_MODELS]
+    trained = [Unit(m, method, s, first, own_rate=True) for s in settings for method in methods for m in REAL_MODELS]
+    units += trained[: 2 * len(methods) * len(REAL_MODELS)]
+    units += [Unit(m, method, f"PTQ {s}", first) for s in settings for method in untrained[1:] for m in REAL_MODELS]
+    units += [Unit(m, f"VRC+GPTQ{MIXED}", s, first) for s in ("PTQ W3", "PTQ W2") for m in REAL_MODELS]
+    units += trained[2 * len(methods) * len(REAL_MODELS) :]
+    units += [Unit(u.model, u.method, u.setting, others, own_rate=True) for u in trained if others]
+    return units
+
+
+def real_quick_plan() -> list[Unit]:
+    """A first impression of real pictures: two bits, with and without training."""
+    return [
+        Unit("plain", FLOAT, FLOAT, (0,)),
+        Unit("plain", "VRC+GPTQ", "PTQ W2A8", (0,)),
+        *(Unit("plain", method, "W2A8", (0,), own_rate=True) for method in ("LSQ", "QSAM2")),
     ]
 
 

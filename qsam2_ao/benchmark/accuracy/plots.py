@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,12 +28,12 @@ def _methods(results: Results, model: str) -> list[str]:
     ]
 
 
-def accuracy_against_bits(results: Results) -> Figure:
+def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS) -> Figure:
     """J&F against the bits of the weights, 8-bit inputs, one line per method."""
     figure = new_figure(figsize=(11, 4.5))
-    axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     settings = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
-    for axis, model in zip(axes, MAIN_MODELS, strict=True):
+    for axis, model in zip(axes, models, strict=True):
         for mark, method in zip(_MARKS, _methods(results, model), strict=False):
             points = {
                 bits: found
@@ -56,11 +56,11 @@ def accuracy_against_bits(results: Results) -> Figure:
     return figure
 
 
-def accuracy_against_bytes(results: Results) -> Figure:
+def accuracy_against_bytes(results: Results, models: Sequence[str] = MAIN_MODELS) -> Figure:
     """J&F against the size of the deployed tensors, every trained setting, one mark per method."""
     figure = new_figure(figsize=(11, 4.5))
-    axes = figure.subplots(1, len(MAIN_MODELS), sharey=True, squeeze=False)[0]
-    for axis, model in zip(axes, MAIN_MODELS, strict=True):
+    axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axis, model in zip(axes, models, strict=True):
         for mark, method in zip(_MARKS, _methods(results, model), strict=False):
             points = []
             for setting in TRAINED:

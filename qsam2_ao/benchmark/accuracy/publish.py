@@ -10,9 +10,10 @@ from ...files import atomic_write
 from ...reporting.environment import environment
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
+from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget
-from .illustrate import illustrate_training, illustrate_weights
-from .plan import Unit
+from .illustrate import illustrate_training, illustrate_weights, outlying_model
+from .plan import MAIN_MODELS, REAL_MODELS, Unit
 from .plots import accuracy_against_bits, accuracy_against_bytes
 from .report import markdown
 from .results import Results
@@ -24,6 +25,7 @@ def publish(
     units: Sequence[Unit],
     folder: Path,
     budget: Budget,
+    data: BenchmarkData = PROCEDURAL,
     *,
     command: str,
     workers: int = 1,
@@ -37,6 +39,7 @@ def publish(
         units: What to run, in order.
         folder: Where ``accuracy.json``, ``accuracy.md`` and the pictures go.
         budget: What every method gets.
+        data: What they are calibrated, trained and measured on.
         command: The command line that does the same, for the report.
         workers: Processes of one thread each.
         report_only: Run nothing.
@@ -53,21 +56,22 @@ def publish(
     """
     store = ExperimentStore(folder / "accuracy_cells.jsonl")
     if not report_only:
-        run_plan(units, store, budget, workers=workers)
+        run_plan(units, store, budget, data, workers=workers)
     results = Results(store.read())
     with atomic_write(folder / "accuracy.json") as temporary:
         temporary.write_text(json.dumps(results.records(), indent=1))
     note("drawing")
+    models = MAIN_MODELS if data.name == PROCEDURAL.name else REAL_MODELS
     plots = {
-        "J&F against bits": save_figure(accuracy_against_bits(results), folder / "accuracy_bits.png"),
-        "J&F against bytes": save_figure(accuracy_against_bytes(results), folder / "accuracy_bytes.png"),
+        "J&F against bits": save_figure(accuracy_against_bits(results, models), folder / "accuracy_bits.png"),
+        "J&F against bytes": save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png"),
     }
-    weights, shapes = illustrate_weights(folder, budget)
+    weights, shapes = illustrate_weights(folder, budget, data)
     plots["A weight before and after VRC"] = weights
-    trained = illustrate_training(folder, budget, results)
-    titles = {"ranges": "LSC's ranges over training, W2A4", "masks": "Masks at W2A4, heavy-tailed"}
+    trained = illustrate_training(folder, budget, results, data)
+    titles = {"ranges": "LSC's ranges over training, W2A4", "masks": f"Masks at W2A4, {outlying_model(data)}"}
     plots |= {titles[name]: path for name, path in trained.items()}
     files = {caption: path.name for caption, path in plots.items()}
     with atomic_write(folder / "accuracy.md") as temporary:
-        temporary.write_text(markdown(results, budget, environment(), command, shapes, files))
+        temporary.write_text(markdown(results, budget, environment(), command, data, shapes, files))
     return results

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .data import BenchmarkData
 from .experiment import Budget
 from .methods import FLOAT, METHODS, MIXED
 from .models import MODELS, HeavyTails, WeightShape
-from .plan import MAIN_MODELS, TRAINED, UNTRAINED
+from .plan import COLUMNS, MAIN_MODELS, REAL_MODELS, UNTRAINED_COLUMNS
 from .results import Results
 
-METRICS = ("J&F", "mIoU_box", "mIoU_1click", "mIoU_3click")
+METRICS = ("J&F", "mIoU_box", "mIoU_box_frames", "mIoU_1click", "mIoU_3click")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Goal:
         model: Weight setting.
         setting: Bits.
         metric: Metric.
-        against: "rival" for the best rival, or the name of a method.
+        against: "rival" for the best rival, "untrained" for VRC+GPTQ without training, or the name of a method.
         margin: At least so many percentage points better (negative: at most so many worse).
     """
 
@@ -36,6 +37,7 @@ class Goal:
 
 
 OURS = "QSAM2"
+_SHOWN = tuple(dict.fromkeys((*MAIN_MODELS, *REAL_MODELS)))
 GOALS = (
     Goal("9.7 over the best rival", "heavy-tailed", "W2A4", "J&F", "rival", 9.7),
     Goal("7.3 over the best rival", "heavy-tailed", "W2A4", "mIoU_box", "rival", 7.3),
@@ -46,6 +48,27 @@ GOALS = (
     *(Goal("not worse than the best rival", m, s, "J&F", "rival", 0.0) for m in MAIN_MODELS for s in ("W4A8", "W8A8")),
     *(Goal("not worse than the best rival", "plain", s, "J&F", "rival", 0.0) for s in ("W2A4", "W2A8", "W3A8")),
 )
+_UNDER_FLOAT = {"W4A8": 0.3, "W3A8": 0.7, "W2A8": 2.0, "W2A4": 4.0}
+REAL_GOALS = tuple(
+    goal
+    for metric in ("J&F", "mIoU_box", "mIoU_box_frames")
+    for model in REAL_MODELS
+    for goal in (
+        *(
+            Goal(f"at most {margin:g} under float", model, s, metric, FLOAT, -margin)
+            for s, margin in _UNDER_FLOAT.items()
+        ),
+        *(Goal(f"{m:g} over untrained", model, s, metric, "untrained", m) for s, m in (("W2A8", 1.0), ("W2A4", 3.0))),
+        Goal(
+            f"{7.3 if 'box' in metric else 9.7} over the best rival",
+            model,
+            "W2A4",
+            metric,
+            "rival",
+            7.3 if "box" in metric else 9.7,
+        ),
+    )
+)
 
 
 def markdown(
@@ -53,6 +76,7 @@ def markdown(
     budget: Budget,
     environment: Mapping[str, str],
     command: str,
+    data: BenchmarkData,
     shapes: Mapping[str, Iterable[WeightShape]],
     plots: Mapping[str, str],
 ) -> str:
@@ -63,6 +87,7 @@ def markdown(
         budget: What every method got.
         environment: Machine and versions.
         command: What made the results.
+        data: What they were measured on.
         shapes: Title of a model -> how heavy the tails of its encoder's weights are.
         plots: Caption -> file name, relative to the report.
     """
@@ -74,17 +99,16 @@ def markdown(
         f"`{command}` on {environment['processor']} ({environment['cores']} cores); "
         + ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("processor", "cores"))
         + ".\n",
-        f"The embedded model; {budget.videos} test videos of {budget.frames} frames with a first-frame mask prompt "
-        "(J&F by vos-benchmark, SAM2's video predictor), and one frame of each with a box, one click and three clicks "
-        f"(mIoU, SAM2's image predictor). {budget.images} calibration images; {budget.steps} steps of training, the "
-        f"same batches for every method, up to {seeds} seeds (mean ± standard deviation). All layers are quantized as "
-        "in the presets: per output channel and per tensor, first and last layers with 8 bits. "
+        f"The model `{data.model}`; {data.describe(budget.videos, budget.frames)}. {budget.images} calibration images; "
+        f"{budget.steps} steps of training, the same batches for every method, up to {seeds} seeds (mean ± standard "
+        "deviation). All layers are quantized as in the presets: per output channel and per tensor, first and last "
+        "layers with 8 bits. "
         f"{len(results.all_experiments)} experiments are finished; an empty cell is not in the plan or has not been "
         "run. Differences are in percentage points, with 95 % bootstrap intervals over videos. An experiment is the "
         "same to the bit when it is run again on the same machine; on another CPU, metrics have been seen to move by "
         "up to 0.1.\n",
         *_weight_settings(),
-        *_targets(results),
+        *_targets(results, REAL_GOALS if data.name == "real" else GOALS),
         *_main_tables(results),
         *_ptq(results),
         *_ablations(results),
@@ -106,23 +130,27 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _weight_settings() -> list[str]:
-    tails = MODELS["heavy-tailed"]
+    tails, outliers = MODELS["heavy-tailed"], MODELS["outliers"]
     assert isinstance(tails, HeavyTails)
+    assert isinstance(outliers, HeavyTails)
     return [
         "*plain*: the model as trained. *heavy-tailed*: the same network, the same float outputs, with outlier weights "
         f"such as SAM2's encoder has: {tails.share:.0%} of the channels behind each LayerNorm and of the attention's "
         f"values of the encoder divided by {tails.smallest:g} to {tails.largest:g}, the columns that read them "
-        "multiplied by it.\n"
+        f"multiplied by it. *outliers*: these, and {outliers.offset:g} added to one channel of the activations "
+        "before each MLP of the trunk, which the next biases take back.\n"
     ]
 
 
-def _targets(results: Results) -> list[str]:
+def _targets(results: Results, goals: Iterable[Goal]) -> list[str]:
     rows = []
-    for goal in GOALS:
-        against = goal.against
+    for goal in goals:
+        against, setting = goal.against, goal.setting
         if against == "rival":
             against = results.best(goal.model, goal.setting, goal.metric, "rival") or ""
-        difference = results.difference(goal.model, OURS, against, goal.setting, goal.metric)
+        elif against == "untrained":
+            against, setting = "VRC+GPTQ", f"PTQ {setting}"
+        difference = results.difference(goal.model, OURS, against, goal.setting, goal.metric, setting)
         if difference is None:
             continue
         met = difference.value >= goal.margin or (goal.margin == 0 and difference.high >= 0)
@@ -179,9 +207,9 @@ def _yes(met: bool) -> str:
 def _main_tables(results: Results) -> list[str]:
     names = [n for n, m in METHODS.items() if m.group in ("rival", "ours") or n.startswith(("VRC+LSQ", "LSQ,"))]
     parts = []
-    for model in MAIN_MODELS:
+    for model in _SHOWN:
         for metric in METRICS:
-            part = _grid(results, model, metric, [FLOAT, *names], TRAINED)
+            part = _grid(results, model, metric, [FLOAT, *names], COLUMNS)
             if part:
                 parts += [f"## {metric}, {model}\n", part]
     return parts
@@ -202,9 +230,9 @@ def _grid(results: Results, model: str, metric: str, methods: Iterable[str], set
 def _ptq(results: Results) -> list[str]:
     names = list(METHODS)
     parts = []
-    for model in MAIN_MODELS:
-        for metric in ("J&F", "mIoU_box"):
-            part = _grid(results, model, metric, names, UNTRAINED)
+    for model in _SHOWN:
+        for metric in ("J&F", "mIoU_box", "mIoU_box_frames"):
+            part = _grid(results, model, metric, names, UNTRAINED_COLUMNS)
             if part:
                 parts += [f"## Without training: {metric}, {model}\n", part]
     return parts
@@ -212,7 +240,7 @@ def _ptq(results: Results) -> list[str]:
 
 def _ablations(results: Results) -> list[str]:
     parts = []
-    for model in MAIN_MODELS:
+    for model in _SHOWN:
         rows = []
         for name, method in METHODS.items():
             if method.group != "ablation" and name not in ("LSC", OURS, "VRC+LSQ"):
@@ -229,7 +257,7 @@ def _ablations(results: Results) -> list[str]:
 
 
 def _varied(results: Results) -> list[str]:
-    names = [name for name in MODELS if name not in MAIN_MODELS]
+    names = [name for name in MODELS if name not in _SHOWN]
     parts = []
     for setting in ("W2A4", "PTQ W2"):
         methods = [m for m in METHODS if any(results.has(model, m, setting) for model in names)]
@@ -249,13 +277,20 @@ def _learning_rates(results: Results, budget: Budget) -> list[str]:
     rows = []
     for search in results.searches:
         best = max(search["scores"])
-        rows.append([search["method"], *(f"**{s:.1f}**" if s == best else f"{s:.1f}" for s in search["scores"])])
+        rows.append(
+            [
+                search["method"],
+                search["model"],
+                search["setting"],
+                *(f"**{s:.1f}**" if s == best else f"{s:.1f}" for s in search["scores"]),
+            ]
+        )
     return [
         "## Learning rates\n",
         "Every method's own, from the same grid: of matrices, and of biases and gains and of clipping ranges as "
-        f"multiples of it. Mean of J&F and box mIoU on {budget.search_videos} validation videos, heavy-tailed, W2A4, "
-        "seed 0; 0 is a training that diverged. Variants have the rates of what they vary.\n",
-        table(("method", *header), rows),
+        f"multiples of it. Mean of J&F and box mIoU on {budget.search_videos} validation videos and the validation "
+        "pictures, seed 0; 0 is a training that diverged. Variants have the rates of what they vary.\n",
+        table(("method", "model", "setting", *header), rows),
     ]
 
 

@@ -21,7 +21,11 @@ class Results:
     def __init__(self, results: Iterable[ExperimentResult]) -> None:
         results = list(results)
         # A run that was cut off may have left an experiment that the next one did again: the last one counts.
-        searches = {result["method"]: result for result in results if result["kind"] == "learning rate"}
+        searches = {
+            (result["method"], result["model"], result["setting"]): result
+            for result in results
+            if result["kind"] == "learning rate"
+        }
         experiments = {experiment_key(result): result for result in results if result["kind"] == "cell"}
         self.searches, self.all_experiments = list(searches.values()), list(experiments.values())
         self._experiments: defaultdict[tuple[str, str, str], list[ExperimentResult]] = defaultdict(list)
@@ -37,14 +41,17 @@ class Results:
         return bool(self.experiments(model, method, setting))
 
     def spread(self, model: str, method: str, setting: str, metric: str) -> Spread | None:
-        """The metric over the finished seeds; None where there are none."""
-        experiments = self.experiments(model, method, setting)
-        return spread([experiment["metrics"][metric] for experiment in experiments]) if experiments else None
+        """The metric over the finished seeds; None where there are none, or it was not measured."""
+        values = [e["metrics"][metric] for e in self.experiments(model, method, setting) if metric in e["metrics"]]
+        return spread(values) if values else None
 
-    def difference(self, model: str, ours: str, theirs: str, setting: str, metric: str) -> Difference | None:
-        """How much better ``ours`` is than ``theirs``; None where one is missing."""
-        experiments = self.experiments(model, ours, setting), self.experiments(model, theirs, setting)
-        return paired_bootstrap(*experiments, metric) if all(experiments) else None
+    def difference(
+        self, model: str, ours: str, theirs: str, setting: str, metric: str, their_setting: str | None = None
+    ) -> Difference | None:
+        """How much better ``ours`` is than ``theirs``, at the same setting by default; None where one is missing."""
+        experiments = self.experiments(model, ours, setting), self.experiments(model, theirs, their_setting or setting)
+        measured = all(found and metric in found[0]["metrics"] for found in experiments)
+        return paired_bootstrap(*experiments, metric) if measured else None
 
     def best(self, model: str, setting: str, metric: str, group: str) -> str | None:
         """The method of a group with the highest mean; None where none is finished."""

@@ -5,34 +5,41 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from collections.abc import Collection, Container, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...errors import CheckpointError
 from ...progress import tqdm
 from ...training.qat import Rates
+from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget, Experiments
-from .plan import SEARCH_SETTING, Unit
+from .plan import Search, Unit
 from .store import ExperimentResult, ExperimentStore, experiment_key
 
 
 def run_plan(
-    units: Iterable[Unit], store: ExperimentStore, budget: Budget, *, workers: int = 1, progress: bool = True
+    units: Iterable[Unit],
+    store: ExperimentStore,
+    budget: Budget,
+    data: BenchmarkData = PROCEDURAL,
+    *,
+    workers: int = 1,
+    progress: bool = True,
 ) -> list[ExperimentResult]:
     """Compute what is missing and return all results.
 
-    First the learning rates that the units need, then the units, each in one process with one thread. Every finished
-    experiment is stored at once.
+    A unit is computed in one process with one thread, after the search for its learning rate. Every finished experiment
+    is stored at once.
 
     Args:
         units: What to compute, in order.
         store: Where results are, and go.
         budget: What every method gets.
+        data: What they are calibrated, trained and measured on.
         workers: Processes.
         progress: Show a progress bar with the time left.
 
@@ -40,30 +47,47 @@ def run_plan(
         Everything in the store that was made with this budget.
 
     Raises:
-        CheckpointError: The store holds results of another budget.
+        CheckpointError: The store holds results of another budget, or of other data.
         QSAM2Error: An experiment failed; the message says why. What is finished is kept.
         KeyboardInterrupt: Ctrl-C; what is finished is kept.
     """
     units = list(units)
-    _check_budget(store, budget)
-    rates = _rates(store)
-    searched = [name for name in dict.fromkeys(unit.searched for unit in units) if name and name not in rates]
-    total = len(searched) + sum(len(u.seeds) for u in units)
-    with _processes(workers) as pool, tqdm(total=total, unit="experiment", disable=not progress) as bar:
-        bar.set_description("learning rates")
-        _in_parallel(pool, _search, [(name, budget, store.path) for name in searched], bar)
-        done = {experiment_key(experiment) for experiment in store.read() if experiment["kind"] == "cell"}
-        rates = _rates(store)
-        jobs = []
+    _check(store, budget, data)
+    done = {experiment_key(experiment) for experiment in store.read() if experiment["kind"] == "cell"}
+    found = _rates(store)
+    searches = {unit.search for unit in units} - found.keys() - {None}
+    queue = []
+    with _processes(workers) as pool, tqdm(total=0, unit="experiment", disable=not progress) as bar:
         for unit in units:
             missing = tuple(s for s in unit.seeds if (unit.model, unit.method, unit.setting, s) not in done)
             bar.update(len(unit.seeds) - len(missing))
             if missing:
-                chosen = None if unit.searched is None else rates[unit.searched]
-                jobs.append((Unit(unit.model, unit.method, unit.setting, missing), chosen, budget, store.path))
-        bar.set_description("experiments")
-        _in_parallel(pool, _run_unit, jobs, bar)
+                queue.append(replace(unit, seeds=missing))
+        bar.total = sum(len(unit.seeds) for unit in units) + len(searches & {unit.search for unit in queue})
+        running: dict[Future[int], Search | None] = {}
+        while queue or running:
+            while len(running) < workers and (job := _next(queue, found, running.values())):
+                if isinstance(job, Search):
+                    running[pool.submit(_search, job, store.path, budget, data)] = job
+                else:
+                    rates = None if job.search is None else found[job.search]
+                    running[pool.submit(_run_unit, job, rates, store.path, budget, data)] = None
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                bar.update(future.result())
+                if running.pop(future) is not None:
+                    found = _rates(store)
     return store.read()
+
+
+def _next(queue: list[Unit], found: Container[Search], running: Collection[Search | None]) -> Search | Unit | None:
+    """The first unit that can run, taken out of the queue, or the search that it needs; None where all wait for one."""
+    for unit in queue:
+        if unit.search is None or unit.search in found:
+            queue.remove(unit)
+            return unit
+        if unit.search not in running:
+            return unit.search
+    return None
 
 
 @contextlib.contextmanager
@@ -80,44 +104,37 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _in_parallel(
-    pool: ProcessPoolExecutor, function: Callable[..., int], jobs: Iterable[tuple[Any, ...]], bar: Any
-) -> None:
-    futures: list[Future[int]] = [pool.submit(function, *job) for job in jobs]
-    for future in as_completed(futures):
-        bar.update(future.result())
-
-
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _search(method: str, budget: Budget, path: Path) -> int:
-    found = Experiments("heavy-tailed", method, SEARCH_SETTING, budget).search()
-    ExperimentStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget)})
+def _search(search: Search, path: Path, budget: Budget, data: BenchmarkData) -> int:
+    found = Experiments(search.model, search.method, search.setting, budget, data).search()
+    ExperimentStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget), "data": data.name})
     return 1
 
 
-def _run_unit(unit: Unit, rates: Rates | None, budget: Budget, path: Path) -> int:
-    experiments = Experiments(unit.model, unit.method, unit.setting, budget)
+def _run_unit(unit: Unit, rates: Rates | None, path: Path, budget: Budget, data: BenchmarkData) -> int:
+    experiments = Experiments(unit.model, unit.method, unit.setting, budget, data)
     for seed in unit.seeds:
-        ExperimentStore(path).append({"kind": "cell", **experiments.run(seed, rates), "budget": asdict(budget)})
+        experiment = experiments.run(seed, rates)
+        ExperimentStore(path).append({"kind": "cell", **experiment, "budget": asdict(budget), "data": data.name})
     return len(unit.seeds)
 
 
-def _rates(store: ExperimentStore) -> dict[str, Rates]:
+def _rates(store: ExperimentStore) -> dict[Search, Rates]:
     return {
-        experiment["method"]: Rates(**experiment["rates"])
+        Search(experiment["method"], experiment["model"], experiment["setting"]): Rates(**experiment["rates"])
         for experiment in store.read()
         if experiment["kind"] == "learning rate"
     }
 
 
-def _check_budget(store: ExperimentStore, budget: Budget) -> None:
+def _check(store: ExperimentStore, budget: Budget, data: BenchmarkData) -> None:
     wanted = json.loads(json.dumps(asdict(budget)))
     for experiment in store.read():
-        if experiment["budget"] != wanted:
+        if experiment["budget"] != wanted or experiment.get("data", PROCEDURAL.name) != data.name:
             raise CheckpointError(
-                f"{store.path} holds results of another budget ({experiment['budget']}, now {wanted}); choose another "
-                "file, or the same options"
+                f"{store.path} holds results of another budget or other data ({experiment['budget']}, now {wanted} on "
+                f"{data.name} pictures); choose another file, or the same options"
             )

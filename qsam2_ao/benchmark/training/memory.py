@@ -7,7 +7,7 @@ import time
 from ...calibration import calibrate_qsam2
 from ...calibration.exercise import inference
 from ...calibration.images import load_images
-from ..accuracy.experiment import calibration_images
+from ..accuracy.data import calibration_images
 from ..processes import peak_bytes
 from .trainee import Trainee, TrainingWorkload, build_float
 

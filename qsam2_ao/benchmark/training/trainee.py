@@ -23,7 +23,7 @@ from ...prepare import prepare_qsam2
 from ...training.batches import BatchKind, ProceduralBatches, Stage, to_datapoint
 from ...training.losses import SAM2Loss, prompted_forward
 from ...training.qat import Rates, as_trainable, qat_optimizer
-from ..accuracy.experiment import calibration_images
+from ..accuracy.data import calibration_images
 from ..accuracy.methods import FLOAT, METHODS
 
 WEIGHT_BITS, ACTIVATION_BITS = 4, 8

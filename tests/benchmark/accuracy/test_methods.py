@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 
 from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
-from qsam2_ao.benchmark.accuracy.plan import TRAINED, UNTRAINED, full_plan, quick_plan, select
+from qsam2_ao.benchmark.accuracy.plan import (
+    REAL_MODELS,
+    TRAINED,
+    UNTRAINED,
+    Search,
+    full_plan,
+    quick_plan,
+    real_plan,
+    select,
+)
+from qsam2_ao.benchmark.accuracy.report import REAL_GOALS
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.recipe.prepared import code_range
 
@@ -12,7 +22,7 @@ def test_settings_by_name():
     assert parse_setting("W2A4") == Setting("W2A4", 2, 4, True)
     assert parse_setting("W3") == Setting("W3", 3, None, True)
     assert parse_setting("PTQ W8A8") == Setting("PTQ W8A8", 8, 8, False)
-    for name in ("W1", "A4", "W2A2", "w2a4", "W9A8", ""):
+    for name in ("W1", "A4", "W2A1", "w2a4", "W9A8", ""):
         with pytest.raises(QConfigError, match="unknown setting"):
             parse_setting(name)
 
@@ -38,15 +48,23 @@ def test_the_plan_has_every_setting_and_no_cell_twice():
             rivals = {u.method for u in plan if (u.model, u.setting) == (model, setting)}
             assert rivals >= {"MinMax-EMA", "LSQ", "LSQ+", "PACT-SAWB", "torchao range learning", "LSC", "QSAM2"}
         assert {u.setting for u in plan if u.model == model} >= set(UNTRAINED)
-    assert {u.method for u in plan} == set(METHODS)
+    assert {u.method for u in plan + real_plan()} == set(METHODS)
+
+
+def test_the_plan_for_real_pictures_searches_for_every_setting():
+    plan = real_plan(seeds=2)
+    experiments = [(u.model, u.method, u.setting, seed) for u in plan for seed in u.seeds]
+    assert len(set(experiments)) == len(experiments)
+    assert {u.search for u in plan if u.setting == "W2A2"} >= {Search("LSQ", model, "W2A2") for model in REAL_MODELS}
+    assert {s for s in REAL_GOALS if s.setting not in {u.setting for u in plan if u.model == s.model}} == set()
 
 
 def test_variants_have_the_learning_rate_of_what_they_vary():
-    searched = {u.method: u.searched for u in full_plan() if u.setting == "W2A4"}
+    searched = {u.method: u.search.method for u in full_plan() if u.setting == "W2A4"}
     assert searched["VRC+LSC, signed grid"] == "VRC+LSC"
     assert searched["VRC+LSQ"] == "LSQ"
     assert searched["LSQ+"] == "LSQ+"
-    assert all(u.searched is None for u in full_plan() if u.setting.startswith("PTQ"))
+    assert all(u.search is None for u in full_plan() if u.setting.startswith("PTQ"))
 
 
 def test_selection_narrows():

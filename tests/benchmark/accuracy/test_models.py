@@ -25,6 +25,18 @@ def test_heavy_tails_change_the_weights_and_nothing_else():
     assert kurtosis(heavy) > kurtosis(plain) + 10
 
 
+def test_outliers_of_activations_change_nothing_in_float():
+    plain, offset = build_model("plain"), build_model("outliers")
+    assert sqnr(features(plain), features(offset)) > 80
+    largest = []
+    for model in (plain, offset):
+        norm = model.image_encoder.trunk.blocks[2].norm2
+        handle = norm.register_forward_hook(lambda _, __, output: largest.append(output.abs().max()))
+        features(model)
+        handle.remove()
+    assert largest[1] > 20 > 2 * largest[0]
+
+
 def test_outliers_repeat_and_depend_on_their_seed():
     plain = build_model("plain")
     name = "image_encoder.trunk.blocks.2.mlp.layers.0.weight"

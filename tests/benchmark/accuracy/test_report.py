@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from benchmark_experiments import make_experiment
 
+from qsam2_ao.benchmark.accuracy.data import PROCEDURAL
 from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.benchmark.accuracy.illustrate import typical_video
 from qsam2_ao.benchmark.accuracy.models import WeightShape
@@ -15,6 +16,8 @@ from qsam2_ao.reporting.figures import save_figure
 SEARCH = {
     "kind": "learning rate",
     "method": "LSQ",
+    "model": "heavy-tailed",
+    "setting": "W2A4",
     "scores": [1.0, 2.0, 0.0, 1.5],
     "rates": {"lr": 1e-3, "vectors": 1.0, "ranges": 1.0},
 }
@@ -48,14 +51,20 @@ def test_the_report_says_what_was_reached_and_what_not(experiments):
         "heavy-tailed": [WeightShape("image_encoder.x", 9, 20)],
     }
     text = markdown(
-        Results([*experiments, SEARCH]), Budget(), environment(), "the command", shapes, {"Bits": "bits.png"}
+        Results([*experiments, SEARCH]),
+        Budget(),
+        environment(),
+        "the command",
+        PROCEDURAL,
+        shapes,
+        {"Bits": "bits.png"},
     )
     assert "| heavy-tailed | W2A4 | J&F | 9.7 over the best rival | +15.0 [+15.0, +15.0] (LSQ) | yes |" in text
     assert "| heavy-tailed | W2A8 | J&F | at most 3 under float | -4.5 [-4.5, -4.5] (float) | no |" in text
     assert "+67% relative | yes" in text
     assert "| QSAM2 | 80.0 ± 0.7 | 80.0 ± 0.7 |" in text
     assert "W4A8 | J&F | not worse" not in text  # was not run
-    assert "| LSQ | 1.0 | **2.0** | 0.0 | 1.5 |" in text
+    assert "| LSQ | heavy-tailed | W2A4 | 1.0 | **2.0** | 0.0 | 1.5 |" in text
     assert "| `image_encoder.x` | 0.5 / 4.0 | 9.0 / 20.0 |" in text
     assert "![Bits](bits.png)" in text
     assert "the command" in text
@@ -66,11 +75,11 @@ def test_mixed_bits_are_to_win_back_half_of_the_loss(experiments):
         make_experiment("plain", "VRC+GPTQ", "PTQ W3", level=76),
         make_experiment("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=77.5),
     ]
-    text = markdown(Results(experiments + more), Budget(), environment(), "command", {}, {})
+    text = markdown(Results(experiments + more), Budget(), environment(), "command", PROCEDURAL, {}, {})
     assert "| plain | PTQ W3 | J&F | mixed bits of the same size win back half of the loss |" in text
     assert "+1.5 [+1.5, +1.5] of 4.0 | no |" in text
     more[1] = make_experiment("plain", "VRC+GPTQ, mixed bits", "PTQ W3", level=78.5)
-    text = markdown(Results(experiments + more), Budget(), environment(), "command", {}, {})
+    text = markdown(Results(experiments + more), Budget(), environment(), "command", PROCEDURAL, {}, {})
     assert "+2.5 [+2.5, +2.5] of 4.0 | yes |" in text
 
 
@@ -85,7 +94,7 @@ def test_the_shown_video_is_a_typical_one():
 
 
 def test_nothing_measured_is_a_report_too():
-    text = markdown(Results([]), Budget(), environment(), "command", {}, {})
+    text = markdown(Results([]), Budget(), environment(), "command", PROCEDURAL, {}, {})
     assert "0 experiments are finished" in text
 
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
+from real_pictures import write_clip, write_library, write_validation
 
-from qsam2_ao.benchmark.accuracy import experiment as experiment_module
+from qsam2_ao.benchmark.accuracy.data import PROCEDURAL, RealData, calibration_images
 from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, prepare_method
 from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
 from qsam2_ao.benchmark.accuracy.models import build_model
 from qsam2_ao.benchmark.accuracy.plan import Unit
 from qsam2_ao.benchmark.accuracy.run import run_plan
 from qsam2_ao.benchmark.accuracy.store import ExperimentStore
-from qsam2_ao.errors import CheckpointError
+from qsam2_ao.errors import CheckpointError, DataError
 from qsam2_ao.recipe import quantized_layers
 from qsam2_ao.training.qat import Rates
 
@@ -40,6 +42,39 @@ def test_a_run_goes_on_from_what_is_finished(tmp_path):
 
 
 @pytest.mark.slow
+def test_real_pictures_are_calibrated_trained_and_measured_on(tmp_path):
+    write_library(tmp_path / "train")
+    write_validation(tmp_path / "validation")
+    write_clip(tmp_path / "test" / "clips")
+    # The photographs of the validation are all taken for it; one more is left for the test.
+    for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+        source = tmp_path / "validation" / "coco128" / kind / f"0.{suffix}"
+        for number in range(3, 50):
+            shutil.copy(source, source.with_stem(str(number)))
+    data, store = RealData(str(tmp_path)), ExperimentStore(tmp_path / "cells.jsonl")
+    data.check()
+    assert len(data.pictures("val", 2, 8)["mIoU_box"][1]) == 48
+    assert len(data.pictures("test", 2, 8)["mIoU_box"][1]) == 1
+    assert "1 clips of clips (4 frames)" in data.describe(2, 8)
+    budget = dataclasses.replace(TINY, rates=TINY.rates[:1])
+    units = [Unit("plain", "float", "float", (0,)), Unit("plain", "MinMax-EMA", "W8A8", (0,), own_rate=True)]
+    results = run_plan(units, store, budget, data, progress=False)
+    search, *experiments = sorted(results, key=lambda result: result["kind"] == "cell")
+    assert (search["method"], search["setting"]) == ("MinMax-EMA", "W8A8")
+    assert {e["method"]: len(e["counts"]["J&F"]) for e in experiments} == {"float": 1, "MinMax-EMA": 1}
+    assert experiments[0]["metrics"].keys() >= {"J&F", "mIoU_box", "mIoU_box_frames"}
+    with pytest.raises(CheckpointError, match="other data"):
+        run_plan(units, store, budget, PROCEDURAL, progress=False)
+
+
+def test_what_real_pictures_lack_is_said_first(tmp_path):
+    write_library(tmp_path / "train")
+    write_validation(tmp_path / "validation")
+    with pytest.raises(DataError, match="no dataset to test on"):
+        RealData(str(tmp_path)).check()
+
+
+@pytest.mark.slow
 def test_a_cell_repeats_to_the_bit():
     first, again = (Experiments("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
     for experiment in (first, again):
@@ -50,7 +85,7 @@ def test_a_cell_repeats_to_the_bit():
 @pytest.mark.slow
 def test_variants_change_what_they_say():
     model = build_model("plain")
-    images = experiment_module.calibration_images(2, 96)
+    images = calibration_images(2, 96)
     setting = parse_setting("W2")  # nothing is looked at but the weights
 
     def quantizer(name):
