@@ -19,6 +19,7 @@ import torch
 from processes import logits, work
 
 from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
+from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.native import why_no_kernels

@@ -26,7 +26,10 @@ def demo(
     steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 80,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on so many images.")] = 50,
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Peak learning rate of weights; by default as qsam2 quantize.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     web: Annotated[
         bool, typer.Option("--web", help="Then serve a page to click on, with the float model and the packed files.")

@@ -40,9 +40,13 @@ ValidateEvery: TypeAlias = Annotated[
     int | None,
     _option("Steps between two judgements; the best weights are kept. By default a fifth of --steps.", min=1),
 ]
-Rate: TypeAlias = Annotated[float | None, _option("Peak learning rate; 1e-4 by default.", "--lr", min=0)]
+Rate: TypeAlias = Annotated[
+    float | None,
+    _option("Peak learning rate of weights; by default 3e-4 with quantizers, 1e-4 in qsam2 finetune.", "--lr", min=0),
+]
 RangeRate: TypeAlias = Annotated[
-    float | None, _option("Peak learning rate of the clipping ranges; by default that of --lr.", "--range-lr", min=0)
+    float | None,
+    _option("Peak learning rate of clipping ranges; by default three times --lr.", "--range-lr", min=0),
 ]
 BatchSize: TypeAlias = Annotated[
     int | None, _option("Clips of a step, over all processes and parts; by default 1 each (4 procedural ones).", min=1)

@@ -37,8 +37,23 @@ class DistillationWeights:
     labels: float = 1.0
 
 
-#: What paid in the accuracy benchmark: true masks, and more weight on what the float model computes.
-RECOMMENDED = DistillationWeights(features=2.0, masks=10.0, memory=2.0, labels=1.0)
+#: What the float model computes, without labels. At a weight of 2 the features' distance was a hundredth of the loss
+#: (embedded-256, W2A8) and did not fall in training.
+RECOMMENDED = DistillationWeights(features=100.0, masks=10.0, memory=10.0, labels=0.0)
+
+
+#: How SAM2Train is prompted in training: the teacher as the student, whatever that was built with.
+_PROMPTING = (
+    "prob_to_use_pt_input_for_train",
+    "prob_to_use_box_input_for_train",
+    "prob_to_sample_from_gt_for_train",
+    "num_frames_to_correct_for_train",
+    "rand_frames_to_correct_for_train",
+    "num_init_cond_frames_for_train",
+    "rand_init_cond_frames_for_train",
+    "add_all_frames_to_correct_as_cond",
+    "num_correction_pt_per_frame",
+)
 
 
 @dataclass
@@ -95,6 +110,8 @@ class Distillation:
         # SAM2Train draws prompts from torch's generators and its own: start both models from the same state.
         with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
             self.teacher.rng = rng
+            for name in _PROMPTING:
+                setattr(self.teacher, name, getattr(student, name))
             self.teacher.training = True  # chooses the training's prompts; its parts stay in eval mode
             wanted = _run(self.teacher, self.teacher, batch)
         return _run(model, student, batch), wanted

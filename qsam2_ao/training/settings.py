@@ -8,6 +8,13 @@ from typing import Any
 from ..errors import QConfigError
 from ..graph import check_regions
 
+#: Peak learning rate of weights with quantizers; 1e-3 was too fast for 40 steps of embedded-256 at W2A8.
+RATE = 3e-4
+#: Rate of biases, gains and clipping ranges with quantizers, as a multiple of that of weights.
+SMALL_PARTS = 3.0
+#: Peak learning rate of a float model.
+FLOAT_RATE = 1e-4
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -15,8 +22,9 @@ class TrainingSettings:
 
     Attributes:
         steps: Steps of the optimizer.
-        lr: Peak learning rate.
-        range_lr: Peak learning rate of the clipping ranges; None for ``lr``.
+        lr: Peak learning rate of weights; None for :data:`RATE` with quantizers, :data:`FLOAT_RATE` without. With
+            quantizers, biases and gains have :data:`SMALL_PARTS` times as much.
+        range_lr: Peak learning rate of the clipping ranges; None for as much as biases have.
         batch_size: Clips of a step, over all processes and parts; None for one a process and part (four of procedural
             clips, which are small).
         accumulate: Parts of a step that go through the model one after the other, for less memory.
@@ -38,7 +46,7 @@ class TrainingSettings:
     """
 
     steps: int
-    lr: float = 1e-4
+    lr: float | None = None
     range_lr: float | None = None
     batch_size: int | None = None
     accumulate: int = 1
@@ -56,7 +64,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise QConfigError(f"{name} of a training must be positive, not {value}")
-        if self.lr <= 0:
+        if self.lr is not None and self.lr <= 0:
             raise QConfigError(f"lr of a training must be positive, not {self.lr}")
         for name in ("range_lr", "workers"):
             value = getattr(self, name)

@@ -69,7 +69,7 @@ def run_demo(
     steps: int = 80,
     images: int = 50,
     videos: int = 16,
-    lr: float = 1e-3,
+    lr: float | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> DemoResult:
@@ -84,7 +84,7 @@ def run_demo(
         steps: Training steps for each preset.
         images: Calibrate on so many images.
         videos: Evaluate on so many videos of the test split.
-        lr: Peak learning rate.
+        lr: Peak learning rate of weights; None for that of ``qsam2 quantize``.
         seed: Seed of everything random.
         device: Where to work.
 

@@ -21,7 +21,7 @@ from ..training.distillation import DistillationWeights
 from ..training.freezing import frozen
 from ..training.loop import TrainResult
 from ..training.qat import Rates, as_trainable, data_parallel, train_qat
-from ..training.settings import TrainingSettings
+from ..training.settings import FLOAT_RATE, RATE, SMALL_PARTS, TrainingSettings
 from . import EMBEDDED
 
 HELD_OUT_BATCHES = 8
@@ -99,6 +99,23 @@ def room_to_train(model: nn.Module) -> int:
     return 9 * sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
+def rates_of(settings: TrainingSettings, *, distilled: bool) -> Rates:
+    """The learning rates of a training.
+
+    Args:
+        settings: The training's.
+        distilled: Whether it is one with quantizers, distilled from the float model, or one of a float model.
+
+    Example:
+        >>> rates_of(TrainingSettings(1, lr=1e-4), distilled=True)
+        Rates(lr=0.0001, vectors=3.0, ranges=3.0)
+    """
+    if not distilled:
+        return Rates(settings.lr or FLOAT_RATE)
+    lr = settings.lr or RATE
+    return Rates(lr, SMALL_PARTS, SMALL_PARTS if settings.range_lr is None else settings.range_lr / lr)
+
+
 def train_as(
     settings: TrainingSettings,
     model: nn.Module,
@@ -133,7 +150,7 @@ def train_as(
         return train_qat(
             data_parallel(trainable) if world_size() > 1 else trainable,
             steps=settings.steps,
-            lr=Rates(settings.lr, ranges=1.0 if settings.range_lr is None else settings.range_lr / settings.lr),
+            lr=rates_of(settings, distilled=distill_from is not None),
             seed=seed,
             batches=data.batches,
             held_out=data.held_out,

@@ -39,6 +39,17 @@ def test_the_teacher_itself_is_at_no_distance(batch):
     assert float(distillation.loss((own, wanted), batch)) < 1e-6
 
 
+def test_a_student_with_prompts_of_its_own_shares_them_with_the_teacher(batch):
+    # A box asks for one mask and a click for three: where only one of the two got a box, nothing fits.
+    settings = {**TRAIN_OVERRIDES, "prob_to_use_pt_input_for_train": 1.0}
+    for odds in (0.0, 1.0):
+        student = load_embedded(SAM2Train, **{**settings, "prob_to_use_box_input_for_train": odds}).train()
+        distillation = Distillation(load_embedded(SAM2VideoPredictor), EVERYTHING)
+        own, wanted = distillation.forward(student, batch)
+        assert own.logits[0].shape == wanted.logits[0].shape
+        assert torch.isfinite(distillation.loss((own, wanted), batch))
+
+
 def test_prompts_go_on_as_without_a_teacher(batch):
     alone, taught = student_of(None), student_of(None)
     torch.manual_seed(0)

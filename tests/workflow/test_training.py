@@ -9,8 +9,9 @@ import torch
 from data_layouts import video, write_maps
 
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.training.settings import TrainingSettings
-from qsam2_ao.workflow.training import HELD_OUT_BATCHES, training_data
+from qsam2_ao.training.qat import Rates
+from qsam2_ao.training.settings import FLOAT_RATE, RATE, SMALL_PARTS, TrainingSettings
+from qsam2_ao.workflow.training import HELD_OUT_BATCHES, rates_of, training_data
 
 SETTINGS = TrainingSettings(1, frames=1, objects=1)
 
@@ -37,3 +38,20 @@ def test_procedural_clips_judge_where_they_are_asked_for(tmp_path: Path) -> None
     # Of data sets a batch has one clip, of procedural clips four: the first of them is the same.
     for one, several in zip(mixed.held_out, plain.held_out, strict=True):
         assert torch.equal(one.img_batch[:, :1], several.img_batch[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("values", "distilled", "rates"),
+    [
+        ({}, True, Rates(RATE, SMALL_PARTS, SMALL_PARTS)),
+        ({"lr": 1e-5}, True, Rates(1e-5, SMALL_PARTS, SMALL_PARTS)),
+        ({"lr": 1e-3, "range_lr": 0.0}, True, Rates(1e-3, SMALL_PARTS, 0.0)),
+        ({"range_lr": RATE}, True, Rates(RATE, SMALL_PARTS, 1.0)),
+        ({}, False, Rates(FLOAT_RATE)),
+        ({"lr": 1e-5}, False, Rates(1e-5)),
+    ],
+)
+def test_quantizers_and_float_models_have_rates_of_their_own(
+    values: dict[str, float], distilled: bool, rates: Rates
+) -> None:
+    assert rates_of(TrainingSettings(1, **values), distilled=distilled) == rates  # type: ignore[arg-type]
