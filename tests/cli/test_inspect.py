@@ -30,7 +30,8 @@ def test_figures_that_json_has_not_are_null(capsys):
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None, None, True]}
 
 
-def test_facts_for_people(run, packed_file: Path):
+def test_facts_for_people(run, packed_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # readline sets it for a program's children
     result = run("inspect", packed_file)
     assert result.exit_code == 0
     assert "recipe w4a8" in result.stdout
