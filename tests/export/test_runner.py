@@ -206,6 +206,7 @@ def test_damaged_settings_are_named(tmp_path: Path, packed_file: Path, field: st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("exported", ["onnx", "openvino"], indirect=True)  # aoti takes what fits into memory
 def test_files_of_different_exports_are_named(exported: Path, tmp_path: Path) -> None:
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
