@@ -108,7 +108,7 @@ def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph
     # Each call of a function was one node. The code says so of functions that were wrapped, not of those that were put
     # into the graph afterwards, which would run with proxies.
     own = forward.__globals__
-    wrapped = {name for identity, name in _wrapped_fns_to_patch if identity == id(own)}
+    wrapped = {name for identity, name in list(_wrapped_fns_to_patch) if identity == id(own)}
     for name, value in own.items():
         if isinstance(value, FunctionType) and name not in wrapped:
             own[name] = recorded(value)
