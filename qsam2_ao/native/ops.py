@@ -22,7 +22,7 @@ _LIBRARY.define(
 _LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, bool int8_scores=False) -> Tensor")
 _LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
-_LIBRARY.define("rotate(Tensor x, Tensor frequencies, int rotated) -> Tensor")
+_LIBRARY.define("rotate(Tensor x, Tensor frequencies, SymInt rotated) -> Tensor")
 _LIBRARY.define("pixels(Tensor x, Tensor bias, int stride, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("trim_pool() -> int")

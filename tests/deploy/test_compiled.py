@@ -106,13 +106,7 @@ def decode(model: SAM2Base, points: int, objects: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "warmed", "later"),
-    [
-        ("packed", (2,), (3,)),
-        pytest.param("int8", (1, 2), (1, 3), marks=pytest.mark.xfail(reason="the rotary kernel's part compiles again")),
-    ],
-)
+@pytest.mark.parametrize(("target", "warmed", "later"), [("packed", (2,), (3,)), ("int8", (1, 2), (1, 3))])
 @torch.no_grad()
 def test_nothing_compiles_again_after_warm_up(
     small_file: Path, target: str, warmed: tuple[int, ...], later: tuple[int, ...]
