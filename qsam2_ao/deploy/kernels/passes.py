@@ -15,6 +15,7 @@ from ...graph import PartGraph
 from ...graph.leaves import AxialRoPE, ScaledDotProductAttention, hiera_pos_embed
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
+from .activations import activation_name
 from .attention import Attention, WindowAttention
 from .bands import run_in_bands
 from .casts import caller_dtype, to_bfloat16, to_dtype
@@ -26,12 +27,6 @@ from .norm import Norm
 from .positions import PositionEmbedding, Rotary, SinePosition
 from .values import CodeValues, ValueProjection, wide_values
 
-_ACTIVATIONS: dict[Any, str] = {
-    nn.GELU: "gelu",
-    nn.ReLU: "relu",
-    nn.functional.gelu: "gelu",
-    nn.functional.relu: "relu",
-}
 _SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -251,9 +246,7 @@ class _Lowering:
             user = only_user(node)
             if user is None:
                 continue
-            name = _ACTIVATIONS.get(user.target if user.op == "call_function" else type(self.module(user)))
-            exact = getattr(self.module(user), "approximate", user.kwargs.get("approximate", "none")) == "none"
-            if name is not None and exact:
+            if (name := activation_name(user, self.module(user))) is not None:
                 layer.activation = name
                 user.replace_all_uses_with(node)
                 self.graph.erase_node(user)

@@ -12,6 +12,7 @@ from torch import fx, nn
 from ...compat.tracer import read_graph
 from ...graph import PartGraph
 from ..inputs import ActivationQuantizer
+from ..kernels.activations import activation_name
 from ..kernels.casts import caller_dtype, to_dtype
 from ..kernels.codes import CodeGrid
 from ..kernels.hiera_block import only_user
@@ -20,13 +21,6 @@ from ..kernels.positions import SinePosition
 from ..packed import PackedIntxTensor
 from .codes import OneDNNCodes
 from .linear import OneDNNLinear, lower_onednn, why_not_onednn
-
-_ACTIVATIONS: dict[Any, str] = {
-    nn.GELU: "gelu",
-    nn.ReLU: "relu",
-    nn.functional.gelu: "gelu",
-    nn.functional.relu: "relu",
-}
 
 
 class Float32Graph(PartGraph):
@@ -114,10 +108,7 @@ def _activations(part: PartGraph) -> None:
         user = only_user(node)
         if user is None:
             continue
-        module = _module(part, user)
-        name = _ACTIVATIONS.get(user.target if user.op == "call_function" else type(module))
-        exact = getattr(module, "approximate", user.kwargs.get("approximate", "none")) == "none"
-        if name is not None and exact:
+        if (name := activation_name(user, _module(part, user))) is not None:
             layer.activation = name
             user.replace_all_uses_with(node)
             part.graph.erase_node(user)
