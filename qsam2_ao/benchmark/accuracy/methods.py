@@ -10,7 +10,7 @@ from torch.ao.quantization import QConfig
 
 from ...errors import QConfigError
 from ...recipe import lsc_qconfig, with_first_and_last
-from ...training.distillation import DistillationWeights
+from ...training.distillation import RECOMMENDED, DistillationWeights
 from .rivals import rival_qconfig
 
 FLOAT = "float"
@@ -110,11 +110,8 @@ class Method:
         return dict(with_first_and_last(self.qconfig(setting.weight_bits, setting.activation_bits), edge))
 
 
-#: What the committed results were trained with; training by command has other weights by now.
-_DISTILLED = DistillationWeights(features=2.0, masks=10.0, memory=2.0, labels=1.0)
-
 _PAPER = Method("VRC+LSC", "lsc", "ours", vrc="auto")
-_FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=_DISTILLED)
+_FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=RECOMMENDED)
 
 _ALL = (
     Method(FLOAT, None, "reference"),
@@ -130,8 +127,8 @@ _ALL = (
     # What the start is worth to a rival.
     Method("VRC+LSQ", "lsq", "reference", vrc="auto"),
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
-    Method("LSQ, distilled", "lsq", "reference", distill=_DISTILLED),
-    Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=_DISTILLED),
+    Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
+    Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=RECOMMENDED),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),
@@ -141,7 +138,7 @@ _ALL = (
     replace(_PAPER, name="VRC+LSC, lambda 0.01", group="ablation", vrc=0.01),
     replace(_PAPER, name="VRC+LSC, lambda 0.1", group="ablation", vrc=0.1),
     replace(_PAPER, name="VRC+LSC, signed grid", group="ablation", grid="symmetric"),
-    replace(_PAPER, name="VRC+LSC, distilled", group="ablation", distill=_DISTILLED),
+    replace(_PAPER, name="VRC+LSC, distilled", group="ablation", distill=RECOMMENDED),
     replace(_PAPER, name="VRC+LSC, GPTQ start", group="ablation", rounding="gptq"),
     replace(_PAPER, name="VRC+LSC, equalized", group="ablation", equalize=True),
     # Without training. Clipping by least squared error of the weight, or of the output.
