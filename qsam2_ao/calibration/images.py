@@ -194,7 +194,7 @@ def _to_tensor(name: str, item: object) -> Tensor:
             raise CalibrationError(
                 f"{name}: arrays must be uint8 [H, W, 3], got {item.dtype} of shape {list(item.shape)}"
             )
-        item = torch.from_numpy(np.ascontiguousarray(item)).permute(2, 0, 1)
+        item = torch.tensor(np.ascontiguousarray(item)).permute(2, 0, 1)  # a copy: some pictures are read-only
     if not isinstance(item, torch.Tensor):
         raise CalibrationError(f"{name}: cannot use a {type(item).__name__} as an image")
     if item.dim() != 3 or item.shape[0] != 3 or item.numel() == 0:

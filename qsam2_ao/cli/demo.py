@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..workflow.demo import DemoResult
 
 
-REPORTED = 16
+REPORTED = 8
 """Videos that the page has scores of; the table has those of all."""
 
 

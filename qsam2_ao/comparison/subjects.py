@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..benchmark.photographs import PHOTOGRAPHS, Photograph
 from ..data.frames import ClipFrames
 from ..data.listing import find_photographs
+from ..data.photographs import PHOTOGRAPHS, Photograph
 from ..data.pictures import read_rgb
 from ..data.procedural import generate_sequence
 from ..data.types import Indexed
@@ -26,7 +26,7 @@ GridPrompt = Literal["click", "box"]
 Frames = Indexed[NDArray[np.uint8]]
 LARGEST_GRID = 15
 SHIPPED_PICTURES, SHIPPED_CLIPS, SHIPPED_FRAMES = 12, 2, 8
-#: Beside :data:`~qsam2_ao.benchmark.photographs.PHOTOGRAPHS`.
+#: Beside :data:`~qsam2_ao.data.photographs.PHOTOGRAPHS`.
 _FURTHER = (
     Photograph("chelsea", ((135, 85, 207, 149), (298, 107, 345, 166), (230, 222, 294, 267))),
     Photograph("coffee", ((172, 16, 405, 308), (323, 67, 426, 327), (77, 70, 480, 389))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..benchmark.photographs import PHOTOGRAPHS
+from ..data.photographs import PHOTOGRAPHS
 from ..data.procedural import generate_sequence
 from .clips import Clip, ClipStore
 

@@ -20,7 +20,7 @@ from ..errors import QConfigError
 from ..evaluation import track_sequence
 from ..evaluation.overall import evaluate_model
 from ..files import atomic_write, check_output_folder
-from ..models.embedded import EMBEDDED_WEIGHTS
+from ..models.embedded import EMBEDDED_MODELS, EMBEDDED_WEIGHTS
 from ..optional import needed
 from ..recipe import PRESETS
 from ..reporting.notes import note
@@ -33,6 +33,7 @@ from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
 from .data import procedural_images
 from .models import load_model
+from .photographs import MODEL, draw_photographs
 from .quantize import QuantizationJob, quantize_model
 
 FRAMES = 16
@@ -45,7 +46,7 @@ class DemoResult:
 
     Attributes:
         rows: The float model's figures, then each preset's.
-        pictures: Files of masks side by side.
+        pictures: Files of masks side by side: of the first videos, and of photographs.
         settings: What the figures depend on.
     """
 
@@ -75,8 +76,9 @@ def run_demo(
 ) -> DemoResult:
     """Take the embedded model from float to packed bits, and compare.
 
-    Writes the packed files, pictures of the masks side by side and ``results.json``. Run again, it goes on where it
-    stopped.
+    Writes the packed files, pictures of the masks side by side and ``results.json``. The last picture shows masks on
+    photographs, by the larger embedded model at the same bits, calibrated and not trained. Run again, it goes on where
+    it stopped.
 
     Args:
         output: The folder to write to.
@@ -103,6 +105,7 @@ def run_demo(
     output = Path(output)
     check_output_folder(output)
     needed("vos_benchmark")
+    needed("skimage")
     settings = {
         "steps": steps,
         "images": images,
@@ -110,6 +113,7 @@ def run_demo(
         "lr": lr,
         "seed": seed,
         "model": fingerprint(EMBEDDED_WEIGHTS),
+        "model of photographs": fingerprint(EMBEDDED_MODELS[MODEL].weights),
         "versions": versions("qsam2_ao", "torch"),
     }
     training = None
@@ -133,16 +137,17 @@ def run_demo(
                 quantize_model(
                     model, QuantizationJob(name, images, training, seed), packed, work, calibration_data=calibration
                 )
-            with atomic_write(output / packed.name) as temporary:
-                shutil.copyfile(packed, temporary)
+            _copy(packed, output)
             note(f"{name}: loading {output / packed.name} and evaluating")
             loaded = load_model(str(output / packed.name), device=device)
             scores, columns[name] = _evaluate(work, name, loaded, videos, tests)
             bits = f"{PRESETS[name].weight_bits} / {PRESETS[name].activation_bits or 32}"
             rows.append(ModelRow(name, bits, file_size(packed), **scores))
+        photographs = work.file("photographs.png", lambda path: draw_photographs(presets)[0].save(path, "PNG"))
     pictures = [
         _picture(video, {name: masks[i] for name, masks in columns.items()}, output) for i, video in enumerate(tests)
     ]
+    pictures.append(_copy(photographs, output))
     result = DemoResult(tuple(rows), tuple(pictures), settings)
     with atomic_write(output / "results.json") as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=2))
@@ -162,6 +167,12 @@ def _evaluate(
 
     scores = work.result(f"{name}-scores", score)
     return scores, np.load(work.file(f"{name}-masks.npz", track_all))["masks"]
+
+
+def _copy(file: Path, folder: Path) -> Path:
+    with atomic_write(folder / file.name) as temporary:
+        shutil.copyfile(file, temporary)
+    return folder / file.name
 
 
 def _picture(video: Video, masks: Mapping[str, NDArray[np.uint8]], output: Path) -> Path:

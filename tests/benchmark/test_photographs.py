@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from qsam2_ao.benchmark import photographs
+from qsam2_ao.data.photographs import PHOTOGRAPHS, Photograph
+from qsam2_ao.workflow import photographs as drawing
 
 
-@pytest.mark.parametrize("photograph", photographs.PHOTOGRAPHS, ids=lambda photograph: photograph.name)
-def test_boxes_lie_on_square_pictures(photograph: photographs.Photograph) -> None:
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS, ids=lambda photograph: photograph.name)
+def test_boxes_lie_on_square_pictures(photograph: Photograph) -> None:
     height, width, channels = photograph.read().shape
     assert (height, channels) == (width, 3)
     for left, top, right, bottom in photograph.boxes:
@@ -23,8 +25,8 @@ def test_boxes_lie_on_square_pictures(photograph: photographs.Photograph) -> Non
 @pytest.mark.slow
 def test_the_picture_shows_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(photographs, "PRESETS", ("w8a8",))
-    monkeypatch.setattr(photographs, "OTHERS", ("moon",))
-    monkeypatch.setattr(photographs, "PHOTOGRAPHS", photographs.PHOTOGRAPHS[:1])
+    monkeypatch.setattr(drawing, "OTHERS", ("moon",))
+    monkeypatch.setattr(drawing, "PHOTOGRAPHS", PHOTOGRAPHS[:1])
     output = tmp_path / "photographs.png"
     photographs.main(["-o", str(output)])
     sheet = np.asarray(Image.open(output))

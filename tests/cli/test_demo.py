@@ -34,8 +34,10 @@ def test_the_whole_journey_and_again(run, tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("w4a8", "w2a8"):
         assert read_header(tmp_path / f"{name}.safetensors").info["qconfig"] == name
         assert (tmp_path / f"{name}.safetensors").stat().st_size in (four["file_bytes"], two["file_bytes"])
-    (picture,) = report["pictures"]
-    assert Image.open(picture).size[0] > 4 * 240
+    video, photographs = report["pictures"]
+    assert Image.open(video).size[0] > 4 * 240
+    width, height = Image.open(photographs).size
+    assert width > 1.2 * height, "three rows of four"
 
     (tmp_path / "w2a8.safetensors").unlink()
     again = run("demo", *SMALL, "-o", tmp_path)
