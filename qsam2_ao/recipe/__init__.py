@@ -3,10 +3,11 @@
 from .backend import QAT_MODULES, qsam2_backend_config
 from .insert import insert_fake_quantizers
 from .prepared import fake_quantizers, quantized_layers
-from .presets import FIRST_AND_LAST_LAYERS, PRESETS, lsc_qconfig, preset_qconfig, with_first_and_last
+from .presets import EXCEPTED_LAYERS, FIRST_AND_LAST_LAYERS, PRESETS, lsc_qconfig, preset_qconfig, with_first_and_last
 from .resolve import LayerRecipe, QConfigLike, layer_qconfig, resolve_qconfig, resolve_recipe
 
 __all__ = [
+    "EXCEPTED_LAYERS",
     "FIRST_AND_LAST_LAYERS",
     "PRESETS",
     "QAT_MODULES",

@@ -18,7 +18,7 @@ from ..graph import find_parts
 from ..graph.paths import is_inside
 from ..spelling import did_you_mean
 from .backend import QAT_MODULES, layers_of_part
-from .presets import FIRST_AND_LAST_LAYERS
+from .presets import EXCEPTED_LAYERS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def check_rules(recipe: Mapping[str, QConfigMapping], model: SAM2Base) -> None:
 
     A rule counts as used if it selects a layer in any of the regions whose mappings have it, so that one mapping can
     serve several regions. A rule without a QConfig (None) is also right for whatever stays in float anyway.
-    ``FIRST_AND_LAST_LAYERS`` name layers that not every SAM2 has, and torch.ao's default mapping operations that this
+    ``EXCEPTED_LAYERS`` name layers that not every SAM2 has, and torch.ao's default mapping operations that this
     package keeps in float: the former are no error, and the latter are logged.
 
     Args:
@@ -94,7 +94,7 @@ class Rule:
     @property
     def is_of_a_preset(self) -> bool:
         """Whether it is one of the presets' rules for layers that not every model has."""
-        return self.kind == "module_name_regex" and self.key in FIRST_AND_LAST_LAYERS
+        return self.kind == "module_name_regex" and self.key in EXCEPTED_LAYERS
 
     def selects(self, layers: Iterable[tuple[str, type[nn.Module] | None]]) -> bool:
         """Whether it is read, and selects any of some layers.

@@ -17,7 +17,7 @@ from torch.ao.quantization import QConfigMapping
 from ..errors import QConfigError
 from ..files import atomic_write
 from ..graph import REGIONS
-from ..recipe import FIRST_AND_LAST_LAYERS, lsc_qconfig
+from ..recipe import EXCEPTED_LAYERS, lsc_qconfig
 from ..spelling import did_you_mean
 from .layers import quantizable_layers
 
@@ -26,8 +26,8 @@ VERSION = 1
 
 
 def is_first_or_last(name: str) -> bool:
-    """Whether a layer is one of ``FIRST_AND_LAST_LAYERS``."""
-    return any(re.match(pattern, name) for pattern in FIRST_AND_LAST_LAYERS)
+    """Whether a layer is one of ``EXCEPTED_LAYERS``."""
+    return any(re.match(pattern, name) for pattern in EXCEPTED_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Assignment:
                 inputs = max(activation_bits, bits)
             mapping.set_module_name(name, lsc_qconfig(bits, inputs))
         edge_inputs = None if activation_bits is None else max(activation_bits, self.first_last_bits, 4)
-        for pattern in FIRST_AND_LAST_LAYERS:
+        for pattern in EXCEPTED_LAYERS:
             mapping.set_module_name_regex(pattern, lsc_qconfig(self.first_last_bits, edge_inputs))
         return dict.fromkeys(REGIONS, mapping)
 

@@ -26,9 +26,10 @@ def test_presets_cover_every_region_with_their_bits(name: str) -> None:
         "sam_mask_decoder.pred_obj_score_head",
         "sam_mask_decoder.iou_prediction_head.layers.2",
         "memory_encoder.mask_downsampler.encoder.0",
+        "sam_mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj",
     ],
 )
-def test_first_and_last_layers_have_8_bits_unless_asked_otherwise(layer: str) -> None:
+def test_excepted_layers_have_8_bits_unless_asked_otherwise(layer: str) -> None:
     def bits(first_last_bits: int | None) -> tuple[int, int]:
         recipe = preset_qconfig("w2a4", first_last_bits=first_last_bits)
         qconfig = layer_qconfig(recipe["image_encoder"], layer, nn.Linear)

@@ -15,7 +15,7 @@ from qsam2_ao.errors import QConfigError
 from qsam2_ao.graph import REGIONS
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.recipe import (
-    FIRST_AND_LAST_LAYERS,
+    EXCEPTED_LAYERS,
     PRESETS,
     lsc_qconfig,
     preset_qconfig,
@@ -143,9 +143,9 @@ def test_a_dictionary_of_torch_ao_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_patterns_of_first_and_last_layers_select_whole_names(model) -> None:
+def test_patterns_of_excepted_layers_select_whole_names(model) -> None:
     patterns = QConfigMapping().set_global(FOUR)
-    for pattern in FIRST_AND_LAST_LAYERS:
+    for pattern in EXCEPTED_LAYERS:
         patterns.set_module_name_regex(pattern, EIGHT)
     prepared = prepare_qsam2(model, patterns, vrc=None, progress=False)
     assert {name for name, layer in quantized_layers(prepared) if layer.weight_fake_quant.bits == 8} == {
@@ -154,4 +154,9 @@ def test_patterns_of_first_and_last_layers_select_whole_names(model) -> None:
         *(f"sam_mask_decoder.output_hypernetworks_mlps.{i}.layers.2" for i in range(4)),
         "sam_mask_decoder.iou_prediction_head.layers.2",
         "sam_mask_decoder.pred_obj_score_head.layers.2",
+        *(
+            f"sam_mask_decoder.transformer.layers.{i}.cross_attn_image_to_token.{projection}_proj"
+            for i in range(2)
+            for projection in "qk"
+        ),
     }
