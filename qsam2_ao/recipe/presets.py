@@ -28,8 +28,8 @@ FIRST_AND_LAST_LAYERS: tuple[str, ...] = (
 )
 # What makes each position of the image choose among a few prompt tokens: one wrong choice in 8 layers spoils the mask.
 # They hold 0.3% of SAM 2.1-T's weights. What they are worth without training, box mIoU on the 48 validation photographs
-# of coco128, embedded-256 (float 50.3): w2a8 38.2 -> 48.6, w2a4 34.6 -> 44.1, w3a8 47.4 -> 50.1. At 2 bits the rest of
-# the mask decoder costs 1.5 together, the image encoder nothing.
+# of coco128, embedded-256 (float 50.3): w2a8 36.5 -> 46.7. At 2 bits each other group of the mask decoder's layers costs
+# less than a point, the image encoder nothing.
 PROMPT_ATTENTION_LAYERS: tuple[str, ...] = (
     r"sam_mask_decoder\.transformer\.layers\.\d+\.cross_attn_image_to_token\.[qk]_proj$",
 )
