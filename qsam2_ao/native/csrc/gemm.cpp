@@ -245,7 +245,7 @@ void gemm(const GemmArgs& g) {
   const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)g.table));
   const int64_t blocks = (g.m + kBlock - 1) / kBlock, count = panels.size();
   // With few rows, threads share the panels instead of the rows.
-  const int64_t split = std::min<int64_t>(count, blocks >= 2 * at::get_num_threads() ? 1 : 2 * at::get_num_threads());
+  const int64_t split = std::min<int64_t>(count, blocks >= 2 * threads() ? 1 : 2 * threads());
   const double cost = double(g.m) * g.n * g.k / (blocks * split);
   parallel_with_scratch(blocks * split, worth_a_thread(cost), [&](const auto& each) {
     std::vector<int8_t> buffer(g.bits == 8 ? 0 : round_up(g.k / 4, 4) * 64 * 4 + 64);
