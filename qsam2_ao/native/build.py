@@ -25,6 +25,9 @@ def why_unfit_cpu() -> str | None:
     """Why this machine's CPU could not run the kernels even with a compiler; None if it could."""
     if (reason := compiler.why_no_platform()) is not None:
         return reason
+    if platform.machine() == "aarch64":
+        absent_on_arm = "The kernels need a CPU with dot products of int8 (asimddp: Cortex-A76, Neoverse N1 or newer)."
+        return None if _cpu_has("asimddp") else absent_on_arm
     # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
     absent = [name for name in compiler.ISA if not _cpu_has(name.replace("avx512vnni", "avx512_vnni"))]
     if absent or not torch.cpu._is_vnni_supported():
@@ -52,7 +55,7 @@ def why_no_cpu_kernels() -> str | None:
 
 
 def bf16_supported() -> bool:
-    """Whether the CPU multiplies bfloat16 (AVX512-BF16)."""
+    """Whether the kernels multiply bfloat16 on this CPU (AVX512-BF16)."""
     return torch.cpu._is_avx512_bf16_supported() and (platform.system() != "Linux" or _cpu_has("avx512_bf16"))
 
 
@@ -130,8 +133,10 @@ def kernel_library() -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    """The compiler's, with the instructions that multiply bfloat16 where the CPU has them."""
-    return compiler.flags(bf16_supported())
+    """The compiler's, for the kernels that make the most of this CPU."""
+    if platform.machine() == "aarch64":
+        return compiler.flags("neon_i8mm" if _cpu_has("i8mm") else "neon")
+    return compiler.flags("avx512_bf16" if bf16_supported() else "avx512")
 
 
 def _build(library: Path) -> None:

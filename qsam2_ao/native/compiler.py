@@ -17,7 +17,14 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
-BF16_ISA = "avx512bf16"
+"""Of x86-64, as compilers name it."""
+_AVX512 = tuple(f"-m{name}" for name in ISA)
+_NEON = "-march=armv8.2-a+dotprod"
+KINDS = {
+    "x86_64": {"avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")},
+    "aarch64": {"neon": (_NEON,), "neon_i8mm": (f"{_NEON}+i8mm",)},
+}
+"""By architecture the kinds of CPUs that there are kernels for, and what the compiler is told for each."""
 SECONDS = 600
 """After which a compiler is given up; it takes half a minute on a quiet machine."""
 
@@ -32,14 +39,14 @@ class CompileError(Exception):
 
 def why_no_platform() -> str | None:
     """Why there are no kernels for this operating system and architecture; None if there are."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return f"The kernels are for Linux on x86-64 and aarch64, not {platform.system()} on {platform.machine()}."
     return None
 
 
-def flags(bf16: bool) -> tuple[str, ...]:
-    """What the kernels are compiled with, for CPUs that multiply bfloat16 or for those that do not."""
-    return (*_FLAGS, *(f"-m{name}" for name in (*ISA, BF16_ISA) if bf16 or name != BF16_ISA))
+def flags(kind: str) -> tuple[str, ...]:
+    """What the kernels are compiled with for a kind of CPU of this architecture."""
+    return (*_FLAGS, *KINDS[platform.machine()][kind])
 
 
 def digest(options: tuple[str, ...]) -> str:
@@ -122,8 +129,8 @@ def _run(compiler: str, calls: Iterable[Sequence[str]]) -> None:
                 if process.wait(max(0.0, deadline - time.monotonic())):
                     output.seek(0)
                     raise CompileError(
-                        f"The C++ compiler {compiler} fails (it must know AVX512-VNNI and AVX512-BF16, as GCC 10 "
-                        f"does): {output.read().decode(errors='replace').strip()[-2000:]}"
+                        f"The C++ compiler {compiler} fails (it must know C++20 and this CPU's instructions, as "
+                        f"GCC 10 does): {output.read().decode(errors='replace').strip()[-2000:]}"
                     )
         except subprocess.TimeoutExpired as error:
             raise CompileError(f"The C++ compiler {compiler} takes more than {SECONDS} seconds.") from error
