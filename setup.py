@@ -1,16 +1,21 @@
 """What pyproject.toml cannot say: wheels bring the CPU kernels as a library. See CONTRIBUTING.md, "Wheels"."""
 
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-from build_backend import REQUIRED, compiler, why_no_library
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+from build_backend import REQUIRED, compiler, why_no_library
+
 PACKAGE = "qsam2_ao.native"
-FLAGS = {f"{PACKAGE}.{compiler.packaged_library(flags).stem}": flags for flags in map(compiler.flags, (False, True))}
+FLAGS = {
+    f"{PACKAGE}.{compiler.packaged_library(flags).stem}": flags
+    for flags in map(compiler.flags, compiler.KINDS.get(platform.machine(), {}))
+}
 
 
 class BuildKernels(build_ext):

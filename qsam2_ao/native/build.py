@@ -130,8 +130,8 @@ def kernel_library() -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    """The compiler's, with the instructions that multiply bfloat16 where the CPU has them."""
-    return compiler.flags(bf16_supported())
+    """The compiler's, for the kernels that make the most of this CPU."""
+    return compiler.flags("avx512_bf16" if bf16_supported() else "avx512")
 
 
 def _build(library: Path) -> None:

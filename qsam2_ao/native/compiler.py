@@ -17,7 +17,12 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
-BF16_ISA = "avx512bf16"
+"""Of x86-64, as compilers name it."""
+_AVX512 = tuple(f"-m{name}" for name in ISA)
+KINDS = {
+    "x86_64": {"avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")},
+}
+"""By architecture the kinds of CPUs that there are kernels for, and what the compiler is told for each."""
 SECONDS = 600
 """After which a compiler is given up; it takes half a minute on a quiet machine."""
 
@@ -37,9 +42,9 @@ def why_no_platform() -> str | None:
     return None
 
 
-def flags(bf16: bool) -> tuple[str, ...]:
-    """What the kernels are compiled with, for CPUs that multiply bfloat16 or for those that do not."""
-    return (*_FLAGS, *(f"-m{name}" for name in (*ISA, BF16_ISA) if bf16 or name != BF16_ISA))
+def flags(kind: str) -> tuple[str, ...]:
+    """What the kernels are compiled with for a kind of CPU of this architecture."""
+    return (*_FLAGS, *KINDS[platform.machine()][kind])
 
 
 def digest(options: tuple[str, ...]) -> str:
