@@ -26,7 +26,7 @@ KINDS = {
 }
 """By architecture the kinds of CPUs that there are kernels for, and what the compiler is told for each."""
 SECONDS = 600
-"""After which a compiler is given up; it takes half a minute on a quiet machine."""
+"""After which a compiler is given up; it takes a quarter of a minute on a quiet machine."""
 
 # Of torch, the library uses the stable C interface as it was in the oldest torch that pyproject.toml accepts.
 _TORCH = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -39,7 +39,7 @@ class CompileError(Exception):
 
 def why_no_platform() -> str | None:
     """Why there are no kernels for this operating system and architecture; None if there are."""
-    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+    if platform.system() != "Linux" or platform.machine() not in KINDS:
         return f"The kernels are for Linux on x86-64 and aarch64, not {platform.system()} on {platform.machine()}."
     return None
 
