@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
-from ..native import load_kernels, why_no_kernels, why_unfit_for_kernels
+from ..native import load_kernels, why_no_kernels, why_unfit_for_kernels, why_untimed
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
 from .inputs import ActivationQuantizer
@@ -113,13 +113,14 @@ def auto_target(device: Device = "cpu") -> tuple[str, str | None]:
         device: Where the model will run.
 
     Returns:
-        "int8" where the kernels run, else "onednn" where that does, else "packed"; and why not "int8", as a sentence.
+        "int8" where the kernels run and are known to be fast, else "onednn" where that runs, else "packed"; and why not
+        "int8", as a sentence.
 
     Example:
         >>> auto_target("meta")[0]
         'packed'
     """
-    missing = get_target("int8").why_not(device)
+    missing = why_untimed(torch.device(device)) or get_target("int8").why_not(device)
     if missing is None:
         return "int8", None
     return "onednn" if get_target("onednn").why_not(device) is None else "packed", missing
@@ -162,7 +163,8 @@ def _lower_auto(model: nn.Module) -> Taken:
             warnings.warn(f"the model runs on oneDNN's int8 products, which are slower: {missing}", stacklevel=5)
         taken = _lower_onednn(model)
         return {name: LayerTarget(found, why or missing) for name, (found, why) in taken.items()}
-    warnings.warn(f"the model computes in float, which is slower: {missing}", stacklevel=5)
+    slower = "" if why_untimed(_device(model)) else ", which is slower"
+    warnings.warn(f"the model computes in float{slower}: {missing}", stacklevel=5)
     return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
 
 

@@ -1,4 +1,4 @@
-"""The kernels that a lowered model runs on: in C++ with AVX-512 for CPUs, in Triton for NVIDIA GPUs."""
+"""The kernels that a lowered model runs on: in C++ with AVX-512 or NEON for CPUs, in Triton for NVIDIA GPUs."""
 
 from .load import (
     code_offset,
@@ -8,6 +8,7 @@ from .load import (
     trim_pool,
     why_no_kernels,
     why_unfit_for_kernels,
+    why_untimed,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "trim_pool",
     "why_no_kernels",
     "why_unfit_for_kernels",
+    "why_untimed",
 ]

@@ -1,31 +1,18 @@
-"""Compile the CPU kernels for this machine once, and load them."""
+"""Load the CPU kernels: those of the wheel, or else those that are compiled for this machine once."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
-import shutil
-import signal
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 
 from ..errors import QSAM2Error, UnsupportedLayerError
 from ..files import atomic_write
-
-_SOURCES = Path(__file__).parent / "csrc"
-_ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
-_FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-Wall", *(f"-m{name}" for name in _ISA))
-_SECONDS = 600
-"""After which a compiler is given up; it takes half a minute on a quiet machine."""
+from . import compiler
 
 _LOCK = threading.Lock()
 _loaded = False
@@ -36,10 +23,13 @@ _failed: dict[tuple[Path, tuple[str, ...]], str] = {}
 
 def why_unfit_cpu() -> str | None:
     """Why this machine's CPU could not run the kernels even with a compiler; None if it could."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"The kernels are for Linux on x86-64, not {platform.system()} on {platform.machine()}."
+    if (reason := compiler.why_no_platform()) is not None:
+        return reason
+    if platform.machine() == "aarch64":
+        absent_on_arm = "The kernels need a CPU with dot products of int8 (asimddp: Cortex-A76, Neoverse N1 or newer)."
+        return None if _cpu_has("asimddp") else absent_on_arm
     # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
-    absent = [name for name in _ISA if not _cpu_has(name.replace("avx512vnni", "avx512_vnni"))]
+    absent = [name for name in compiler.ISA if not _cpu_has(name.replace("avx512vnni", "avx512_vnni"))]
     if absent or not torch.cpu._is_vnni_supported():
         detail = f"; this one lacks {', '.join(absent)}" if absent else ""
         return f"The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer){detail}."
@@ -59,21 +49,21 @@ def why_no_cpu_kernels() -> str | None:
         library = kernel_library()
     except RuntimeError as error:
         return f"The kernels are compiled once and kept, and there is no folder for them ({error}); set XDG_CACHE_HOME."
-    if not _compilers() and not os.path.exists(library):
+    if not compiler.compilers() and not os.path.exists(library):
         return _no_compiler()
-    return _failed.get((library, _compilers()))
+    return _failed.get((library, compiler.compilers()))
 
 
 def bf16_supported() -> bool:
-    """Whether the CPU multiplies bfloat16 (AVX512-BF16)."""
+    """Whether the kernels multiply bfloat16 on this CPU (AVX512-BF16)."""
     return torch.cpu._is_avx512_bf16_supported() and (platform.system() != "Linux" or _cpu_has("avx512_bf16"))
 
 
 def implement() -> None:
-    """Compile the kernels, unless that was done on this machine before, and register them; once per process.
+    """Register the kernels, and compile them if no wheel brought them and this machine has not before; once a process.
 
-    The library is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``). A process has one, wherever that
-    folder lies later.
+    What is compiled is kept under ``$XDG_CACHE_HOME/qsam2_ao`` (``~/.cache/qsam2_ao``). A process has one library,
+    wherever that folder lies later.
 
     Raises:
         UnsupportedLayerError: That failed. It is not tried again in this process with the same compilers and folder.
@@ -83,11 +73,11 @@ def implement() -> None:
         if _loaded:
             return
         library = kernel_library()
-        attempt = library, _compilers()
+        attempt = library, compiler.compilers()
         try:
             if attempt in _failed:
                 raise UnsupportedLayerError(_failed[attempt])
-            if _is_whole(library):
+            if compiler.is_whole(library):
                 _load(library)
             else:
                 _build(library)
@@ -104,7 +94,7 @@ def is_loaded() -> bool:
 
 def digest() -> str:
     """Of the kernels' sources, and of what they are compiled with and for here."""
-    return _digest(_SOURCES, _flags())
+    return compiler.digest(_flags())
 
 
 @functools.cache
@@ -123,13 +113,6 @@ def _cpu_has(name: str) -> bool:
     return name in cpu_flags()
 
 
-def _compilers() -> tuple[str, ...]:
-    """The compilers to try, in that order: ``CXX`` alone where it is set."""
-    if chosen := os.environ.get("CXX", "").split():
-        return (" ".join(chosen),) if shutil.which(chosen[0]) else ()
-    return tuple(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
-
-
 def _no_compiler() -> str:
     chosen = os.environ.get("CXX")
     found = f"the C++ compiler CXX={chosen} is not there" if chosen else "there is no C++ compiler"
@@ -137,38 +120,36 @@ def _no_compiler() -> str:
 
 
 def kernel_library() -> Path:
-    """Where the compiled kernels are kept, or will be."""
+    """Where the compiled kernels are: in the package, as wheels bring them, or where they are kept or will be.
+
+    Raises:
+        RuntimeError: No wheel brought them, and there is no home folder to keep them in.
+    """
+    packaged = compiler.packaged_library(_flags())
+    if compiler.is_whole(packaged):
+        return packaged
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{digest()[:16]}.so"
+    return cache / "qsam2_ao" / f"kernels-{digest()[:16]}-{''.join(platform.libc_ver())}.so"
 
 
 def _flags() -> tuple[str, ...]:
-    """The compiler's, with the instructions that multiply bfloat16 where the CPU has them."""
-    return (*_FLAGS, "-mavx512bf16") if bf16_supported() else _FLAGS
-
-
-@functools.cache
-def _digest(sources: Path, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((torch.__version__, platform.libc_ver(), flags)).encode())
-    for source in sorted(sources.iterdir()):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+    """The compiler's, for the kernels that make the most of this CPU."""
+    if platform.machine() == "aarch64":
+        return compiler.flags("neon_i8mm" if _cpu_has("i8mm") else "neon")
+    return compiler.flags("avx512_bf16" if bf16_supported() else "avx512")
 
 
 def _build(library: Path) -> None:
     """Compile with the first compiler whose library loads; only such a library is kept."""
     reasons = []
-    for compiler in _compilers():
+    for command in compiler.compilers():
         try:
             with atomic_write(library) as temporary:
-                _compile(compiler, temporary)
-                seal = _seal(temporary.read_bytes())
+                compiler.compile_kernels(command, _flags(), Path(torch.__file__).parent, temporary)
                 _load(temporary)
-                # Behind what the system's loader reads. A file that was cut off would crash the process.
-                with open(temporary, "ab") as file:
-                    file.write(seal)
+                compiler.seal(temporary)
             return
-        except UnsupportedLayerError as error:
+        except (compiler.CompileError, UnsupportedLayerError) as error:
             reasons.append(str(error))
         except (QSAM2Error, OSError) as error:
             raise UnsupportedLayerError(
@@ -178,68 +159,11 @@ def _build(library: Path) -> None:
     raise UnsupportedLayerError(" ".join(reasons) or _no_compiler())
 
 
-def _seal(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
-
-
-def _is_whole(library: Path) -> bool:
-    try:
-        content = library.read_bytes()
-    except OSError:
-        return False
-    return content[-32:] == _seal(content[:-32])
-
-
 def _load(library: Path) -> None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise UnsupportedLayerError(
-            f"The compiled kernels cannot be loaded ({error.__cause__ or error}). Compilers that link another OpenMP "
-            f"than torch's, as clang does, make such libraries: set CXX to g++; or delete {library.parent}."
+            f"The compiled kernels cannot be loaded ({error.__cause__ or error}). Delete {library}, so that they are "
+            "compiled for this machine, or set CXX to another compiler."
         ) from error
-
-
-def _compile(compiler: str, output: Path) -> None:
-    root = Path(torch.__file__).parent
-    include = ("-isystem", str(root / "include"), "-isystem", str(root / "include/torch/csrc/api/include"))
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    with tempfile.TemporaryDirectory() as folder:
-        objects = {source: str(Path(folder) / f"{source.stem}.o") for source in sorted(_SOURCES.glob("*.cpp"))}
-        _run(compiler, ((*_flags(), abi, *include, "-c", str(source), "-o", to) for source, to in objects.items()))
-        # Linked without -fopenmp: the symbols are those of torch's runtime; a second one would have its own threads.
-        libraries = (f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu")
-        _run(compiler, [("-shared", *objects.values(), *libraries, "-o", str(output))])
-
-
-def _run(compiler: str, calls: Iterable[Sequence[str]]) -> None:
-    """Run a compiler several times at once; on any error, no process is left."""
-    deadline = time.monotonic() + _SECONDS
-    running: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as stack:
-        try:
-            outputs = []
-            for arguments in calls:
-                # A file: whoever inherits a pipe from the compiler could keep it open for ever.
-                outputs.append(stack.enter_context(tempfile.TemporaryFile()))
-                command = (*compiler.split(), *arguments)
-                running.append(
-                    subprocess.Popen(command, stdout=outputs[-1], stderr=subprocess.STDOUT, start_new_session=True)
-                )
-            for process, output in zip(running, outputs, strict=True):
-                if process.wait(max(0.0, deadline - time.monotonic())):
-                    output.seek(0)
-                    raise UnsupportedLayerError(
-                        f"The C++ compiler {compiler} fails (it must know AVX512-VNNI and AVX512-BF16, as GCC 10 "
-                        f"does): {output.read().decode(errors='replace').strip()[-2000:]}"
-                    )
-        except subprocess.TimeoutExpired as error:
-            raise UnsupportedLayerError(f"The C++ compiler {compiler} takes more than {_SECONDS} seconds.") from error
-        except OSError as error:
-            raise UnsupportedLayerError(f"The C++ compiler {compiler} cannot be run ({error}).") from error
-        finally:
-            for process in running:
-                with suppress(ProcessLookupError):
-                    if process.poll() is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-                process.wait()

@@ -22,7 +22,7 @@ def why_no_kernels(device: torch.device = _CPU) -> str | None:
         None if they can, else the reason as a sentence.
 
     Example:
-        >>> why_no_kernels() is None  # on x86-64 with AVX512-VNNI, and a compiler
+        >>> why_no_kernels() is None  # on Linux with AVX512-VNNI or Arm's dot products, and a compiler
         True
     """
     if device.type == "cpu":
@@ -35,6 +35,18 @@ def why_no_kernels(device: torch.device = _CPU) -> str | None:
 def why_unfit_for_kernels(device: torch.device = _CPU) -> str | None:
     """Why a device itself is not one for the kernels; None if only something that can be installed is missing."""
     return build.why_unfit_cpu() if device.type == "cpu" else why_no_kernels(device)
+
+
+def why_untimed(device: torch.device = _CPU) -> str | None:
+    """Why nobody knows whether the kernels are faster than float on a device that they run on; None if they are.
+
+    Example:
+        >>> why_untimed(torch.device("cuda")) is None
+        True
+    """
+    if device.type == "cpu" and platform.machine() == "aarch64" and build.why_unfit_cpu() is None:
+        return 'The int8 kernels were never timed on an Arm CPU: see whether target="int8" is faster on yours.'
+    return None
 
 
 def load_kernels(device: torch.device = _CPU) -> None:
@@ -95,9 +107,9 @@ def fast_float(device: torch.device = _CPU) -> torch.dtype:
 def code_offset(device: torch.device) -> int:
     """What a device's ``linear`` takes from the unsigned codes of its input before it multiplies them.
 
-    Tensor cores multiply int8 by int8, AVX512-VNNI uint8 by int8.
+    Tensor cores and Arm's NEON multiply int8 by int8, AVX512-VNNI uint8 by int8.
     """
-    return 128 if device.type == "cuda" else 0
+    return 128 if device.type == "cuda" or platform.machine() == "aarch64" else 0
 
 
 def kernels_layout(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from threads import at_once
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
 from qsam2_ao.deploy.targets import auto_target
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import build, fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels
+from qsam2_ao.native import build, compiler, fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels
 from qsam2_ao.stage import stage_of
 
 needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
@@ -94,7 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         pytest.skip(str(why_no_kernels()))
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
-    monkeypatch.setattr(build, "_SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(compiler, "SOURCES", tmp_path / "csrc")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(build, "_loaded", False)
@@ -120,7 +120,7 @@ def test_threads_compile_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_processes_may_compile_at_once(small: Path) -> None:
     library = build.kernel_library()
     at_once(*[partial(build._build, library)] * 3)  # without the lock, which is of one process
-    assert build._is_whole(library)
+    assert compiler.is_whole(library)
     assert list(library.parent.iterdir()) == [library]
 
 
@@ -135,7 +135,7 @@ def test_an_interruption_leaves_no_compiler_and_no_file(small: Path, monkeypatch
             return super().wait()
 
     monkeypatch.setenv("CXX", str(script(small / "slow", "sleep 600")))
-    monkeypatch.setattr(build.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(compiler.subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         build.implement()
     assert [process.returncode for process in started] == [-9]
@@ -149,6 +149,7 @@ def test_a_damaged_library_is_compiled_again(
     build.implement()
     library = build.kernel_library()
     whole = library.read_bytes()
+    library.unlink()  # this process has it mapped
     library.write_bytes(damage(whole))
     monkeypatch.setattr(build, "_loaded", False)
     build.implement()
@@ -181,7 +182,7 @@ def test_auto_goes_on_where_the_compiler_fails(
     failing: str, small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
 ) -> None:
     text, said = _FAILING[failing]
-    monkeypatch.setattr(build, "_SECONDS", 1)
+    monkeypatch.setattr(compiler, "SECONDS", 1)
     monkeypatch.setenv("CXX", str(script(small / "failing", f"echo x >> {small / 'log'}\n{text}")))
     _check_goes_on(packed_file, said)
     calls = (small / "log").read_text()
@@ -190,11 +191,11 @@ def test_auto_goes_on_where_the_compiler_fails(
     assert not list(small.rglob("*.so"))
 
 
-def test_auto_goes_on_with_a_library_for_another_openmp(
+def test_auto_goes_on_with_a_library_that_needs_another(
     small: Path, monkeypatch: pytest.MonkeyPatch, packed_file: Path
 ) -> None:
-    (small / "csrc" / "one.cpp").write_text("void __kmpc_fork_call();\nvoid one() { __kmpc_fork_call(); }\n")
-    _check_goes_on(packed_file, "set CXX to g\\+\\+")
+    (small / "csrc" / "one.cpp").write_text("void elsewhere();\nvoid (*used)() = elsewhere;\n")
+    _check_goes_on(packed_file, "cannot be loaded .*set CXX to another")
     assert not list(small.rglob("*.so"))
 
 
@@ -238,7 +239,9 @@ def test_a_process_keeps_the_kernels_that_it_has(monkeypatch: pytest.MonkeyPatch
     load_kernels()
     folder = tmp_path / "qsam2_ao"
     folder.mkdir()
-    (folder / "kernels-another.so").write_bytes((rubbish := b"rubbish") + build._seal(rubbish))
+    library = folder / "kernels-another.so"
+    library.write_bytes(b"rubbish")
+    compiler.seal(library)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for of_what in (lambda: "another", build.digest):
         monkeypatch.setattr(build, "digest", of_what)
@@ -278,6 +281,6 @@ def test_kernels_without_bf16_instructions() -> None:
 @needs_kernels
 def test_the_library_is_kept_by_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kept = build.kernel_library()
-    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOTHER"))
+    monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, "-DOTHER"))
     assert build.kernel_library() != kept
     assert build.kernel_library().parent == kept.parent

@@ -1,7 +1,7 @@
 // softmax(scale * q k^T) v with the scores of a few rows and keys at a time, so that they never leave the cache.
 //
-// Keys and values are rearranged once per head into what one instruction multiplies: panels of up to four registers,
-// each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the CPU cannot multiply bfloat16, one
+// Keys and values are rearranged once per head into what one instruction multiplies: panels of up to kVectors
+// registers, each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the CPU cannot multiply bfloat16, one
 // value in float32. Keys: columns are keys, sums run over channels; values: columns are channels, sums run over keys.
 // Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and the scale folded in.
 //
@@ -12,10 +12,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "parallel.h"
+#include "simd.h"
 #include "tiles.h"
 
 namespace qsam2 {
@@ -42,16 +44,12 @@ struct Sizes {
 };
 
 // A register of operands, of which the first `left` are of the row and the others zero.
-inline __m512i load_wide(const bf16* row, int64_t left) {
-#ifdef __AVX512BF16__
-  return _mm512_maskz_loadu_epi16(left >= kWide ? 0xFFFFFFFFu : (1u << left) - 1, row);
-#else
-  return _mm512_castps_si512(load(row, first_lanes(left)));
-#endif
+inline Bits load_wide(const bf16* row, int64_t left) {
+  return kGroup == 2 ? load_bytes(row, 2 * left) : as_bits(load(row, first_lanes(left)));
 }
 
-inline __m512i load_wide(const int8_t* row, int64_t left) {
-  return _mm512_maskz_loadu_epi8(left >= 64 ? ~0ull : (1ull << left) - 1, row);
+inline Bits load_wide(const int8_t* row, int64_t left) {
+  return load_bytes(row, left);
 }
 
 // Rows row(0) ... row(n - 1), each of d values, n padded with zeros: columns [panel][group][vector][16 keys][in group],
@@ -62,17 +60,17 @@ void pack_keys(Row row, int64_t n, int64_t d, T* out) {
   const int64_t depth = round_up(d, kGroup);
   const int64_t vectors = (n + kLanes - 1) / kLanes;
   for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-    T* panel = out + v / 4 * 4 * kLanes * depth;
+    const int64_t width = std::min<int64_t>(kVectors, vectors - v / kVectors * kVectors);
+    T* panel = out + v / kVectors * kVectors * kLanes * depth;
     for (int64_t c = 0; c < depth; c += kWide) {
-      __m512i r[16];
+      Bits r[16];
       for (int i = 0; i < 16; ++i) {
         const int64_t key = v * kLanes + i;
-        r[i] = key < n ? load_wide(row(key) + c, d - c) : _mm512_setzero_si512();
+        r[i] = key < n ? load_wide(row(key) + c, d - c) : no_bits();
       }
       transpose(r);
       for (int64_t i = 0; i < std::min(kLanes, (depth - c) / kGroup); ++i)
-        _mm512_storeu_si512(panel + ((c / kGroup + i) * width + v % 4) * kWide, r[i]);
+        store_bits(panel + ((c / kGroup + i) * width + v % kVectors) * kWide, r[i]);
     }
   }
 }
@@ -83,14 +81,14 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
   const int64_t rows = round_up(n, kLanes), vectors = s.columns / kLanes;
   for (int64_t key = 0; key < rows; key += kGroup) {
     for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t width = std::min<int64_t>(4, vectors - v / 4 * 4);
-      const __mmask16 lanes = first_lanes(s.value_d - v * kLanes);
+      const int64_t width = std::min<int64_t>(kVectors, vectors - v / kVectors * kVectors);
+      const Lanes lanes = first_lanes(s.value_d - v * kLanes);
       const auto values = [&](int64_t i) {  // in the upper halves of 32 bits: float32
-        return i < n ? _mm512_castps_si512(load(row(i) + v * kLanes, lanes)) : _mm512_setzero_si512();
+        return i < n ? as_bits(load(row(i) + v * kLanes, lanes)) : no_bits();
       };
-      __m512i group = values(key);
-      if constexpr (kGroup == 2) group = _mm512_or_si512(_mm512_srli_epi32(group, 16), values(key + 1));
-      _mm512_storeu_si512(out + v / 4 * 4 * kLanes * rows + (key / kGroup * width + v % 4) * kWide, group);
+      Bits group = values(key);
+      if constexpr (kGroup == 2) group = shift_right_32<16>(group) | values(key + 1);
+      store_bits(out + v / kVectors * kVectors * kLanes * rows + (key / kGroup * width + v % kVectors) * kWide, group);
     }
   }
 }
@@ -99,15 +97,15 @@ void pack_values(Row row, int64_t n, const Sizes& s, Operand* out) {
 // their scale, which is NaN where a value is not finite.
 template <typename Value, typename Put>
 float code_row(const Value& value, int64_t d, const Put& put) {
-  __m512 top = _mm512_setzero_ps();
-  for (int64_t c = 0; c < d; c += kLanes) top = larger(top, _mm512_abs_ps(value(c, first_lanes(d - c))));
-  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-  const bool finite = _mm512_cmp_ps_mask(top, infinity, _CMP_NLT_UQ) == 0;
-  const float scale = finite ? _mm512_reduce_max_ps(top) / 127.0f : std::numeric_limits<float>::quiet_NaN();
-  const __m512 inverse = _mm512_set1_ps(scale > 1e-30f ? 1.0f / scale : 0.0f);
+  Floats top = zeros();
+  for (int64_t c = 0; c < d; c += kLanes) top = larger(top, abs(value(c, first_lanes(d - c))));
+  const Floats infinity = all(std::numeric_limits<float>::infinity());
+  const bool finite = all_below(top, infinity);
+  const float scale = finite ? reduce_max(top) / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  const Floats inverse = all(scale > 1e-30f ? 1.0f / scale : 0.0f);
   for (int64_t c = 0; c < d; c += kLanes) {
-    const __mmask16 lanes = first_lanes(d - c);
-    put(c, lanes, finite ? _mm512_cvtps_epi32(_mm512_mul_ps(value(c, lanes), inverse)) : _mm512_setzero_si512());
+    const Lanes lanes = first_lanes(d - c);
+    put(c, lanes, finite ? to_ints(value(c, lanes) * inverse) : no_bits());
   }
   return scale;
 }
@@ -126,21 +124,21 @@ void pack_codes(Row row, int64_t n, const Sizes& s, const CodedKeys& out) {
   std::vector<float> mean(s.d);
   for (int64_t key = 0; key < n; ++key)
     for (int64_t c = 0; c < s.d; c += kLanes) {
-      const __mmask16 lanes = first_lanes(s.d - c);
-      store(&mean[c], _mm512_add_ps(load(&mean[c], lanes), load(row(key) + c, lanes)), lanes);
+      const Lanes lanes = first_lanes(s.d - c);
+      store(&mean[c], load(&mean[c], lanes) + load(row(key) + c, lanes), lanes);
     }
   for (float& m : mean) m /= n;
   std::vector<int8_t> codes(n * s.d);
   for (int64_t key = 0; key < n; ++key) {
-    __m512i sum = _mm512_setzero_si512();
-    const auto less_mean = [&](int64_t c, __mmask16 lanes) {
-      return _mm512_sub_ps(load(row(key) + c, lanes), load(&mean[c], lanes));
+    Bits sum = no_bits();
+    const auto less_mean = [&](int64_t c, Lanes lanes) {
+      return load(row(key) + c, lanes) - load(&mean[c], lanes);
     };
-    out.scales[key] = code_row(less_mean, s.d, [&](int64_t c, __mmask16 lanes, __m512i x) {
-      sum = _mm512_add_epi32(sum, x);
-      store_u8((uint8_t*)&codes[key * s.d + c], _mm512_cvtepi32_epi8(x), lanes);
+    out.scales[key] = code_row(less_mean, s.d, [&](int64_t c, Lanes lanes, Bits x) {
+      sum = add_ints(sum, x);
+      store_u8((uint8_t*)&codes[key * s.d + c], x, lanes);
     });
-    out.offsets[key] = -kUnsigned * _mm512_reduce_add_epi32(sum);
+    out.offsets[key] = -(kUnsigned - kCodesLess) * reduce_add_ints(sum);
   }
   pack_keys([&](int64_t key) { return &codes[key * s.d]; }, n, s.d, out.codes);
 }
@@ -160,7 +158,7 @@ class Block {
 
   void query(int64_t r, const bf16* from) {
     for (int64_t c = 0; c < sizes.d; c += kLanes) {
-      const __mmask16 lanes = first_lanes(sizes.d - c);
+      const Lanes lanes = first_lanes(sizes.d - c);
       store(queries_ + r * sizes.depth + c, load(from + c, lanes), lanes);
     }
     scales_[r] = 1.0f;
@@ -169,16 +167,16 @@ class Block {
   // The same, for keys that are codes.
   void code_query(int64_t r, const bf16* from) {
     uint8_t* to = codes_ + r * sizes.code_depth();
-    const auto value = [&](int64_t c, __mmask16 lanes) { return load(from + c, lanes); };
-    scales_[r] = code_row(value, sizes.d, [&](int64_t c, __mmask16 lanes, __m512i x) {
-      store_u8(to + c, _mm512_cvtepi32_epi8(_mm512_add_epi32(x, _mm512_set1_epi32(kUnsigned))), lanes);
+    const auto value = [&](int64_t c, Lanes lanes) { return load(from + c, lanes); };
+    scales_[r] = code_row(value, sizes.d, [&](int64_t c, Lanes lanes, Bits x) {
+      store_u8(to + c, add_ints(x, all_ints(kUnsigned)), lanes);
     });
   }
 
   // The larger of what is there and another query, channel by channel.
   void pool_query(int64_t r, const bf16* from) {
     for (int64_t c = 0; c < sizes.d; c += kLanes) {
-      const __mmask16 lanes = first_lanes(sizes.d - c);
+      const Lanes lanes = first_lanes(sizes.d - c);
       Operand* q = queries_ + r * sizes.depth + c;
       store(q, larger(load(q, lanes), load(from + c, lanes)), lanes);
     }
@@ -190,13 +188,13 @@ class Block {
     const int64_t padded = round_up(n, kLanes);
     for (int64_t first = 0; first < n; first += kKeys) {
       const int64_t width = std::min(kKeys, padded - first);
-      for (int64_t k = 0; k < width; k += 64) {
-        const int64_t vectors = std::min<int64_t>(4, (width - k) / kLanes);
+      for (int64_t k = 0; k < width; k += kVectors * kLanes) {
+        const int64_t vectors = std::min<int64_t>(kVectors, (width - k) / kLanes);
         multiply(vectors, scores_tile(keys, first + k, scores_ + k), rows);
       }
       for (int64_t r = 0; r < rows; ++r) softmax(r, std::min(kKeys, n - first), width, scale * scales_[r], first == 0);
-      for (int64_t v = 0; v < sizes.columns / kLanes; v += 4) {
-        const int64_t vectors = std::min<int64_t>(4, sizes.columns / kLanes - v);
+      for (int64_t v = 0; v < sizes.columns / kLanes; v += kVectors) {
+        const int64_t vectors = std::min<int64_t>(kVectors, sizes.columns / kLanes - v);
         const Operand* b = values + v * kLanes * padded + first * vectors * kLanes;
         float* c = out_ + v * kLanes;
         if (first == 0) multiply(vectors, FloatTile<false>{weights_, kKeys, b, width, c, sizes.columns}, rows);
@@ -206,10 +204,9 @@ class Block {
   }
 
   void result(int64_t r, bf16* to) const {
-    const __m512 factor = _mm512_set1_ps(1.0f / sum_[r]);
+    const Floats factor = all(1.0f / sum_[r]);
     for (int64_t c = 0; c < sizes.value_d; c += kLanes)
-      store(to + c, _mm512_mul_ps(_mm512_loadu_ps(out_ + r * sizes.columns + c), factor),
-            first_lanes(sizes.value_d - c));
+      store(to + c, load(out_ + r * sizes.columns + c) * factor, first_lanes(sizes.value_d - c));
   }
 
  private:
@@ -226,47 +223,47 @@ class Block {
   void softmax(int64_t r, int64_t valid, int64_t width, float scale, bool start) {
     float* s = scores_ + r * kKeys;
     const float low = -std::numeric_limits<float>::infinity();
-    __m512 top = _mm512_set1_ps(low), second = top;
+    Floats top = all(low), second = top;
     int64_t at = 0;
     for (; at + 2 * kLanes <= valid; at += 2 * kLanes) {
-      top = _mm512_max_ps(top, _mm512_loadu_ps(s + at));
-      second = _mm512_max_ps(second, _mm512_loadu_ps(s + at + kLanes));
+      top = max(top, load(s + at));
+      second = max(second, load(s + at + kLanes));
     }
     for (; at < valid; at += kLanes)
-      top = _mm512_mask_max_ps(top, first_lanes(valid - at), top, _mm512_loadu_ps(s + at));
-    top = _mm512_max_ps(top, second);
-    const float before = start ? low : max_[r], now = std::max(before, _mm512_reduce_max_ps(top) * scale);
-    const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(-now);
+      top = select(first_lanes(valid - at), max(top, load(s + at)), top);
+    top = max(top, second);
+    const float before = start ? low : max_[r], now = std::max(before, reduce_max(top) * scale);
+    const Floats factor = all(scale), shift = all(-now);
     const auto probabilities = [&](int64_t k) {
-      return rough_exp2_ps(_mm512_fmadd_ps(_mm512_loadu_ps(s + k), factor, shift));
+      return rough_exp2(fma(load(s + k), factor, shift));
     };
-    __m512 sum = _mm512_setzero_ps(), other = _mm512_setzero_ps();
+    Floats sum = zeros(), other = zeros();
     Operand* to = weights_ + r * kKeys;
     int64_t k = 0;
     for (; k + 2 * kLanes <= valid; k += 2 * kLanes) {
-      const __m512 low = probabilities(k), high = probabilities(k + kLanes);
-      sum = _mm512_add_ps(sum, low);
-      other = _mm512_add_ps(other, high);
+      const Floats low = probabilities(k), high = probabilities(k + kLanes);
+      sum = sum + low;
+      other = other + high;
       store_two(to + k, low, high);
     }
     for (; k < width; k += kLanes) {
-      const __m512 e = _mm512_maskz_mov_ps(valid > k ? first_lanes(valid - k) : 0, probabilities(k));
-      sum = _mm512_add_ps(sum, e);
+      const Floats e = keep(first_lanes(std::max<int64_t>(0, valid - k)), probabilities(k));
+      sum = sum + e;
       store(to + k, e);
     }
-    sum = _mm512_add_ps(sum, other);
+    sum = sum + other;
     max_[r] = now;
     if (start) {
-      sum_[r] = _mm512_reduce_add_ps(sum);
+      sum_[r] = reduce_add(sum);
       return;
     }
     const float decay = std::exp2(before - now);
-    sum_[r] = sum_[r] * decay + _mm512_reduce_add_ps(sum);
+    sum_[r] = sum_[r] * decay + reduce_add(sum);
     if (decay == 1.0f) return;
-    const __m512 d = _mm512_set1_ps(decay);
+    const Floats d = all(decay);
     for (int64_t c = 0; c < sizes.columns; c += kLanes) {
       float* o = out_ + r * sizes.columns + c;
-      _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), d));
+      store(o, load(o) * d);
     }
   }
 

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "dots.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -28,9 +29,9 @@ struct Panel {
   int64_t vectors;  // of 16 output channels
 };
 
-// As few panels of at most four vectors as possible, of even width.
+// As few panels of at most kVectors vectors as possible, of even width.
 std::vector<Panel> panels_of(int64_t out) {
-  const int64_t vectors = (out + kLanes - 1) / kLanes, count = (vectors + 3) / 4;
+  const int64_t vectors = (out + kLanes - 1) / kLanes, count = (vectors + kVectors - 1) / kVectors;
   std::vector<Panel> panels;
   for (int64_t i = 0, first = 0; i < count; ++i) {
     const int64_t width = vectors / count + (i < vectors % count);
@@ -50,71 +51,66 @@ int64_t panel_bytes(int64_t registers, int bits) {
 }
 
 // Packed codes -> int8 values, through a table of 16.
-void decode(const uint8_t* in, int64_t registers, int bits, __m512i table, int8_t* out) {
+void decode(const uint8_t* in, int64_t registers, int bits, Bits table, int8_t* out) {
   if (bits == 4) {
-    const __m512i low = _mm512_set1_epi8(15);
+    const Bits low = all_bytes(15);
     for (int64_t r = 0; r < registers; r += 2, in += 64, out += 128) {
-      const __m512i v = _mm512_loadu_si512(in);
-      _mm512_store_si512(out, _mm512_shuffle_epi8(table, _mm512_and_si512(v, low)));
-      _mm512_store_si512(out + 64, _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(v, 4), low)));
+      const Bits v = load_bits(in);
+      store_bits(out, look_up(table, v & low));
+      store_bits(out + 64, look_up(table, shift_right_16<4>(v) & low));
     }
     return;
   }
-  const __m512i low = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4);
+  const Bits low = all_bytes(3), third = all_bytes(4);
   for (int64_t r = 0; r < registers; r += 4, out += 256) {
-    const __m512i v = _mm512_loadu_si512(in);
-    __m512i codes[4] = {_mm512_and_si512(v, low), _mm512_and_si512(_mm512_srli_epi16(v, 2), low),
-                        _mm512_and_si512(_mm512_srli_epi16(v, 4), low), _mm512_and_si512(_mm512_srli_epi16(v, 6), low)};
+    const Bits v = load_bits(in);
+    Bits codes[4] = {v & low, shift_right_16<2>(v) & low, shift_right_16<4>(v) & low, shift_right_16<6>(v) & low};
     in += 64;
     if (bits == 3) {
-      for (int j = 0; j < 4; ++j) {
-        uint64_t bit;
-        std::memcpy(&bit, in + 8 * j, sizeof(bit));
-        codes[j] = _mm512_or_si512(codes[j], _mm512_maskz_mov_epi8(bit, third));
-      }
+      for (int j = 0; j < 4; ++j) codes[j] = codes[j] | where_bits(in + 8 * j, third);
       in += 32;
     }
-    for (int j = 0; j < 4; ++j) _mm512_store_si512(out + 64 * j, _mm512_shuffle_epi8(table, codes[j]));
+    for (int j = 0; j < 4; ++j) store_bits(out + 64 * j, look_up(table, codes[j]));
   }
 }
 
 template <Activation act>
-__m512 activate(__m512 y) {
-  if (act == Activation::kGelu) return gelu_ps(y);
-  if (act == Activation::kRelu) return _mm512_max_ps(_mm512_setzero_ps(), y);  // the second if it is NaN
+Floats activate(Floats y) {
+  if (act == Activation::kGelu) return gelu(y);
+  if (act == Activation::kRelu) return max(zeros(), y);  // the second if it is NaN
   return y;
 }
 
 // What comes after the sums: rows x 16 of them, `stride` apart, of one column of registers.
 template <Activation act>
 void finish(const GemmArgs& g, const int32_t* sums, int64_t stride, int64_t rows, int64_t row, int64_t column) {
-  const __mmask16 lanes = first_lanes(g.n - column);
-  const __m512 alpha = _mm512_maskz_loadu_ps(lanes, g.alpha + column);
-  const __m512 beta = _mm512_maskz_loadu_ps(lanes, g.beta + column);
+  const Lanes lanes = first_lanes(g.n - column);
+  const Floats alpha = load(g.alpha + column, lanes);
+  const Floats beta = load(g.beta + column, lanes);
   const auto each = [&](auto residual, auto write) {
     for (int64_t i = 0, at = row * g.n + column; i < rows; ++i, at += g.n) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * stride));
-      write(at, residual(activate<act>(_mm512_fmadd_ps(sum, alpha, beta)), at));
+      const Floats sum = to_floats(load_bits(sums + i * stride));
+      write(at, residual(activate<act>(fma(sum, alpha, beta)), at));
     }
   };
   const auto to = [&](auto residual) {
     if (g.out_bf16) {
-      each(residual, [&](int64_t at, __m512 y) { store(g.out_bf16 + at, y, lanes); });
+      each(residual, [&](int64_t at, Floats y) { store(g.out_bf16 + at, y, lanes); });
     } else if (g.out_u8) {
-      const __m512 inverse = _mm512_set1_ps(1.0f / g.grid.scale);
-      each(residual, [&](int64_t at, __m512 y) {
-        store_u8(g.out_u8 + at, g.grid.near_codes(y, inverse), lanes);
+      const Floats inverse = all(1.0f / g.grid.scale);
+      each(residual, [&](int64_t at, Floats y) {
+        store_u8(g.out_u8 + at, near_codes_of(g.grid, y, inverse), lanes);
       });
     } else {
-      each(residual, [&](int64_t at, __m512 y) { store(g.out_f32 + at, y, lanes); });
+      each(residual, [&](int64_t at, Floats y) { store(g.out_f32 + at, y, lanes); });
     }
   };
   if (g.residual_bf16)
-    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load(g.residual_bf16 + at, lanes)); });
+    to([&](Floats y, int64_t at) { return y + load(g.residual_bf16 + at, lanes); });
   else if (g.residual_f32)
-    to([&](__m512 y, int64_t at) { return _mm512_add_ps(y, load(g.residual_f32 + at, lanes)); });
+    to([&](Floats y, int64_t at) { return y + load(g.residual_f32 + at, lanes); });
   else
-    to([](__m512 y, int64_t) { return y; });
+    to([](Floats y, int64_t) { return y; });
 }
 
 // Fetch what finish() will touch while the products are summed.
@@ -130,30 +126,9 @@ void prefetch(const GemmArgs& g, int64_t row, int64_t column, int64_t vectors) {
 
 template <int Rows, int Vectors, Activation act>
 void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
-  __m512i acc[Rows][Vectors];
-#pragma GCC unroll 32
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) acc[i][j] = _mm512_setzero_si512();
-  prefetch<Rows>(g, row, column, Vectors);
-  const uint8_t* x = g.x + row * g.k;
-  for (int64_t step = 0; step < g.k / 4; ++step, x += 4, panel += 64 * Vectors) {
-    __m512i w[Vectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) w[j] = _mm512_loadu_si512(panel + 64 * j);
-#pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i) {
-      const __m512i a = broadcast_32(x + i * g.k);
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], a, w[j]);
-    }
-  }
-  // Through memory, since a loop over registers would keep all of them there from the start.
   alignas(64) int32_t sums[Rows][Vectors][kLanes];
-#pragma GCC unroll 32
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) _mm512_store_si512(sums[i][j], acc[i][j]);
+  prefetch<Rows>(g, row, column, Vectors);
+  sum_codes<Rows, Vectors>(g.x + row * g.k, g.k, panel, sums);
   for (int j = 0; j < Vectors; ++j)
     finish<act>(g, sums[0][j], Vectors * kLanes, Rows, row, column + j * kLanes);
 }
@@ -166,21 +141,13 @@ void rest(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t count, in
   }
 }
 
-// As many rows as keep 24 accumulators busy.
-template <int Rows, int Vectors, Activation act>
-void rows(const GemmArgs& g, const int8_t* panel, int64_t first, int64_t last, int64_t column) {
-  for (; first + Rows <= last; first += Rows) tile<Rows, Vectors, act>(g, panel, first, column);
-  rest<Rows - 1, Vectors, act>(g, panel, first, last - first, column);
-}
-
-template <Activation act>
+template <Activation act, int Vectors = kVectors>
 void block(const GemmArgs& g, const int8_t* panel, const Panel& at, int64_t first, int64_t last) {
-  switch (at.vectors) {
-    case 4: return rows<6, 4, act>(g, panel, first, last, at.first);
-    case 3: return rows<8, 3, act>(g, panel, first, last, at.first);
-    case 2: return rows<12, 2, act>(g, panel, first, last, at.first);
-    default: return rows<12, 1, act>(g, panel, first, last, at.first);
-  }
+  if constexpr (Vectors > 1)
+    if (at.vectors < Vectors) return block<act, Vectors - 1>(g, panel, at, first, last);
+  constexpr int kRows = kTileRows<Vectors>;
+  for (; first + kRows <= last; first += kRows) tile<kRows, Vectors, act>(g, panel, first, at.first);
+  rest<kRows - 1, Vectors, act>(g, panel, first, last - first, at.first);
 }
 
 }  // namespace
@@ -198,37 +165,34 @@ void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, in
     at.push_back(out);
     out += panel_bytes(k / 4 * p.vectors, bits);
   }
-  const __m512i ones = _mm512_set1_epi8(1), low = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4);
-  const __m512i sign = _mm512_set1_epi8(-128);
-  const __m512i channels = _mm512_mullo_epi32(
-      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32((int)k));
+  const Bits ones = all_bytes(1), low = all_bytes(3), third = all_bytes(4);
+  const Bits sign = all_bytes(-128);
   parallel(panels.size(), worth_a_thread(64.0 * 32 * k), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Panel& p = panels[i];
       for (int64_t v = 0; v < p.vectors; ++v) {
         const int64_t channel = p.first + v * kLanes;
-        const __mmask16 lanes = first_lanes(n - channel);
-        __m512i sum = _mm512_setzero_si512();
+        const Lanes lanes = first_lanes(n - channel);
+        Bits sum = all_ints(kCodesLess * k);
         for (int64_t step = 0; step < k / 4; ++step) {
           const uint8_t* from = codes + channel * k + 4 * step;
-          const __m512i c = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, channels, from, 1);
+          const Bits c = gather_32(from, k, lanes);
           add_dots(sum, c, ones);
           const int64_t r = step * p.vectors + v;
-          const auto add = [&](uint8_t* to, __m512i x) {
-            _mm512_storeu_si512(to, _mm512_or_si512(_mm512_loadu_si512(to), x));
+          const auto add = [&](uint8_t* to, Bits x) {
+            store_bits(to, load_bits(to) | x);
           };
           if (bits == 8) {
-            _mm512_storeu_si512(at[i] + 64 * r, _mm512_xor_si512(c, sign));  // code - 128 as int8
+            store_bits(at[i] + 64 * r, c ^ sign);  // code - 128 as int8
           } else if (bits == 4) {
-            add(at[i] + r / 2 * 64, _mm512_slli_epi16(c, 4 * (r % 2)));
+            add(at[i] + r / 2 * 64, shift_left_16(c, 4 * (r % 2)));
           } else {
             uint8_t* group = at[i] + r / 4 * (bits == 3 ? 96 : 64);
-            add(group, _mm512_slli_epi16(_mm512_and_si512(c, low), 2 * (r % 4)));
-            const uint64_t bit = _mm512_test_epi8_mask(c, third);
-            if (bits == 3) std::memcpy(group + 64 + 8 * (r % 4), &bit, sizeof(bit));
+            add(group, shift_left_16(c & low, 2 * (r % 4)));
+            if (bits == 3) store_tests(group + 64 + 8 * (r % 4), c, third);
           }
         }
-        _mm512_mask_storeu_epi32(sums + channel, lanes, sum);
+        store_ints(sums + channel, sum, lanes);
       }
     }
   });
@@ -242,13 +206,13 @@ void gemm(const GemmArgs& g) {
     packed.push_back(at);
     at += panel_bytes(g.k / 4 * p.vectors, g.bits);
   }
-  const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)g.table));
+  const Bits table = load_table(g.table);
   const int64_t blocks = (g.m + kBlock - 1) / kBlock, count = panels.size();
   // With few rows, threads share the panels instead of the rows.
-  const int64_t split = std::min<int64_t>(count, blocks >= 2 * at::get_num_threads() ? 1 : 2 * at::get_num_threads());
+  const int64_t split = std::min<int64_t>(count, blocks >= 2 * threads() ? 1 : 2 * threads());
   const double cost = double(g.m) * g.n * g.k / (blocks * split);
   parallel_with_scratch(blocks * split, worth_a_thread(cost), [&](const auto& each) {
-    std::vector<int8_t> buffer(g.bits == 8 ? 0 : round_up(g.k / 4, 4) * 64 * 4 + 64);
+    std::vector<int8_t> buffer(g.bits == 8 && kSteps == 1 ? 0 : round_up(g.k / 4, 4) * 64 * kVectors + 64);
     auto* scratch = (int8_t*)round_up((int64_t)buffer.data(), 64);
     each([&](int64_t task) {
       const int64_t first = task / split * kBlock, last = std::min(first + kBlock, g.m);
@@ -256,6 +220,10 @@ void gemm(const GemmArgs& g) {
         const int8_t* panel = (const int8_t*)packed[p];
         if (g.bits != 8) {
           decode(packed[p], g.k / 4 * panels[p].vectors, g.bits, table, scratch);
+          panel = scratch;
+        }
+        if (kSteps > 1) {
+          join_steps(panel, g.k / 4, scratch);
           panel = scratch;
         }
         switch (g.activation) {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "common.h"
 
 namespace qsam2 {
 

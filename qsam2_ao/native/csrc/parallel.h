@@ -1,16 +1,16 @@
 // Work over threads on machines that do other things too.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <memory>
 
+#include "threads.h"
+
 namespace qsam2 {
 
 // Calls work(chunks) on several threads, each of which calls chunks(f) once: that calls f(begin, end) on one chunk of
-// [0, tasks) after the other. Every thread has a range of its own, as with at::parallel_for, so that it finds in its
+// [0, tasks) after the other. Every thread has a range of its own, as with torch's own loops, so that it finds in its
 // cache what it wrote before; one that is through takes chunks of the others. So a thread that the system has put aside
 // holds up the chunk it is at, not its whole range.
 //
@@ -18,7 +18,7 @@ namespace qsam2 {
 template <typename Work>
 void in_chunks(int64_t tasks, int64_t worth, const Work& work) {
   constexpr int64_t kChunks = 8;  // of a thread
-  const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), tasks / worth);
+  const int64_t threads = std::min<int64_t>(qsam2::threads(), tasks / worth);
   if (threads <= 1) {
     if (tasks > 0) work([&](const auto& f) { f(0, tasks); });
     return;
@@ -33,7 +33,7 @@ void in_chunks(int64_t tasks, int64_t worth, const Work& work) {
     ranges[t].end = tasks * (t + 1) / threads;
   }
   const int64_t chunk = std::max<int64_t>(1, tasks / (threads * kChunks));
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+  on_threads(threads, [&](int64_t first, int64_t last) {
     work([&](const auto& f) {
       for (int64_t t = first; t < last; ++t)
         for (int64_t i = 0; i < threads; ++i) {

@@ -15,7 +15,7 @@
 namespace qsam2 {
 namespace {
 
-constexpr size_t kSmall = size_t(1) << 20, kPage = size_t(2) << 20, kKept = size_t(256) << 20;
+constexpr size_t kPage = size_t(2) << 20, kKept = size_t(256) << 20;
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kIdle(10);
@@ -29,14 +29,13 @@ class Pool {
     mutex_.unlock();
   }
 
-  // A block of at least `bytes`, and its size.
-  std::pair<void*, size_t> take(size_t bytes) {
+  Block take(size_t bytes) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       const auto found = free_.lower_bound(bytes);
       if (found != free_.end() && found->first <= bytes + bytes / 4) {
-        const std::pair<void*, size_t> block{found->second, found->first};
-        kept_ -= block.second;
+        const Block block{found->second, found->first};
+        kept_ -= block.bytes;
         free_.erase(found);
         return block;
       }
@@ -47,10 +46,10 @@ class Pool {
     return {block, bytes};
   }
 
-  void give(void* block, size_t bytes) {
+  void give(const Block& block) {
     std::lock_guard<std::mutex> lock(mutex_);
-    free_.emplace(bytes, block);
-    kept_ += bytes;
+    free_.emplace(block.bytes, block.data);
+    kept_ += block.bytes;
     while (kept_ > kKept) {  // the largest first
       const auto last = std::prev(free_.end());
       kept_ -= last->first;
@@ -119,13 +118,9 @@ Pool* make_pool() {
 
 }  // namespace
 
-at::Tensor pooled(at::IntArrayRef shape, const at::TensorOptions& options) {
-  size_t bytes = options.dtype().itemsize();
-  for (const int64_t size : shape) bytes *= size;
-  if (bytes < kSmall) return at::empty(shape, options);
-  const auto block = pool().take((bytes + kPage - 1) / kPage * kPage);
-  return at::from_blob(block.first, shape, [size = block.second](void* p) { pool().give(p, size); }, options);
-}
+Block take_block(size_t bytes) { return pool().take((bytes + kPage - 1) / kPage * kPage); }
+
+void give_block(const Block& block) { pool().give(block); }
 
 int64_t trim_pool() { return (int64_t)pool().trim(); }
 

@@ -4,22 +4,17 @@
 #include "rotary.h"
 
 #include "parallel.h"
+#include "simd.h"
 
 namespace qsam2 {
 namespace {
 
-constexpr int kNeighbour = 0xB1;  // swaps the two of every pair
-
 template <typename T>
 void rotate_row(const T* x, const float* frequencies, int64_t d, bf16* out) {
   for (int64_t c = 0; c < d; c += kLanes) {
-    const __mmask16 lanes = first_lanes(d - c);
-    __m512 y = load(x + c, lanes);
-    if (frequencies) {
-      const __m512 turn = load(frequencies + c, lanes);
-      const __m512 across = _mm512_mul_ps(_mm512_permute_ps(y, kNeighbour), _mm512_movehdup_ps(turn));
-      y = _mm512_fmaddsub_ps(y, _mm512_moveldup_ps(turn), across);
-    }
+    const Lanes lanes = first_lanes(d - c);
+    Floats y = load(x + c, lanes);
+    if (frequencies) y = complex_product(y, load(frequencies + c, lanes));
     store(out + c, y, lanes);
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "parallel.h"
+#include "simd.h"
 
 namespace qsam2 {
 namespace {
@@ -17,37 +18,11 @@ void place(const In* x, Out* out, const PixelsArgs& a) {
           Out* to = out + ((row * a.k + y) * a.w + column) * a.k * a.c;
           for (int64_t i = 0; i < a.k; ++i)
             for (int64_t c = 0; c < a.c; c += kLanes) {
-              const __mmask16 lanes = first_lanes(a.c - c);
-              store(to + i * a.c + c, _mm512_add_ps(load(from + i * a.c + c, lanes), load(a.bias + c, lanes)), lanes);
+              const Lanes lanes = first_lanes(a.c - c);
+              store(to + i * a.c + c, load(from + i * a.c + c, lanes) + load(a.bias + c, lanes), lanes);
             }
         }
   });
-}
-
-// Rows become columns: pairs of values, of pairs, then the quarters of the registers.
-void transpose(__m512 (&r)[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = _mm512_castps_pd(t[i + j]), high = _mm512_castps_pd(t[i + j + 2]);
-      r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  // Now r[4 i + j] holds, in its quarter q, column 4 q + j of the rows from 4 i.
-  for (int j = 0; j < 4; ++j) {
-    const __m512 even01 = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88), odd01 = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xDD);
-    const __m512 even23 = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
-    const __m512 odd23 = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xDD);
-    t[j] = _mm512_shuffle_f32x4(even01, even23, 0x88);
-    t[4 + j] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
-    t[8 + j] = _mm512_shuffle_f32x4(even01, even23, 0xDD);
-    t[12 + j] = _mm512_shuffle_f32x4(odd01, odd23, 0xDD);
-  }
-  std::copy(t, t + 16, r);
 }
 
 constexpr int64_t kPixels = 256;  // of a task: whole lines of every plane
@@ -61,19 +36,19 @@ void activate(const In* x, Out* out, const GeluPlanesArgs& a) {
       const int64_t last = std::min(a.n, first + kPixels);
       for (int64_t c = 0; c < a.c; c += a.planes ? 1 : kLanes)
         for (int64_t p = first; p < last; p += kLanes) {
-          const __mmask16 lanes = first_lanes(last - p);
+          const Lanes lanes = first_lanes(last - p);
           if (a.planes) {
             const int64_t at = image + c * a.n + p;
-            store(out + at, gelu_ps(load(x + at, lanes)), lanes);
+            store(out + at, gelu(load(x + at, lanes)), lanes);
             continue;
           }
-          const __mmask16 channels = first_lanes(a.c - c);
-          __m512 tile[16];
+          const Lanes channels = first_lanes(a.c - c);
+          Bits tile[16];
           for (int i = 0; i < 16; ++i)
-            tile[i] = p + i < last ? gelu_ps(load(x + image + (p + i) * a.c + c, channels)) : _mm512_setzero_ps();
+            tile[i] = p + i < last ? as_bits(gelu(load(x + image + (p + i) * a.c + c, channels))) : no_bits();
           transpose(tile);
           for (int i = 0; i < std::min<int64_t>(16, a.c - c); ++i)
-            store(out + image + (c + i) * a.n + p, tile[i], lanes);
+            store(out + image + (c + i) * a.n + p, as_floats(tile[i]), lanes);
         }
     }
   });

@@ -1,0 +1,108 @@
+// The sums of a tile of codes, which stay in registers: see gemm.cpp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace qsam2 {
+namespace {
+
+// Rows of a tile of so many registers: as many as keep 24 accumulators of the CPU busy.
+template <int Vectors>
+constexpr int kTileRows = std::min(kMostRows, 24 / Vectors);
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+constexpr int kSteps = 2;  // of four inputs, which one instruction sums: panels have so many side by side
+
+// The panel of a single vector, as its two steps lie one behind the other -> as SMMLA takes them: the eight inputs of
+// each channel side by side, and zeros behind an odd number of steps.
+inline void join_steps(const int8_t* from, int64_t steps, int8_t* to) {
+  for (int64_t s = 0; s < steps; s += 2, from += 128, to += 128) {
+    const Bits low = load_bits(from), high = s + 1 < steps ? load_bits(from + 64) : no_bits();
+    const auto zip = [](int32x4_t x, int32x4_t y, int8_t* p) {
+      vst1q_s8(p, vreinterpretq_s8_s32(vzip1q_s32(x, y)));
+      vst1q_s8(p + 16, vreinterpretq_s8_s32(vzip2q_s32(x, y)));
+    };
+    zip(low.a, high.a, to);
+    zip(low.b, high.b, to + 32);
+    zip(low.c, high.c, to + 64);
+    zip(low.d, high.d, to + 96);
+  }
+}
+
+// sums[i][c]: of the k codes at x + i * k, less kCodesLess, times column c of a panel. SMMLA multiplies two rows by two
+// columns, and eight inputs.
+template <int Rows, int Vectors>
+inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel, int32_t (&sums)[Rows][Vectors][kLanes]) {
+  static_assert(Vectors == 1);
+  constexpr int kPairs = (Rows + 1) / 2, kQuads = 8;
+  int32x4_t acc[kPairs][kQuads];
+#pragma GCC unroll 3
+  for (int i = 0; i < kPairs; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kQuads; ++j) acc[i][j] = vdupq_n_s32(0);
+  const auto step = [&](const auto& inputs) {
+    int8x16_t two[kPairs];
+#pragma GCC unroll 3
+    for (int i = 0; i < kPairs; ++i) {
+      const uint8_t *first = x + 2 * i * k, *second = x + std::min(2 * i + 1, Rows - 1) * k;
+      two[i] = vreinterpretq_s8_u8(veorq_u8(vcombine_u8(inputs(first), inputs(second)), vdupq_n_u8(kCodesLess)));
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < kQuads; ++j) {
+      const int8x16_t w = vld1q_s8(panel + 16 * j);
+#pragma GCC unroll 3
+      for (int i = 0; i < kPairs; ++i) acc[i][j] = vmmlaq_s32(acc[i][j], two[i], w);
+    }
+  };
+  for (int64_t at = 0; at + 8 <= k; at += 8, x += 8, panel += 128) step([](const uint8_t* p) { return vld1_u8(p); });
+  if (k % 8)  // the last four, beside weights that are zero
+    step([](const uint8_t* p) {
+      uint32_t four;
+      std::memcpy(&four, p, sizeof(four));
+      return vcreate_u8(four);
+    });
+#pragma GCC unroll 3
+  for (int i = 0; i < kPairs; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kQuads; ++j) {
+      vst1_s32(sums[2 * i][0] + 2 * j, vget_low_s32(acc[i][j]));
+      if (2 * i + 1 < Rows) vst1_s32(sums[std::min(2 * i + 1, Rows - 1)][0] + 2 * j, vget_high_s32(acc[i][j]));
+    }
+}
+#else
+constexpr int kSteps = 1;
+
+inline void join_steps(const int8_t*, int64_t, int8_t*) {}
+
+// sums[i][v][c]: of the k codes at x + i * k, less kCodesLess, times column c of vector v of a panel.
+template <int Rows, int Vectors>
+inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel, int32_t (&sums)[Rows][Vectors][kLanes]) {
+  Bits acc[Rows][Vectors];
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) acc[i][j] = no_bits();
+  for (int64_t step = 0; step < k / 4; ++step, x += 4, panel += 64 * Vectors) {
+    Bits w[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) w[j] = load_bits(panel + 64 * j);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) {
+      const Bits a = broadcast_32(x + i * k);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], a, w[j]);
+    }
+  }
+  // Through memory, since a loop over registers would keep all of them there from the start.
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store_bits(sums[i][j], acc[i][j]);
+}
+#endif
+
+}  // namespace
+}  // namespace qsam2

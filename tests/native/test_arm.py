@@ -1,0 +1,129 @@
+"""Arm's kernels under an emulator: products of codes to the last bit, and the tests of all kernels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from arm_kernels import CPUS, QEMU, ArmKernels, build_harness, why_no_emulation
+
+from qsam2_ao.deploy.targets import auto_target
+from qsam2_ao.errors import UnsupportedLayerError
+from qsam2_ao.native import build, code_offset, load_kernels, why_no_kernels
+
+needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
+_GRID = (1.0, 0.0, 255)
+
+
+@pytest.fixture(scope="module", params=list(CPUS))
+def kernels(request: pytest.FixtureRequest) -> Iterator[ArmKernels]:
+    if (reason := why_no_emulation()) is not None:
+        pytest.skip(reason)
+    emulated = ArmKernels(request.param)
+    yield emulated
+    emulated.close()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_sums_of_codes_are_exact(kernels: ArmKernels, bits: int) -> None:
+    """Rows, columns and inputs that fill no tile, panel or pair of steps; every int8 value; the largest sums."""
+    random = seeded(bits)
+    for m, n, k in ((1, 1, 4), (3, 7, 12), (7, 16, 20), (13, 50, 36), (200, 33, 68), (5, 20, 1028), (400, 130, 96)):
+        codes = torch.randint(0, 2**bits, (n, k), generator=random, dtype=torch.uint8)
+        table = torch.randint(-128, 128, (16,), generator=random).to(torch.int8)
+        x = torch.randint(0, 256, (m, k), generator=random, dtype=torch.uint8)
+        if k == 1028:
+            x[:2], codes[:2], table[0] = 0, 0, -128
+        weight, sums = kernels.pack_weight(codes, bits)
+        assert torch.equal(sums.long(), codes.long().sum(1))
+        out = kernels.linear(x, weight, bits, table, torch.ones(n), torch.zeros(n), None, "none", torch.float32, *_GRID)
+        values = codes.long() - 128 if bits == 8 else table.long()[codes.long()]
+        assert torch.equal(out, ((x.long() - 128) @ values.T).float())
+
+
+def test_what_is_folded_into_products(kernels: ArmKernels) -> None:
+    random = seeded()
+    codes = torch.randint(0, 16, (40, 36), generator=random, dtype=torch.uint8)
+    x = torch.randint(0, 256, (9, 36), generator=random, dtype=torch.uint8)
+    table = torch.arange(-8, 8, dtype=torch.int8)
+    alpha, beta = torch.rand(40, generator=random) * 1e-2, torch.randn(40, generator=random)
+    residual = torch.randn(9, 40, generator=random)
+    exact = (x.double() - 128) @ (codes.double().T - 8) * alpha.double() + beta.double()
+    weight, _ = kernels.pack_weight(codes, 4)
+    for activation, function in (("none", lambda y: y), ("gelu", F.gelu), ("relu", F.relu)):
+        for added in (None, residual, residual.bfloat16()):
+            expected = function(exact) + (0 if added is None else added.double())
+            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.float32, *_GRID)
+            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.bfloat16, *_GRID)
+            torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-5)
+    found = kernels.linear(x, weight, 4, table, alpha, beta, None, "none", torch.uint8, 0.05, 30.0, 200)
+    steps = exact / 0.05 + 30
+    assert ((found.double() - steps).abs() <= 0.5001).logical_or((steps < 0) | (steps > 200)).all()
+    assert (found[steps < 0] == 0).all()
+    assert (found[steps > 200] == 200).all()
+
+
+def test_a_cpu_without_dot_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(build, "_loaded", False)
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"fp", "asimd", "crc32"}))  # Cortex-A53, A72
+    assert "asimddp" in str(why_no_kernels())
+    with pytest.raises(UnsupportedLayerError, match="need a CPU with dot products of int8"):
+        load_kernels()
+
+
+def test_only_those_who_ask_get_what_was_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(build, "_loaded", True)
+    for features, march in (({"asimddp"}, "+dotprod"), ({"asimddp", "i8mm"}, "+i8mm")):
+        monkeypatch.setattr(build, "cpu_flags", lambda features=features: frozenset(features))
+        assert why_no_kernels() is None
+        assert any(flag.startswith("-march=") and flag.endswith(march) for flag in build._flags())
+        target, reason = auto_target()
+        assert target == "packed"
+        assert "never timed on an Arm CPU" in str(reason)
+        assert code_offset(torch.device("cpu")) == 128
+
+
+@needs_emulation
+def test_instructions_that_a_cpu_has_not_are_in_no_kernels_for_it() -> None:
+    """Kernels with SMMLA end on a Cortex-A76, those for it do not."""
+    call = b"quantize 0 1 1 0 255\n\0\0\0\0"
+    for kind, ends in (("neon", 0), ("neon_i8mm", 0)):
+        command = [str(QEMU), "-cpu", CPUS[kind], str(build_harness(kind))]
+        assert subprocess.run(command, input=call, capture_output=True).returncode == ends
+
+
+_ON_ARM = """
+import sys
+import pytest
+from arm_kernels import emulate
+emulate(sys.argv[1])
+sys.exit(pytest.main(["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", sys.argv[2], *sys.argv[3:]]))
+"""
+_NOT_OF_THE_KERNELS = "not cuda"
+
+
+@pytest.mark.slow
+@needs_emulation
+@pytest.mark.parametrize("kind", list(CPUS))
+def test_the_tests_of_all_kernels_pass(kind: str) -> None:
+    """In a process that takes itself for one on Arm, layers and lowered models too."""
+    here = Path(__file__).parent
+    files = [here / "test_kernels.py", here / "test_int8_scores.py", here.parent / "deploy" / "kernels"]
+    command = [sys.executable, "-c", _ON_ARM, kind, _NOT_OF_THE_KERNELS, *map(str, files)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=here.parents[1])
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
