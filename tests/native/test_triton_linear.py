@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from qsam2_ao.native.triton_linear import TILES, Tile, as_eight_bits, choose_til
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_GRID = (1.0, 0.0, 255)
+_OPERATIONS = {"shl": operator.lshift, "shr": operator.rshift, "and": operator.and_, "or": operator.or_}
 
 
 def integers(shape: tuple[int, ...], bits: int) -> Tensor:
@@ -111,11 +113,8 @@ def test_the_logic_of_registers_is_the_interpreters(bits: int) -> None:
         for word in (0x03020100 + 0x04040404 * i for i in range(64)):
             registers = {"$1": word, "$2": word ^ 0x5A5A5A5A if bits == 3 else 0x08080808, "$3": 0x10101010}
             for operation, to, *sources in re.findall(r"(\w+)\.b32 (\S+), (\S+?)(?:, (\S+))?;", text):
-                if operation == "reg":
-                    continue
                 a, b = (registers[s] if s in registers else int(s, 0) for s in sources)
-                result = {"shl": a << b, "shr": a >> b, "and": a & b, "or": a | b}[operation]
-                registers[to] = result & 0xFFFFFFFF
+                registers[to] = _OPERATIONS[operation](a, b) & 0xFFFFFFFF
             for byte in range(4):
                 packed, other = (registers[name] >> 8 * byte & 255 for name in ("$1", "$2"))
                 if bits == 3:
