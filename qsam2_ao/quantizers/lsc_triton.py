@@ -23,13 +23,13 @@ class _Segments(NamedTuple):
     """How the elements that share one scale lie in memory.
 
     Attributes:
-        count: Number of scales.
+        number: How many there are, as many as scales.
         size: Elements of a segment; the last of a row may be shorter.
         groups: Segments of a row.
         row: Elements of a row.
     """
 
-    count: int
+    number: int
     size: int
     groups: int
     row: int
@@ -44,7 +44,7 @@ class _Segments(NamedTuple):
     def grid(self) -> tuple[int, int]:
         """Programs along a segment, and across segments."""
         across, along = self.tile
-        return triton.cdiv(self.size, along), triton.cdiv(self.count, across)
+        return triton.cdiv(self.size, along), triton.cdiv(self.number, across)
 
 
 def fake_quantize(
@@ -111,7 +111,7 @@ def gradients(
     to_x = torch.empty_like(x, dtype=grad.dtype)
     segments = _segments(x, granularity, group_size)
     parts = torch.zeros if not x.numel() else torch.empty
-    sums = parts((segments.count, max(1, segments.grid[0])), dtype=torch.float32, device=x.device)
+    sums = parts((segments.number, max(1, segments.grid[0])), dtype=torch.float32, device=x.device)
     if x.numel():
         across, along = segments.tile
         _backward[segments.grid](
