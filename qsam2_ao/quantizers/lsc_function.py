@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -131,7 +132,12 @@ def _fused(x: Tensor) -> bool:
     """Whether the kernels for GPUs can take a tensor; torch.compile fuses torch's operators itself."""
     if not x.is_cuda or x.dtype not in _FUSED_DTYPES or torch.compiler.is_compiling():
         return False
-    return why_no_cuda_kernels(x.device) is None
+    return _has_kernels(x.device)
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    return why_no_cuda_kernels(device) is None
 
 
 def _from_input(

@@ -73,7 +73,7 @@ def fake_quantize(
         segments = _segments(x, granularity, group_size)
         across, along = segments.tile
         _forward[segments.grid](
-            *(x, out, scale, zero_point, *segments, quant_min, quant_max),
+            *(x, out, scale.contiguous(), zero_point.contiguous(), *segments, float(quant_min), float(quant_max)),
             ONE=scale.numel() == 1,
             ACROSS=across,
             ALONG=along,
@@ -115,7 +115,8 @@ def gradients(
     if x.numel():
         across, along = segments.tile
         _backward[segments.grid](
-            *(grad, x, to_x, sums, scale, zero_point, *segments, *ends, quant_min, quant_max),
+            *(grad, x, to_x, sums, scale.contiguous(), zero_point.contiguous(), *segments, *ends),
+            *(float(quant_min), float(quant_max)),
             ONE=scale.numel() == 1,
             ACROSS=across,
             ALONG=along,
@@ -179,7 +180,7 @@ def _forward(
     s = tl.load(scale + which)[:, None] + tl.zeros((ACROSS, ALONG), tl.float32)
     z = tl.load(zero_point + which)[:, None]
     steps = tl.div_rn(tl.load(x + at, inside, other=0.0).to(tl.float32), s) + z
-    y = (_rounded(steps, low.to(tl.float32), high.to(tl.float32)) - z) * s
+    y = (_rounded(steps, low, high) - z) * s
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
 
@@ -210,6 +211,6 @@ def _backward(
     g = tl.load(grad + at, inside, other=0.0).to(tl.float32)
     clipped = (steps <= below) | (steps >= above)
     tl.store(to_x + at, tl.where(clipped, 0.0, g).to(to_x.dtype.element_ty), inside)
-    distance = _rounded(steps, low.to(tl.float32), high.to(tl.float32)) - z - tl.where(clipped, 0.0, steps - z)
+    distance = _rounded(steps, low, high) - z - tl.where(clipped, 0.0, steps - z)
     part = tl.sum(tl.where(inside, distance * g, 0.0), 1)
     tl.store(sums + segment.to(tl.int64) * tl.num_programs(0) + tl.program_id(0), part, segment < count)

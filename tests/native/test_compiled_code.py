@@ -56,6 +56,7 @@ def linear(bits: int, capability: int, **changes: Any) -> dict[str, Any]:
         **changes,
     }
     types = {**POINTERS, "weight": "*i8" if bits == 8 else "*u8", **NUMBERS, **FLOATS}
+    types = {name: kind for name, kind in types.items() if name not in constants}
     return code(
         json.dumps({"kernel": "linear", "types": types, "constants": constants, "capability": capability, **options})
     )
@@ -91,6 +92,13 @@ def test_tiles_of_96_columns(capability: int) -> None:
     assert not found["spilled"]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_one_row(bits: int) -> None:
+    """Triton takes the number 1 for a constant."""
+    found = linear(bits, 80, rows=1, BLOCK_M=16, BLOCK_N=64, EVEN_M=False, EVEN_N=False, EVEN_K=False, num_warps=4)
+    assert not found["spilled"]
+
+
 @pytest.mark.parametrize(
     ("capability", "queries", "keys", "warps"), [(90, 128, 64, 8), (80, 64, 32, 4), (86, 64, 32, 4)]
 )
@@ -122,14 +130,15 @@ def test_attention_to_memories_keeps_its_numbers_in_registers(
 def test_training_kernels_are_short(kernel: str) -> None:
     pointers = {"x": "*bf16", "scale": "*fp32", "zero_point": "*fp32"}
     pointers |= {"out": "*bf16"} if kernel == "lsc forward" else {"grad": "*bf16", "to_x": "*bf16", "sums": "*fp32"}
-    numbers = dict.fromkeys(("count", "size", "groups", "row", "low", "high"), "i32")
-    floats = {} if kernel == "lsc forward" else {"below": "fp32", "above": "fp32"}
+    numbers = dict.fromkeys(("size", "row"), "i32")
+    floats = dict.fromkeys(("low", "high") if kernel == "lsc forward" else ("low", "high", "below", "above"), "fp32")
     found = code(
         json.dumps(
             {
                 "kernel": kernel,
                 "types": {**pointers, **numbers, **floats},
-                "constants": {"ONE": True, "ACROSS": 1, "ALONG": 2048},
+                # Triton takes the number 1 for a constant.
+                "constants": {"count": 1, "groups": 1, "ONE": True, "ACROSS": 1, "ALONG": 2048},
                 "capability": 80,
                 "num_warps": 4,
             }

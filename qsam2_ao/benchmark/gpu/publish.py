@@ -88,6 +88,7 @@ def publish_gpu(
     files = folder / "gpu.work" / "files"
     workloads = [InferenceWorkload(model, size, torch.get_num_threads(), files) for model in models]
     if prepare:
+        files.mkdir(parents=True, exist_ok=True)
         for workload in workloads:
             for preset in PRESETS:
                 note(f"quantizing {workload.model} to {preset}")
@@ -100,6 +101,7 @@ def publish_gpu(
         )
     if (reason := why_no_kernels(there)) is not None:
         raise UnsupportedLayerError(f"cannot benchmark the GPU: {reason}")
+    files.mkdir(parents=True, exist_ok=True)
     kept = Workspace(folder / "gpu.work", {"environment": environment("triton"), "size": size, "models": list(models)})
     with kept.locked():
         results = take_steps(kept, plan(workloads, there), minutes)

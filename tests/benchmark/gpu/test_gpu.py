@@ -11,7 +11,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from qsam2_ao.benchmark.gpu import correctness, encoders, pieces
+from qsam2_ao.benchmark.gpu import correctness, encoders, pieces, publish
 from qsam2_ao.benchmark.gpu.clock import Clock
 from qsam2_ao.benchmark.gpu.publish import Step, plan, publish_gpu, take_steps, write_results
 from qsam2_ao.benchmark.inference.workload import InferenceWorkload
@@ -167,6 +167,13 @@ def test_without_a_gpu_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QSAM2Error, match="for NVIDIA GPUs, not for cpu"):
         publish_gpu(tmp_path, device="cpu")
     assert not (tmp_path / "gpu.md").exists()
+
+
+def test_models_are_quantized_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "InferenceWorkload", Tiny)
+    assert publish_gpu(tmp_path, models=["sam2.1-t"], size=96, prepare=True) == {}
+    names = {path.name for path in (tmp_path / "gpu.work" / "files").iterdir()}
+    assert names == {"sam2.1-t-96px-w8a8.safetensors", "sam2.1-t-96px-w4a8.safetensors"}
 
 
 def test_a_clock_takes_the_median_of_few_calls() -> None:
