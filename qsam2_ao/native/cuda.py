@@ -72,10 +72,10 @@ def kernels() -> dict[str, Callable[..., Any]]:
     """
     from . import triton_kernels, triton_linear
 
-    functions: dict[str, Callable[..., Any]] = {"patches": patches, "attention": attention}
+    functions: dict[str, Callable[..., Any]] = {"attention": attention}
     for module, names in (
         (triton_linear, ("pack_weight", "linear")),
-        (triton_kernels, ("quantize", "layer_norm", "window_attention")),
+        (triton_kernels, ("quantize", "patches", "layer_norm", "window_attention")),
     ):
         functions |= {name: getattr(module, name) for name in names}
     return functions
@@ -117,14 +117,6 @@ def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel(x, *args)
 
     return launch
-
-
-def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:
-    """Codes ``[B, H, W, C]`` -> ``[B, H', W', C * kh * kw, padded to a multiple of 4]``, kernel positions first."""
-    fill -= 128  # as codes are in memory
-    padded = F.pad(x, (0, 0, pw, pw, ph, ph), value=fill)
-    taken = padded.unfold(1, kh, sh).unfold(2, kw, sw).permute(0, 1, 2, 4, 5, 3).flatten(3)
-    return F.pad(taken, (0, -taken.shape[-1] % 4), value=fill)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:

@@ -39,6 +39,66 @@ def _quantize(x, out, count, scale, zero_point, high, BLOCK: tl.constexpr):
     tl.store(out + at, codes_of(steps, high), at < count)
 
 
+def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:
+    """Codes ``[B, H, W, C]`` -> ``[B, H', W', C * kh * kw, padded to a multiple of 4]``, kernel positions first."""
+    batch, height, width, channels = x.shape
+    down, across = (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
+    length = triton.cdiv(channels * kh * kw, 4) * 4
+    out = x.new_empty((batch, down, across, length))
+    if out.numel():
+        block = triton.next_power_of_2(length)
+        rows = builtins.max(1, 4096 // block)
+        _patches[(triton.cdiv(batch * down * across, rows),)](
+            *(x, out, batch * down * across, down, across, height, width, *x.stride(), sh, sw, ph, pw),
+            fill - 128,  # as codes are in memory
+            CHANNELS=channels,
+            KH=kh,
+            KW=kw,
+            LENGTH=length,
+            ROWS=rows,
+            BLOCK=block,
+        )
+    return out
+
+
+@triton.jit
+def _patches(
+    x,
+    out,
+    count,
+    down,
+    across,
+    height,
+    width,
+    x_image,
+    x_row,
+    x_column,
+    x_channel,
+    sh,
+    sw,
+    ph,
+    pw,
+    fill,
+    CHANNELS: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    LENGTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, BLOCK)
+    image, place = token // (down * across), token % (down * across)
+    row = (place // across * sh - ph)[:, None] + (i // (KW * CHANNELS))[None, :]
+    column = (place % across * sw - pw)[:, None] + (i // CHANNELS % KW)[None, :]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    inside = inside & (token < count)[:, None] & (i < CHANNELS * KH * KW)[None, :]
+    at = image.to(tl.int64)[:, None] * x_image + row * x_row + column * x_column + (i % CHANNELS)[None, :] * x_channel
+    codes = tl.where(inside, tl.load(x + at, inside, other=0).to(tl.int32), fill).to(tl.int8)
+    kept = (token < count)[:, None] & (i < LENGTH)[None, :]
+    tl.store(out + token.to(tl.int64)[:, None] * LENGTH + i[None, :], codes, kept)
+
+
 def layer_norm(
     x: Tensor,
     weight: Tensor,

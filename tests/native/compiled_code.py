@@ -21,13 +21,17 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qsam2_ao.native import triton_attention, triton_linear
+from qsam2_ao.native import triton_attention, triton_kernels, triton_linear
 from qsam2_ao.quantizers import lsc_triton
 
 BIN = Path(triton.backends.nvidia.__file__).with_name("bin")
 _KERNELS = {
     "linear": triton_linear._linear,
     "attention": triton_attention._narrow_attention,
+    "quantize": triton_kernels._quantize,
+    "layer norm": triton_kernels._layer_norm,
+    "patches": triton_kernels._patches,
+    "window attention": triton_kernels._window_attention,
     "lsc forward": lsc_triton._forward,
     "lsc backward": lsc_triton._backward,
 }

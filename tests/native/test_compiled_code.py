@@ -146,3 +146,45 @@ def test_training_kernels_are_short(kernel: str) -> None:
     )
     assert not found["spilled"]
     assert found["total"] < 1500, "16 elements a thread"
+
+
+def _types(names: str, kind: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), kind)
+
+
+OTHERS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "quantize": (
+        {"x": "*bf16", "out": "*i8", "count": "i32", **_types("scale zero_point high", "fp32")},
+        {"BLOCK": 2048},
+    ),
+    "layer norm": (
+        {
+            "x": "*bf16",
+            "out": "*i8",
+            **_types("weight bias", "*fp32"),
+            **_types("rows n", "i32"),
+            **_types("eps steps zero_point high", "fp32"),
+        },
+        {"CODES": True, "ROWS": 16, "BLOCK": 128},
+    ),
+    "patches": (
+        {
+            **_types("x out", "*i8"),
+            **_types("count down across height width x_image x_row x_column sh sw ph pw fill", "i32"),
+        },
+        {"x_channel": 1, "CHANNELS": 3, "KH": 7, "KW": 7, "LENGTH": 148, "ROWS": 16, "BLOCK": 256},
+    ),
+    "window attention": (
+        {**_types("qkv pad out", "*bf16"), **_types("height width across windows", "i32"), "scale": "fp32"},
+        {"HEADS": 1, "C": 96, "WINDOW": 8, "STRIDE": 1, "QUERIES": 64, "KEYS": 64, "BLOCK_C": 128},
+    ),
+}
+
+
+@pytest.mark.parametrize("kernel", OTHERS)
+def test_the_other_kernels_compile(kernel: str) -> None:
+    types, constants = OTHERS[kernel]
+    shared = {"kernel": kernel, "types": types, "constants": constants, "capability": 86, "num_warps": 4}
+    found = code(json.dumps(shared))
+    assert not found["spilled"]
+    assert found["shared"] <= 99 * 1024

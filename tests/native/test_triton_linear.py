@@ -13,8 +13,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from qsam2_ao.native import triton_linear
-from qsam2_ao.native.cuda import decodable, patches
+from qsam2_ao.native.cuda import decodable
 from qsam2_ao.native.triton_attention import narrow_attention
+from qsam2_ao.native.triton_kernels import patches
 from qsam2_ao.native.triton_linear import TILES, Tile, as_eight_bits, choose_tile, linear, pack_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -152,9 +153,11 @@ def test_codes_differ_from_divided_ones_at_most_at_ties(activation: str) -> None
 
 def test_patches_are_filled_with_codes_as_they_are_in_memory() -> None:
     image = (integers((1, 6, 6, 3), 8).int() - 128).to(torch.int8)
-    out = patches(image, 3, 3, 3, 3, 0, 0, 200)
+    out = patches(image.to(DEVICE), 3, 3, 3, 3, 0, 0, 200).cpu()
     assert out.dtype == torch.int8
     assert (out[..., 27:] == 200 - 128).all()
+    strided = image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1).to(DEVICE)
+    assert torch.equal(patches(strided, 3, 3, 3, 3, 0, 0, 200).cpu(), out)
 
 
 @pytest.mark.parametrize(("queries", "keys", "batch"), [(70, 2100, 1), (5, 31, 2), (64, 4096, 1)])
