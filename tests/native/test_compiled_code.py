@@ -38,8 +38,12 @@ def code(arguments: str) -> dict[str, Any]:
 
 def linear(bits: int, capability: int, **changes: Any) -> dict[str, Any]:
     """The matrix multiplication of fc1 (GELU, codes out) on a tile of 128 x 128."""
-    options = {"num_warps": 8, "num_stages": 3, **{k: changes.pop(k) for k in ("num_warps",) if k in changes}}
-    steps = {8: (128, 1) if capability == 90 else (32, 2), 4: (64, 2)}[bits]
+    options = {
+        "num_warps": 8,
+        "num_stages": 3 if bits >= 4 else 2,
+        **{k: changes.pop(k) for k in ("num_warps",) if k in changes},
+    }
+    steps = {8: (128, 1) if capability == 90 else (32, 2), 4: (64, 2), 3: (32, 8), 2: (64, 4)}[bits]
     constants = {
         "BITS": bits,
         "ACTIVATION": "gelu",
@@ -57,6 +61,8 @@ def linear(bits: int, capability: int, **changes: Any) -> dict[str, Any]:
     }
     types = {**POINTERS, "weight": "*i8" if bits == 8 else "*u8", **NUMBERS, **FLOATS}
     types = {name: kind for name, kind in types.items() if name not in constants}
+    if not constants["CODES"]:
+        types |= {"residual": "*bf16", "out": "*bf16"}
     return code(
         json.dumps({"kernel": "linear", "types": types, "constants": constants, "capability": capability, **options})
     )
@@ -90,6 +96,14 @@ def test_tiles_of_96_columns(capability: int) -> None:
     found = linear(8, capability, BLOCK_N=32, PARTS=3, SPAN=32, STEPS=1 if capability == 90 else 3, num_warps=4)
     assert found["loop_counts"]["IGMMA" if capability == 90 else "IMMA"] > 0
     assert not found["spilled"]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_fewer_bits_and_a_residual(bits: int) -> None:
+    found = linear(bits, 86, ACTIVATION="none", RESIDUAL=True, CODES=False, EVEN_M=False, EVEN_N=False, EVEN_K=False)
+    assert found["loop_counts"]["IMMA"] > 0
+    assert not found["spilled"]
+    assert found["shared"] <= 99 * 1024
 
 
 @pytest.mark.parametrize("bits", [4, 8])
