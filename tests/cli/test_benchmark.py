@@ -84,7 +84,7 @@ def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, mon
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_of_a_gpu_needs_one(run, tmp_path):
     result = run("benchmark", "gpu", "-o", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "cannot be used" in result.stderr
     result = run("benchmark", "gpu", "-o", tmp_path, "--model", "sam2.1-q")
     assert result.exit_code == 2

@@ -156,7 +156,7 @@ def why_not_int8(
         zero_point, step = weight_centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
-    if (largest := _largest_sum(packed, zero_point, step, grid)) >= 2**31:
+    if (largest := _largest_sum(packed, zero_point, step, grid, target)) >= 2**31:
         return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
@@ -228,17 +228,18 @@ def use_int8_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: CodeGrid) -> int:
+def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: CodeGrid, device: torch.device) -> int:
     """What the sum of an output's products can reach, whatever the codes of the input are."""
     inputs = packed.shape.numel() // packed.shape[0]
     padding = -inputs % 4
+    if device.type == "cuda":  # codes less 128, and weights moved to the top of a byte
+        return 128 * 128 * (inputs + padding)
     farthest = int(max(zero_point, 2**packed.bits - 1 - zero_point) * step)
-    code = max(grid.high, 128)  # GPUs take 128 off
-    bound = code * farthest * (inputs + padding)
+    bound = grid.high * farthest * (inputs + padding)
     if bound < 2**31:
         return bound
     values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1)
-    return int(code * (values.max() + padding * farthest))
+    return int(grid.high * (values.max() + padding * farthest))
 
 
 def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:
