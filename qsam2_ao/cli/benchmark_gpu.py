@@ -29,7 +29,7 @@ def gpu(
     """Check the kernels on a GPU against the CPU, and time them: encoders, tiles, attention, a training step.
 
     What matters most comes first. Finished steps are kept in FOLDER/gpu.work, and the same command goes on from there:
-    after an interruption, and when the minutes were over.
+    after an interruption, and when the minutes were over. The exit code is 1 where a result is wrong.
 
     Example: [bold]qsam2 benchmark gpu --minutes 30[/bold]
     """
@@ -55,4 +55,5 @@ def gpu(
     wrong = [record["what"] for record in found["correctness"] if not record["passed"]]
     typer.echo(f"{output / 'gpu.md'}: {len(found['failed'])} steps failed, {len(found['left'])} left")
     if wrong:
-        typer.echo(f"wrong results: {', '.join(wrong)}")
+        typer.echo(f"wrong results: {', '.join(wrong)}", err=True)
+        raise typer.Exit(1)

@@ -88,4 +88,4 @@ def test_the_benchmark_of_a_gpu_needs_one(run, tmp_path):
     assert "cannot be used" in result.stderr
     result = run("benchmark", "gpu", "-o", tmp_path, "--model", "sam2.1-q")
     assert result.exit_code == 2
-    assert "unknown model 'sam2.1-q'; choose from sam2.1-t" in result.stderr
+    assert "unknown model 'sam2.1-q'; choose from sam2-t" in result.stderr
