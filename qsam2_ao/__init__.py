@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .convert import convert_qsam2
     from .deploy.compiled import compile_qsam2
     from .deploy.kernels.attention import use_int8_scores
+    from .deploy.kernels.linear import use_int8_weights
     from .deploy.packed import PackedIntxTensor
     from .deploy.targets import lower_float
     from .deploy.transformers import to_transformers
@@ -78,6 +79,7 @@ __all__ = [
     "to_transformers",
     "trace_regions",
     "use_int8_scores",
+    "use_int8_weights",
 ]
 
 _HOMES = {
@@ -118,6 +120,7 @@ _HOMES = {
     "to_transformers": "deploy.transformers",
     "trace_regions": "graph",
     "use_int8_scores": "deploy.kernels.attention",
+    "use_int8_weights": "deploy.kernels.linear",
 }
 """Where each public name is; a module is imported when one of its names is first asked for."""
 

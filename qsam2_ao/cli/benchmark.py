@@ -11,6 +11,7 @@ import typer
 
 from ..errors import QConfigError
 from ..files import check_output_folder
+from .benchmark_gpu import gpu
 from .benchmark_inference import inference
 from .benchmark_training import training
 from .benchmark_video import video
@@ -20,6 +21,7 @@ app = typer.Typer(help="Measure what the project claims.", no_args_is_help=True)
 app.command()(training)
 app.command()(inference)
 app.command()(video)
+app.command()(gpu)
 
 Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; may be given several times.")]
 

@@ -51,20 +51,61 @@ def implement(device: torch.device) -> None:
 @functools.cache
 def digest() -> str:
     """Of the kernels' source."""
-    return hashlib.sha256(Path(__file__).with_name("triton_kernels.py").read_bytes()).hexdigest()
+    sources = sorted(Path(__file__).parent.glob("triton_*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 @functools.cache
 def _library() -> torch.library.Library:
     """The registrations, which live as long as this object."""
-    from . import triton_kernels
-
     library = torch.library.Library("qsam2", "IMPL", "CUDA")
-    for name in ("pack_weight", "linear", "quantize", "layer_norm", "window_attention"):
-        library.impl(name, on_its_device(getattr(triton_kernels, name)))
-    for function in (patches, attention):
-        library.impl(function.__name__, function)
+    for name, function in kernels().items():
+        library.impl(name, on_its_device(function))
     return library
+
+
+def kernels() -> dict[str, Callable[..., Any]]:
+    """The implementations of ``torch.ops.qsam2`` by name.
+
+    Raises:
+        ImportError: The package triton is not installed.
+    """
+    from . import triton_kernels, triton_linear
+
+    functions: dict[str, Callable[..., Any]] = {"attention": attention}
+    for module, names in (
+        (triton_linear, ("pack_weight", "linear")),
+        (triton_kernels, ("quantize", "patches", "layer_norm", "window_attention")),
+    ):
+        functions |= {name: getattr(module, name) for name in names}
+    return functions
+
+
+def decodable(codes: Tensor, bits: int, table: Tensor) -> tuple[Tensor, int]:
+    """Codes that the kernels decode: as they are if zero is in their middle, else at 8 bits, around 128.
+
+    Args:
+        codes: uint8.
+        bits: 2, 3, 4 or 8.
+        table: What each code of fewer than 8 bits stands for, int8.
+
+    Returns:
+        Codes, and their bits.
+
+    Example:
+        >>> codes = torch.tensor([0, 15], dtype=torch.uint8)
+        >>> decodable(codes, 4, (2 * torch.arange(16) - 15).to(torch.int8))[1]
+        4
+        >>> decodable(codes, 4, (torch.arange(16) - 3).to(torch.int8))
+        (tensor([125, 140], dtype=torch.uint8), 8)
+    """
+    if bits == 8:
+        return codes, bits
+    places = torch.arange(2**bits, device=table.device)
+    values = table[: 2**bits].long()
+    if torch.equal(values, 2 * places - (2**bits - 1)) or torch.equal(values, places - 2 ** (bits - 1)):
+        return codes, bits
+    return (values[codes.long()] + 128).to(torch.uint8), 8
 
 
 def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,15 +119,12 @@ def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return launch
 
 
-def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:
-    """Codes ``[B, H, W, C]`` -> ``[B, H', W', C * kh * kw, padded to a multiple of 4]``, kernel positions first."""
-    padded = F.pad(x, (0, 0, pw, pw, ph, ph), value=fill)
-    taken = padded.unfold(1, kh, sh).unfold(2, kw, sw).permute(0, 1, 2, 4, 5, 3).flatten(3)
-    return F.pad(taken, (0, -taken.shape[-1] % 4), value=fill)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
     """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]`` -> ``[B, N, heads, d]``."""
     if int8_scores:
         raise UnsupportedLayerError("attention multiplies queries and keys as int8 on CPUs, not on GPUs")
+    if v.shape[-1] < q.shape[-1]:
+        from .triton_attention import narrow_attention
+
+        return narrow_attention(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()

@@ -28,6 +28,11 @@ _LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("trim_pool() -> int")
 
 
+def _result_dtype(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Codes are uint8 for operators; GPUs keep them as int8, less 128."""
+    return torch.int8 if dtype == torch.uint8 and x.device.type == "cuda" else dtype
+
+
 @torch.library.register_fake("qsam2::linear")
 def _linear(
     x: Tensor,
@@ -43,12 +48,12 @@ def _linear(
     out_zero_point: float,
     out_max: int,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], alpha.shape[0]), dtype=out_dtype)
+    return x.new_empty((*x.shape[:-1], alpha.shape[0]), dtype=_result_dtype(x, out_dtype))
 
 
 @torch.library.register_fake("qsam2::quantize")
 def _quantize(x: Tensor, scale: float, zero_point: float, max: int) -> Tensor:
-    return torch.empty_like(x, dtype=torch.uint8)
+    return torch.empty_like(x, dtype=_result_dtype(x, torch.uint8))
 
 
 @torch.library.register_fake("qsam2::layer_norm")
@@ -62,7 +67,7 @@ def _layer_norm(
     zero_point: float,
     max: int,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=out_dtype)
+    return x.new_empty(x.shape, dtype=_result_dtype(x, out_dtype))
 
 
 @torch.library.register_fake("qsam2::attention")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..native.cuda import on_its_device, why_no_cuda_kernels
 from .affine import broadcast_qparam, fake_quantize_affine
 from .grids import ClipRange
 from .scalar_ranges import ScalarRange, as_vector
 from .statistics import sum_rows
 
+_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _EPS = torch.finfo(torch.float32).eps
 # grad where low < value < high, else 0: one vectorized pass, where torch.where and comparisons take several slow ones.
 _pass_between: Callable[[Tensor, Tensor, float, float], Tensor] = torch.ops.aten.hardtanh_backward.default
@@ -85,8 +88,13 @@ class LSCFunction(torch.autograd.Function):
             Fake-quantized ``x`` in its dtype.
         """
         parameters = (clip.scale, clip.zero_point, alpha_factor)
-        scale, zero_point = _broadcast(x, clip.scale, clip.zero_point, settings)
-        out = fake_quantize_affine(x, scale, zero_point, settings.quant_min, settings.quant_max).to(x.dtype)
+        if isinstance(clip, ClipRange) and _fused(x):
+            from .lsc_triton import fake_quantize
+
+            out = on_its_device(fake_quantize)(x, clip.scale, clip.zero_point, *settings)
+        else:
+            scale, zero_point = _broadcast(x, clip.scale, clip.zero_point, settings)
+            out = fake_quantize_affine(x, scale, zero_point, settings.quant_min, settings.quant_max).to(x.dtype)
         ctx.settings, ctx.shared = settings, shared
         if shared is not None:  # autograd would free what is saved with the first backward pass
             ctx.leaf, ctx.numbers = (shared.copy, *parameters), None
@@ -120,6 +128,18 @@ class LSCFunction(torch.autograd.Function):
         return grad_x, total * factor, None, None, None, None
 
 
+def _fused(x: Tensor) -> bool:
+    """Whether the kernels for GPUs can take a tensor; torch.compile fuses torch's operators itself."""
+    if not x.is_cuda or x.dtype not in _FUSED_DTYPES or torch.compiler.is_compiling():
+        return False
+    return _has_kernels(x.device)
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    return why_no_cuda_kernels(device) is None
+
+
 def _from_input(
     grad: Tensor,
     x: Tensor,
@@ -129,11 +149,16 @@ def _from_input(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradient to ``x``, and sum(g * d) per scale, computed once more from ``x``."""
+    ends = _just_outside(settings.quant_min, settings.quant_max)
+    if needed[1] and isinstance(scale, Tensor) and _fused(x):
+        from .lsc_triton import gradients
+
+        grad_x, total = on_its_device(gradients)(grad, x, scale, zero_point, ends, *settings)
+        return grad_x if needed[0] else None, total
     wide_scale, wide_zero = _broadcast(x, scale, zero_point, settings)
     steps = x.float() / wide_scale
     steps.add_(wide_zero)
     grad, dtype = grad.float(), grad.dtype
-    ends = _just_outside(settings.quant_min, settings.quant_max)
     grad_x = _pass_between(grad, steps, *ends).to(dtype) if needed[0] else None
     if not needed[1]:
         return grad_x, None

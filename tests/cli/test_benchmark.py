@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from qsam2_ao.benchmark.accuracy import experiment, publish
 from qsam2_ao.benchmark.accuracy.experiment import Budget
@@ -78,3 +79,13 @@ def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, mon
     assert json.loads((tmp_path / "training.json").read_text()) == found
     assert "## Targets" in (tmp_path / "training.md").read_text()
     assert not (tmp_path / "training.work").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_a_gpu_needs_one(run, tmp_path):
+    result = run("benchmark", "gpu", "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "cannot be used" in result.stderr
+    result = run("benchmark", "gpu", "-o", tmp_path, "--model", "sam2.1-q")
+    assert result.exit_code == 2
+    assert "unknown model 'sam2.1-q'; choose from sam2-t" in result.stderr

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedLayerError
 from ...native import code_offset, load_kernels, why_no_kernels
+from ...native.cuda import decodable
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
 from ..portable import why_not_packed
@@ -25,7 +26,7 @@ class Int8Linear(OfThisMachine):
     """A linear layer or convolution on codes, its weight in the kernels' layout at its own bits.
 
     Attributes:
-        weight: The packed codes, uint8.
+        weight: The packed codes, uint8; int8 of 8 bits on GPUs.
         table: What each code stands for, int8 ``[16]``.
         alpha: Step of a sum of products, float32 ``[out]``: the input's scale times the weight's.
         beta: Bias less what the zero point of the input adds, float32 ``[out]``.
@@ -53,16 +54,20 @@ class Int8Linear(OfThisMachine):
         middle = 128 if bits == 8 else int(zero_point * step)
         if bits == 8 and zero_point != middle:
             codes = codes + (middle - int(zero_point))
+        scale = (packed.scale.float() / step).expand(packed.shape[0])
+        table = torch.arange(16, device=codes.device) * step - middle
+        self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
+        if codes.is_cuda and bits < 8:
+            codes, bits = decodable(codes, bits, self.table)
+            step, middle = (1, 128) if bits == 8 else (step, middle)
         weight, sums = torch.ops.qsam2.pack_weight(codes.contiguous(), bits)
         self.register_buffer("weight", weight)
         sums = sums * step - codes.shape[1] * middle
-        table = torch.arange(16, device=codes.device) * step - middle
-        self.register_buffer("table", table.clamp(-128, 127).to(torch.int8))
-        scale = (packed.scale.float() / step).expand(packed.shape[0])
         self.register_buffer("alpha", scale * grid.scale)
         bias = bias.detach().float() if isinstance(bias, Tensor) else torch.zeros((), device=codes.device)
         shift = grid.zero_point - code_offset(codes.device)
         self.register_buffer("beta", bias - shift * self.alpha * sums.float())
+        self.sums_over = codes.shape[1]
         self.bits, self.out_features, self.in_features = bits, packed.shape[0], packed.shape[1]
         self.dtype = dtype
         self.activation = "none"
@@ -86,6 +91,14 @@ class Int8Linear(OfThisMachine):
             *grid,
         )
         return out if fused is residual else out + residual
+
+    def keep_eight_bits(self) -> None:
+        """Decode the weight in memory, once; on a GPU."""
+        from ...native.triton_linear import as_eight_bits  # where there is Triton
+
+        if self.bits < 8:
+            self.weight = as_eight_bits(self.weight, self.bits, self.table, self.sums_over)
+            self.bits = 8
 
     def extra_repr(self) -> str:
         """Size, bits, and what is folded in."""
@@ -143,7 +156,7 @@ def why_not_int8(
         zero_point, step = weight_centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
-    if (largest := _largest_sum(packed, zero_point, step, grid)) >= 2**31:
+    if (largest := _largest_sum(packed, zero_point, step, grid, target)) >= 2**31:
         return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
@@ -186,17 +199,47 @@ def lower_int8(
     return kind(module, packed, CodeGrid.of(quantizer), dtype)  # type: ignore[arg-type]
 
 
-def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: CodeGrid) -> int:
+def use_int8_weights(model: nn.Module) -> nn.Module:
+    """Keep the weights of a model on a GPU as int8 in memory, in place: as fast as W8A8, in the memory of W8A8.
+
+    Packed weights are decoded anew for every block of rows that they are multiplied with. The results are the same.
+
+    Args:
+        model: A model from ``load_qsam2(..., device="cuda", target="int8")``.
+
+    Returns:
+        The model.
+
+    Raises:
+        UnsupportedLayerError: It has no layers on the GPU's kernels.
+
+    Example:
+        >>> model = use_int8_weights(load_qsam2("tiny-w4a8.safetensors", device="cuda"))  # doctest: +SKIP
+    """
+    found = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    if not found or found[0].weight.device.type != "cuda":
+        where = f"run on {found[0].weight.device}" if found else "are not lowered to the int8 kernels"
+        raise UnsupportedLayerError(
+            f'the layers of this model {where}: load the file with device="cuda", target="int8" to keep its weights '
+            "as int8 in the memory of a GPU"
+        )
+    for module in found:
+        module.keep_eight_bits()
+    return model
+
+
+def _largest_sum(packed: PackedIntxTensor, zero_point: float, step: int, grid: CodeGrid, device: torch.device) -> int:
     """What the sum of an output's products can reach, whatever the codes of the input are."""
     inputs = packed.shape.numel() // packed.shape[0]
     padding = -inputs % 4
+    if device.type == "cuda":  # codes less 128, and weights moved to the top of a byte
+        return 128 * 128 * (inputs + padding)
     farthest = int(max(zero_point, 2**packed.bits - 1 - zero_point) * step)
-    code = max(grid.high, 128)  # GPUs take 128 off
-    bound = code * farthest * (inputs + padding)
+    bound = grid.high * farthest * (inputs + padding)
     if bound < 2**31:
         return bound
     values = ((packed.unpack().flatten(1).double() - zero_point) * step).abs().sum(1)
-    return int(code * (values.max() + padding * farthest))
+    return int(grid.high * (values.max() + padding * farthest))
 
 
 def weight_centre(packed: PackedIntxTensor) -> tuple[float, int]:

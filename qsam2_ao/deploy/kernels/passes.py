@@ -49,8 +49,7 @@ def lower_part(
         >>> lowered, reasons = lower_part(quantized.image_encoder)
     """
     lowered = _Lowering(part if in_place else PartGraph(part, copy.deepcopy(part.graph), compiled=False))
-    if lowered.device.type == "cpu":  # torch's attention on GPUs has no fast kernel for values of another width
-        lowered.wide_values()
+    lowered.wide_values()
     lowered.layers()
     lowered.window_attention()
     lowered.attention()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ...native import fast_float
+from ...native import code_offset, fast_float
 from ..packed import PackedIntxTensor
 from .codes import CodeGrid
 from .hiera_block import back, only_user
@@ -33,7 +33,7 @@ class CodeValues(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Take the zero point off."""
-        return codes.to(torch.bfloat16) - self.zero_point
+        return codes.to(torch.bfloat16) - (self.zero_point - code_offset(codes.device))
 
     def extra_repr(self) -> str:
         """The zero point."""

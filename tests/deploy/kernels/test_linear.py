@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from qsam2_ao.deploy.inputs import ActivationQuantizer
+from qsam2_ao.deploy.kernels import linear as linear_module
 from qsam2_ao.deploy.kernels.codes import CodeGrid, QuantizeCodes
-from qsam2_ao.deploy.kernels.linear import lower_int8, why_not_int8
+from qsam2_ao.deploy.kernels.linear import lower_int8, use_int8_weights, why_not_int8
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
@@ -157,3 +158,20 @@ def test_an_int8_layer_is_neither_saved_nor_moved_nor_cast() -> None:
     with pytest.raises(UnsupportedLayerError, match="cannot move to meta"):
         layer.to("meta")
     assert layer.bfloat16().alpha.dtype == torch.float32
+
+
+def test_weights_are_kept_as_int8_on_gpus_alone() -> None:
+    layer = nn.Linear(112, 40)
+    lowered = lower_int8(layer, packed_like(layer.weight, 4), QUANTIZERS["8 bits"])
+    with pytest.raises(UnsupportedLayerError, match="run on cpu"):
+        use_int8_weights(nn.Sequential(lowered))
+    with pytest.raises(UnsupportedLayerError, match="are not lowered"):
+        use_int8_weights(nn.Sequential(layer))
+
+
+def test_a_gpu_is_not_given_sums_beyond_32_bits() -> None:
+    """Weights of few bits are multiplied at the top of their bytes there."""
+    layer = nn.Linear(2**17, 1)
+    packed = packed_like(layer.weight, 2)
+    assert linear_module._largest_sum(packed, 1.5, 2, CodeGrid(0.1, 0.0, 255), torch.device("cuda")) == 2**31
+    assert linear_module._largest_sum(packed, 1.5, 2, CodeGrid(0.1, 0.0, 255), torch.device("cpu")) < 2**31

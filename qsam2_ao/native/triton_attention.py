@@ -1,0 +1,156 @@
+"""Attention to values that are narrower than the keys, on an NVIDIA GPU, in Triton.
+
+Memory attention has keys of 256 channels and memories of 64, which torch's fast kernels do not take. It has one head
+and, in a batch of one, too few blocks of queries for a large GPU: keys are split, and what the parts give is weighed.
+"""
+
+# Functions under triton.jit are of Triton's language: their arguments have no types of Python.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .triton_linear import BLOCKS, has_warpgroups
+
+# Triton's interpreter would multiply the bits of bfloat16.
+_FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
+_LOG2_E = 1.4426950408889634
+_KEYS_OF_A_PART = 1024
+"""The fewest that are worth a part of their own."""
+
+
+def narrow_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]``, bfloat16 -> ``[B, N, heads, d]``."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    batch, heads, queries, channels = q.shape
+    keys, width = k.shape[2], v.shape[3]
+    rows, columns, warps = (128, 64, 8) if has_warpgroups(q.device) else (64, 32, 4)  # at most 99 KB but on Hopper
+    blocks = triton.cdiv(queries, rows) * batch * heads
+    parts = max(1, min(2 * BLOCKS // blocks, keys // _KEYS_OF_A_PART))
+    length = triton.cdiv(triton.cdiv(keys, parts), columns) * columns
+    parts = triton.cdiv(keys, length)
+    out = q.new_empty((parts, batch, queries, heads, width), dtype=torch.bfloat16 if parts == 1 else torch.float32)
+    logs = q.new_empty((parts, batch, queries, heads), dtype=torch.float32)
+    _narrow_attention[(triton.cdiv(queries, rows), batch * heads, parts)](
+        *(q, k, v, out, logs, queries, keys, length, scale * _LOG2_E, heads),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        C=channels,
+        D=width,
+        QUERIES=rows,
+        KEYS=columns,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        BLOCK_D=max(16, triton.next_power_of_2(width)),
+        num_warps=warps,
+        num_stages=2,
+    )
+    if parts == 1:
+        return out[0]
+    # The softmax over the parts' sums, to the base 2.
+    weights = torch.exp2(logs - logs.amax(0))
+    return ((weights / weights.sum(0)).unsqueeze(-1) * out).sum(0).to(torch.bfloat16)
+
+
+@triton.jit
+def _narrow_attention(
+    q,
+    k,
+    v,
+    out,
+    logs,
+    queries,
+    keys,
+    length,
+    scale,
+    heads,
+    q_batch,
+    q_head,
+    q_token,
+    k_batch,
+    k_head,
+    k_token,
+    v_batch,
+    v_head,
+    v_token,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    batch, head, part = tl.program_id(1) // heads, tl.program_id(1) % heads, tl.program_id(2)
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    row = tl.minimum(query, queries - 1)
+    i, j = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
+    q += batch.to(tl.int64) * q_batch + head * q_head
+    tile = _tile(q + row.to(tl.int64)[:, None] * q_token + i[None, :], i, C, BLOCK_C).to(_FACTOR)
+    k += batch.to(tl.int64) * k_batch + head * k_head + i[None, :]
+    v += batch.to(tl.int64) * v_batch + head * v_head + j[None, :]
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, BLOCK_D), tl.float32)
+    first, last = part * length, tl.minimum((part + 1) * length, keys)
+    whole = first + (last - first) // KEYS * KEYS
+    for start in range(first, whole, KEYS):
+        mixed, highest, total = _attend(
+            *(tile, k, v, start, keys, k_token, v_token, scale, mixed, highest, total, i, j),
+            *(C, D, KEYS, BLOCK_C, BLOCK_D, False),
+        )
+    if whole < last:
+        mixed, highest, total = _attend(
+            *(tile, k, v, whole, keys, k_token, v_token, scale, mixed, highest, total, i, j),
+            *(C, D, KEYS, BLOCK_C, BLOCK_D, True),
+        )
+    at = ((part * (tl.num_programs(1) // heads) + batch).to(tl.int64) * queries + query) * heads + head
+    inside = query < queries
+    tl.store(logs + at, highest + tl.log2(total), inside)
+    result = (mixed / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + at[:, None] * D + j[None, :], result, inside[:, None] & (j[None, :] < D))
+
+
+@triton.jit
+def _attend(
+    tile,
+    k,
+    v,
+    start,
+    keys,
+    k_token,
+    v_token,
+    scale,
+    mixed,
+    highest,
+    total,
+    i,
+    j,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Take a block of keys in."""
+    key = start + tl.arange(0, KEYS)
+    row = (tl.minimum(key, keys - 1) if TAIL else key).to(tl.int64)
+    scores = tl.dot(tile, tl.trans(_tile(k + row[:, None] * k_token, i, C, BLOCK_C).to(_FACTOR))) * scale
+    if TAIL:
+        scores = tl.where(key[None, :] < keys, scores, float("-inf"))
+    before, highest = highest, tl.maximum(highest, tl.max(scores, 1))
+    kept = tl.exp2(before - highest)
+    weights = tl.exp2(scores - highest[:, None])
+    values = _tile(v + row[:, None] * v_token, j, D, BLOCK_D).to(_FACTOR)
+    mixed = tl.dot(weights.to(tl.bfloat16).to(_FACTOR), values, mixed * kept[:, None])
+    return mixed, highest, total * kept + tl.sum(weights, 1)
+
+
+@triton.jit
+def _tile(at, i, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Load rows of ``C`` channels; there is no mask where they fill the block."""
+    return tl.load(at) if C == BLOCK else tl.load(at, i[None, :] < C, other=0.0)
