@@ -88,6 +88,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     if stage.unsaved is not None:
         raise CheckpointError(f"the model cannot be saved: {stage.unsaved}")
+    if any(taken.target == "dequantized" for taken in stage.targets.values()):
+        raise CheckpointError('the weights of the model are dequantized: load the file with target="packed" to save it')
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
@@ -140,8 +142,9 @@ def load_qsam2(
         model_class: The SAM2 class to build (``SAM2Base``, ``SAM2VideoPredictor``, ``SAM2Train``, a subclass);
             None for the class that was saved.
         target: What the packed weights become: "auto" takes the fastest that this machine has; "packed" keeps them,
-            to be saved again or moved to another device, and computes what was trained to the bit; "int8", "onednn"
-            and "int4" as ``lower_to`` says. The coverage report says where a layer did not get its target, and why.
+            to be saved again or moved to another device, and computes what was trained to the bit; "int8", "onednn",
+            "dequantized" and "int4" as ``lower_to`` says. The coverage report says where a layer did not get its
+            target, and why.
 
     Returns:
         The model in eval mode.
