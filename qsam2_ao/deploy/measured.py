@@ -55,7 +55,7 @@ def remembered(of: Mapping[str, object], measure: Callable[[], Times], folder: P
     return times
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode: what modules keep from call to call must be of use afterwards
 def time_in_turn(runs: Mapping[str, Run]) -> Times:
     """The shortest time of each, in milliseconds; they take turns, so that what slows the machine slows them all.
 
@@ -66,6 +66,11 @@ def time_in_turn(runs: Mapping[str, Run]) -> Times:
         >>> time_in_turn({"nothing": lambda: None})["nothing"] < 100
         True
     """
+    with torch.autocast("cpu", enabled=False):
+        return _time_in_turn(runs)
+
+
+def _time_in_turn(runs: Mapping[str, Run]) -> Times:
     for run in runs.values():
         run()
     shortest = dict.fromkeys(runs, math.inf)

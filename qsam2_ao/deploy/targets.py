@@ -25,7 +25,7 @@ from .kernels.linear import why_not_int8
 from .kernels.passes import lower_part
 from .kernels.upscaling import lower_upscaling
 from .onednn.linear import why_not_onednn
-from .onednn.passes import lower_part_onednn
+from .onednn.passes import Float32Graph, lower_part_onednn
 from .onednn.processor import why_no_onednn
 from .packed import PackedIntxTensor
 from .portable import why_not_packed
@@ -190,9 +190,11 @@ def _lower_dequantized(model: nn.Module) -> Taken:
         _check_packed(model, own)
         for record in own:
             model.set_submodule(record.name, lower_dequantized(model.get_submodule(record.name)))
+        graph = graph_of(model.get_submodule(path), compiled=False)
         if kernels:
-            graph = graph_of(model.get_submodule(path), compiled=False)
             model.set_submodule(path, lower_part(graph, _batch_dim(own[0].region), in_place=True)[0])
+        elif device.type == "cpu" and fast_float(device) == torch.float32:
+            model.set_submodule(path, Float32Graph(graph, graph.graph, compiled=False))
     if kernels and any(record.region == "mask_decoder" for record in records):
         lower_upscaling(cast(SAM2Base, model))
     return {record.name: LayerTarget("dequantized", None) for record in records}

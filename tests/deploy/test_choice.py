@@ -100,6 +100,21 @@ def test_dequantized_weights_compute_what_packed_ones_do(packed_file: Path) -> N
     assert done.stdout == "True\n", done.stderr
 
 
+@torch.inference_mode()
+def test_where_bfloat16_is_emulated_dequantized_weights_keep_to_float32(
+    packed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the kernels keep away
+    monkeypatch.setattr("qsam2_ao.deploy.targets.fast_float", lambda device: torch.float32)
+    packed, model = load_qsam2(packed_file), load_qsam2(packed_file, target="dequantized")
+    x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    exact = packed.forward_image(x)["vision_features"]
+    assert torch.equal(model.forward_image(x)["vision_features"], exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = model.image_encoder(x)["vision_features"]
+    assert torch.equal(ours, exact.bfloat16()), "rounded once, at the end"
+
+
 @needs_kernels
 @needs_bfloat16
 @torch.inference_mode()
