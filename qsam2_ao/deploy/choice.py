@@ -110,7 +110,8 @@ def product_times(folder: Path | None = None) -> Times:
     Raises:
         UnsupportedLayerError: The kernels cannot run here.
     """
-    return remembered({"what": "mlp", "tokens": _TOKENS, "width": _WIDTH}, _time_products, folder)
+    of = {"what": "mlp", "tokens": _TOKENS, "width": _WIDTH}
+    return remembered(of, ("int8", "bfloat16"), _time_products, folder)
 
 
 def encoder_times(
@@ -130,7 +131,7 @@ def encoder_times(
     """
     layers = hashlib.sha256(repr([astuple(record) for record in records]).encode()).hexdigest()[:16]
     of = {"what": "image encoder", "layers": layers, "side": side, "float": fallback}
-    return remembered(of, lambda: _time_encoder(encoder, side, fallback), folder)
+    return remembered(of, ("onednn", fallback), lambda: _time_encoder(encoder, side, fallback), folder)
 
 
 def dequantized_part(part: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
@@ -181,8 +182,11 @@ def _time_products() -> Times:
     generator = torch.Generator().manual_seed(0)
     quantizer = ActivationQuantizer(0, 255, 0.05, 128.0)
     grid = CodeGrid.of(quantizer)
-    layers, packed = (nn.Linear(_WIDTH, 4 * _WIDTH), nn.Linear(4 * _WIDTH, _WIDTH)), []
+    # Not set at random: loading a model leaves torch's generator as it is.
+    layers = [nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH))]
+    packed = []
     for layer in layers:
+        nn.init.zeros_(layer.bias)
         codes = torch.randint(0, 16, layer.weight.shape, generator=generator)
         packed.append(PackedIntxTensor.from_codes(codes, torch.full((1,), 0.01), torch.full((1,), 7.5), 4))
     first, second = (lower_int8(layer, weight, quantizer) for layer, weight in zip(layers, packed, strict=True))
@@ -198,10 +202,10 @@ def _time_products() -> Times:
 
 def _time_encoder(encoder: nn.Module, side: int, fallback: str) -> Times:
     part = graph_of(encoder)
+    if isinstance(part, PartGraph):
+        part.complete()
     lowered, reasons = lower_part_onednn(part)
     in_float = part if fallback == "packed" else dequantized_part(part, list(reasons))
-    if isinstance(in_float, PartGraph):
-        in_float.complete()
     x = torch.zeros(1, 3, side, side)
     return time_in_turn({"onednn": lambda: lowered(x), fallback: lambda: in_float(x)})
 

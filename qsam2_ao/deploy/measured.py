@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,11 +28,14 @@ _CHOSEN_BY = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """The environment's variables that keep torch and oneDNN from instructions that the processor has."""
 
 
-def remembered(of: Mapping[str, object], measure: Callable[[], Times], folder: Path | None = None) -> Times:
+def remembered(
+    of: Mapping[str, object], names: Collection[str], measure: Callable[[], Times], folder: Path | None = None
+) -> Times:
     """Times that were measured on this machine before, else measured now and kept.
 
     Args:
         of: What the times are of, JSON-able: what else they depend on than the processor, the versions and the kernels.
+        names: Of the times.
         measure: Measures them. It runs again where the file that holds them is absent, damaged or of something else.
         folder: Of the file; by default the one that the compiled kernels are kept in. One that cannot be written costs
             nothing but the time to measure again.
@@ -41,12 +44,12 @@ def remembered(of: Mapping[str, object], measure: Callable[[], Times], folder: P
         The times.
 
     Example:
-        >>> remembered({"what": "nothing"}, lambda: {"nothing": 0.5})
+        >>> remembered({"what": "nothing"}, ["nothing"], lambda: {"nothing": 0.5})
         {'nothing': 0.5}
     """
     key = {**_machine(), **of}
     path = _path(key, folder)
-    if path is not None and (found := _read(path, key)) is not None:
+    if path is not None and (found := _read(path, key, names)) is not None:
         return found
     times = measure()
     if path is not None:
@@ -108,12 +111,12 @@ def _path(key: Mapping[str, object], folder: Path | None) -> Path | None:
     return folder / f"times-{name}.json"
 
 
-def _read(path: Path, key: Mapping[str, object]) -> Times | None:
+def _read(path: Path, key: Mapping[str, object], names: Collection[str]) -> Times | None:
     """The times in a file; None unless it is whole and of that."""
     try:
         found = json.loads(path.read_text())
-        times = {str(name): float(value) for name, value in found["milliseconds"].items()}
-        good = found["of"] == key and times and all(math.isfinite(t) and t >= 0 for t in times.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        times = {name: float(found["milliseconds"][name]) for name in names}
+        good = found["of"] == key and all(math.isfinite(t) and t >= 0 for t in times.values())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return times if good else None

@@ -33,9 +33,11 @@ def write(path: Path, **milliseconds: float) -> None:
 @needs_kernels
 @needs_bfloat16
 def test_the_kernels_are_timed_against_bfloat16_once(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
     assert choose(CPU, timed=False, folder=tmp_path) == ("int8", None, None)
     assert not list(tmp_path.iterdir()), "nothing was timed"
     choice = choose(CPU, timed=True, folder=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
     (path,) = tmp_path.iterdir()
     times = product_times(tmp_path)
     assert times == json.loads(path.read_text())["milliseconds"], "kept"

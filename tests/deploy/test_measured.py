@@ -23,9 +23,9 @@ class Stopwatch:
 
 def test_times_are_measured_once_for_each_thing(tmp_path: Path) -> None:
     measure = Stopwatch()
-    first = remembered({"what": "x"}, measure, tmp_path / "cache")
-    assert remembered({"what": "x"}, measure, tmp_path / "cache") == first == {"a": 1.5, "b": 1.0}
-    assert remembered({"what": "y"}, measure, tmp_path / "cache")["b"] == 2.0
+    first = remembered({"what": "x"}, "ab", measure, tmp_path / "cache")
+    assert remembered({"what": "x"}, "ab", measure, tmp_path / "cache") == first == {"a": 1.5, "b": 1.0}
+    assert remembered({"what": "y"}, "ab", measure, tmp_path / "cache")["b"] == 2.0
     assert measure.asked == 2
     files = list((tmp_path / "cache").iterdir())
     assert sorted(path.suffix for path in files) == [".json", ".json"], "no temporary file is left"
@@ -38,7 +38,7 @@ def test_variables_that_keep_torch_from_instructions_are_part_of_the_machine(
     measure = Stopwatch()
     for isa in ("AVX2", "AVX512_CORE_VNNI", "AVX2"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
-        remembered({"what": "x"}, measure, tmp_path)
+        remembered({"what": "x"}, "ab", measure, tmp_path)
     assert measure.asked == 2
 
 
@@ -52,25 +52,26 @@ def test_variables_that_keep_torch_from_instructions_are_part_of_the_machine(
         lambda text: text.replace("1.5", "NaN"),
         lambda text: text.replace("1.5", "-1"),
         lambda text: text.replace("1.5", '"fast"'),
+        lambda text: text.replace('"b": 1.0', '"c": 1.0'),
         lambda text: text.replace('"x"', '"another thing"'),
         lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_file_is_measured_anew_and_mended(tmp_path: Path, damage) -> None:
     measure = Stopwatch()
-    remembered({"what": "x"}, measure, tmp_path)
+    remembered({"what": "x"}, "ab", measure, tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_text(damage(path.read_text()))
-    assert remembered({"what": "x"}, measure, tmp_path)["b"] == 2.0
-    assert remembered({"what": "x"}, measure, tmp_path)["b"] == 2.0
+    assert remembered({"what": "x"}, "ab", measure, tmp_path)["b"] == 2.0
+    assert remembered({"what": "x"}, "ab", measure, tmp_path)["b"] == 2.0
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     measure = Stopwatch()
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", Path("/proc/absent")):
-        assert remembered({"what": "x"}, measure, folder)["a"] == 1.5
-        assert remembered({"what": "x"}, measure, folder)["a"] == 1.5
+        assert remembered({"what": "x"}, "ab", measure, folder)["a"] == 1.5
+        assert remembered({"what": "x"}, "ab", measure, folder)["a"] == 1.5
     assert measure.asked == 4
 
 
@@ -80,7 +81,7 @@ def test_no_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    assert remembered({"what": "x"}, Stopwatch())["a"] == 1.5
+    assert remembered({"what": "x"}, "ab", Stopwatch())["a"] == 1.5
 
 
 def test_the_shortest_time_counts_and_the_first_call_does_not() -> None:
