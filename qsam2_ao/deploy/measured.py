@@ -44,7 +44,7 @@ def remembered(
         The times.
 
     Example:
-        >>> remembered({"what": "nothing"}, ["nothing"], lambda: {"nothing": 0.5})
+        >>> remembered({"what": "nothing"}, ["nothing"], lambda: {"nothing": 0.5}, Path("cache"))
         {'nothing': 0.5}
     """
     key = {**_machine(), **of}
