@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
+from torch import Tensor, nn
 
 from .deploy.assemble import deploy_part, record_layers
 from .deploy.inputs import ActivationQuantizer
@@ -88,6 +88,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         raise CheckpointError("the model has no packed weights; call convert_qsam2 first (sam2 saves float models)")
     if stage.unsaved is not None:
         raise CheckpointError(f"the model cannot be saved: {stage.unsaved}")
+    if any(taken.target == "dequantized" for taken in stage.targets.values()):
+        raise CheckpointError('the weights of the model are dequantized: load the file with target="packed" to save it')
     tensors: dict[str, Tensor] = {}
     dtypes: dict[str, str] = {}
     for name, value in model.state_dict().items():
@@ -140,8 +142,9 @@ def load_qsam2(
         model_class: The SAM2 class to build (``SAM2Base``, ``SAM2VideoPredictor``, ``SAM2Train``, a subclass);
             None for the class that was saved.
         target: What the packed weights become: "auto" takes the fastest that this machine has; "packed" keeps them,
-            to be saved again or moved to another device, and computes what was trained to the bit; "int8", "onednn"
-            and "int4" as ``lower_to`` says. The coverage report says where a layer did not get its target, and why.
+            to be saved again or moved to another device, and computes what was trained to the bit; "int8", "onednn",
+            "dequantized" and "int4" as ``lower_to`` says. The coverage report says where a layer did not get its
+            target, and why.
 
     Returns:
         The model in eval mode.
@@ -280,12 +283,29 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         }
         deploy_part(graphs[part], layers, weights, quantizers, compiled=False)
         model.set_submodule(part, as_part(graphs[part]))
-    state = {name: file.get_tensor(name) if name in file.names else own for name, own in model.state_dict().items()}
-    model.load_state_dict(state, strict=True, assign=True)
+    _fill_float(model, file)
     set_stage(
         model, ModelStage(config=header.config, info=header.info, images_only=bool(header.info.get("images_only")))
     )
     record_layers(model, header.plan)
+
+
+def _fill_float(model: SAM2Base, file: _Tensors) -> None:
+    """Give a model, whose names and shapes were checked, what is neither a packed weight nor of an input quantizer.
+
+    ``load_state_dict`` would do the same, and first look at all of it.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ActivationQuantizer):
+            continue
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not isinstance(parameter, PackedIntxTensor):
+                tensor = file.get_tensor(prefix + name)
+                module._parameters[name] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = file.get_tensor(prefix + name)
 
 
 def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:

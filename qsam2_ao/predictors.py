@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .compat import adapt_image_predictor
+from .compat.image_predictor import eager_predictor
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
 from .data.types import Indexed
@@ -211,9 +212,7 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
     """
     adapt_image_predictor()
     check_float32(model)
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    return SAM2ImagePredictor(model)
+    return eager_predictor(model)
 
 
 def without_hole_filling(model: Model) -> Model:

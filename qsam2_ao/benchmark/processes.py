@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +19,18 @@ from ..errors import QSAM2Error
 Result = TypeVar("Result")
 
 
-def alone(function: Callable[..., Result], *arguments: Any) -> Result:
+def alone(function: Callable[..., Result], *arguments: Any, environment: Mapping[str, str] | None = None) -> Result:
     """``function(*arguments)`` in a new process, so that its peak memory is its own.
+
+    Args:
+        function: What to call; pickled, as the arguments are.
+        *arguments: Its arguments.
+        environment: Variables that the process starts with, beside those of this one.
 
     Raises:
         QSAM2Error: The process was killed.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _variables(environment or {}), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
@@ -32,6 +39,21 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
                 f"the process that measured ({name}) was killed, most likely because memory ran out; measure smaller "
                 "models or sizes, or fewer methods. What was finished is kept"
             ) from error
+
+
+@contextmanager
+def _variables(added: Mapping[str, str]) -> Iterator[None]:
+    """What processes that are started inside the block find in their environment."""
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def peak_bytes() -> int:

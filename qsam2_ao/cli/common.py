@@ -56,7 +56,8 @@ Target: TypeAlias = Annotated[
     str,
     typer.Option(
         metavar="TARGET",
-        help="How a packed file runs: auto (the fastest here), packed (exactly what was trained), int8, onednn, int4.",
+        help="How a packed file runs: auto (the fastest here), packed (exactly what was trained), int8, onednn, "
+        "dequantized, int4.",
     ),
 ]
 Shard: TypeAlias = Annotated[

@@ -6,12 +6,15 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .lock import PATCHING
+from .rebind import rebound
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 
 def feature_sizes(model: SAM2Base) -> list[tuple[int, int]]:
@@ -25,6 +28,33 @@ def feature_sizes(model: SAM2Base) -> list[tuple[int, int]]:
     """
     sides = [model.image_size // (model.backbone_stride // divisor) for divisor in (4, 2, 1)]
     return [(side, side) for side in sides]
+
+
+def eager_predictor(model: SAM2Base) -> SAM2ImagePredictor:
+    """``SAM2ImagePredictor(model)`` for any input size, with its transforms as they are written.
+
+    SAM2 compiles them by TorchScript, which computes the same and takes as long as the network for a picture.
+
+    Args:
+        model: A model of the SAM2Base family.
+
+    Example:
+        >>> eager_predictor(model).set_image(np.zeros((96, 96, 3), np.uint8))
+    """
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+    from sam2.utils.transforms import SAM2Transforms
+
+    as_written = SimpleNamespace(jit=SimpleNamespace(script=lambda module: module))
+
+    def transforms(*args: Any, **kwargs: Any) -> SAM2Transforms:
+        made = SAM2Transforms.__new__(SAM2Transforms)
+        rebound(SAM2Transforms.__init__, torch=as_written)(made, *args, **kwargs)
+        return made
+
+    predictor = SAM2ImagePredictor.__new__(SAM2ImagePredictor)
+    rebound(SAM2ImagePredictor.__init__, SAM2Transforms=transforms)(predictor, model)
+    predictor._bb_feat_sizes = feature_sizes(model)
+    return predictor
 
 
 @contextmanager

@@ -8,6 +8,15 @@ from torch import nn
 from ..errors import UnsupportedLayerError
 from .packed import PackedIntxTensor
 
+_SAID: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed"),
+        *("output_padding", "groups", "padding_mode", "_reversed_padding_repeated_twice"),
+    ),
+}
+"""What a layer says of itself."""
+
 
 def why_not_packed(module: nn.Module, packed: PackedIntxTensor) -> str | None:
     """Why a layer cannot take a packed weight.
@@ -55,24 +64,12 @@ def lower_packed(
     reason = why_not_packed(module, packed)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot give this layer a packed weight: {reason}")
-    lowered: nn.Linear | nn.Conv2d
-    if isinstance(module, nn.Linear):
-        lowered = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-    else:
-        assert isinstance(module, nn.Conv2d)  # by why_not_packed
-        lowered = nn.Conv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            module.padding,  # type: ignore[arg-type]
-            module.dilation,  # type: ignore[arg-type]
-            module.groups,
-            bias=False,
-            padding_mode=module.padding_mode,
-            device="meta",
-        )
+    kind: type[nn.Linear] | type[nn.Conv2d] = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    # Without their constructors, which make a weight and set it at random first.
+    lowered = kind.__new__(kind)
+    nn.Module.__init__(lowered)
+    vars(lowered).update({name: getattr(module, name) for name in _SAID[kind]})
     lowered.weight = nn.Parameter(packed, requires_grad=False)
-    lowered.bias = module.bias
+    lowered.register_parameter("bias", module.bias)  # type: ignore[arg-type]
     lowered.train(module.training)
     return lowered if device is None else lowered.to(device)

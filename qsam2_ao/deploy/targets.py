@@ -14,16 +14,18 @@ from torch import fx, nn
 
 from ..errors import QConfigError, UnsupportedLayerError
 from ..graph import graph_of, trace_regions
-from ..native import load_kernels, why_no_kernels, why_unfit_for_kernels, why_untimed
+from ..native import fast_float
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
+from .choice import choose, missing_kernels
+from .dequantized import lower_dequantized
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
 from .kernels.linear import why_not_int8
 from .kernels.passes import lower_part
 from .kernels.upscaling import lower_upscaling
 from .onednn.linear import why_not_onednn
-from .onednn.passes import lower_part_onednn
+from .onednn.passes import Float32Graph, lower_part_onednn
 from .onednn.processor import why_no_onednn
 from .packed import PackedIntxTensor
 from .portable import why_not_packed
@@ -106,24 +108,22 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def auto_target(device: Device = "cpu") -> tuple[str, str | None]:
+def auto_target(device: Device = "cpu", model: nn.Module | None = None) -> tuple[str, str | None]:
     """What the target "auto" takes on a device.
 
     Args:
         device: Where the model will run.
+        model: A model with packed weights, since small ones may be faster in float; None for large ones.
 
     Returns:
-        "int8" where the kernels run and are known to be fast, else "onednn" where that runs, else "packed"; and why not
-        "int8", as a sentence.
+        The name of the target, and why it is not "int8", as a sentence; see :func:`~qsam2_ao.deploy.choice.choose`.
 
     Example:
         >>> auto_target("meta")[0]
         'packed'
     """
-    missing = why_untimed(torch.device(device)) or get_target("int8").why_not(device)
-    if missing is None:
-        return "int8", None
-    return "onednn" if get_target("onednn").why_not(device) is None else "packed", missing
+    choice = choose(torch.device(device), model)
+    return choice.target, choice.reason
 
 
 def lower_to(model: nn.Module, target: str) -> nn.Module:
@@ -134,9 +134,11 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         target: "packed" keeps the weights as they are and computes in float, on any device; "int8" runs whole parts on
             the kernels of its CPU or GPU, with quantized inputs multiplied as integers and attention in bfloat16
             (its products in float32 on x86-64 without AVX512-BF16); "onednn" gives layers with quantized inputs to the
-            int8 products that torch has for x86-64 with AVX2, and keeps the rest in float32; "int4" gives weight-only
-            linear layers to torchao; "auto" is "int8" where the kernels run, else "onednn" where that does, else
-            "packed"; with a warning where something is missing.
+            int8 products that torch has for x86-64 with AVX2, and keeps the rest in float32; "dequantized" computes
+            what "packed" does with weights that are dequantized once, which takes the memory of a float model (and
+            where the kernels run and bfloat16 is fast, in bfloat16 with theirs between the layers); "int4" gives
+            weight-only linear layers to torchao; "auto" is the fastest of them here, with a warning where something
+            is missing.
 
     Returns:
         The model, with a stage whose ``targets`` say of each layer what it runs on, and why where that is not the
@@ -153,19 +155,12 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 
 
 def _lower_auto(model: nn.Module) -> Taken:
-    target, missing = auto_target(_device(model))
-    # Warnings name the line past lower_to, load_qsam2 and its decorator.
-    if target == "int8":
-        return _lower_parts(model)
-    if target == "onednn":
-        # Nothing is amiss on a CPU that the kernels are not for.
-        if why_unfit_for_kernels(_device(model)) is None:
-            warnings.warn(f"the model runs on oneDNN's int8 products, which are slower: {missing}", stacklevel=5)
-        taken = _lower_onednn(model)
-        return {name: LayerTarget(found, why or missing) for name, (found, why) in taken.items()}
-    slower = "" if why_untimed(_device(model)) else ", which is slower"
-    warnings.warn(f"the model computes in float{slower}: {missing}", stacklevel=5)
-    return dict.fromkeys(_lower_packed(model), LayerTarget("packed", missing))
+    choice = choose(_device(model), model)
+    if choice.warning is not None:
+        # It names the line past lower_to, load_qsam2 and its decorator.
+        warnings.warn(choice.warning, stacklevel=5)
+    taken = _LOWER[choice.target](model)
+    return {name: LayerTarget(found, why or choice.reason) for name, (found, why) in taken.items()}
 
 
 def _lower_int8(model: nn.Module) -> Taken:
@@ -184,6 +179,25 @@ def _lower_packed(model: nn.Module) -> Taken:
     """It is what it should be already."""
     _check_packed(model, stage_of(model).layers)
     return {record.name: LayerTarget("packed", None) for record in stage_of(model).layers}
+
+
+def _lower_dequantized(model: nn.Module) -> Taken:
+    device = _device(model)
+    kernels = missing_kernels(device) is None and fast_float(device) == torch.bfloat16
+    records = stage_of(model).layers
+    for path in dict.fromkeys(record.part for record in records):
+        own = [record for record in records if record.part == path]
+        _check_packed(model, own)
+        for record in own:
+            model.set_submodule(record.name, lower_dequantized(model.get_submodule(record.name)))
+        graph = graph_of(model.get_submodule(path), compiled=False)
+        if kernels:
+            model.set_submodule(path, lower_part(graph, _batch_dim(own[0].region), in_place=True)[0])
+        elif device.type == "cpu" and fast_float(device) == torch.float32:
+            model.set_submodule(path, Float32Graph(graph, graph.graph, compiled=False))
+    if kernels and any(record.region == "mask_decoder" for record in records):
+        lower_upscaling(cast(SAM2Base, model))
+    return {record.name: LayerTarget("dequantized", None) for record in records}
 
 
 def _lower_int4(model: nn.Module) -> Taken:
@@ -223,24 +237,27 @@ def _by_part(
     return taken
 
 
-def _missing_kernels(device: torch.device) -> str | None:
-    """Load the int8 kernels; why that cannot be done, as a sentence."""
-    if (reason := why_no_kernels(device)) is None:
-        try:
-            load_kernels(device)
-        except UnsupportedLayerError as error:
-            return str(error)
-    return reason
-
-
+_LOWER: dict[str, Callable[[nn.Module], Taken]] = {
+    "int8": _lower_parts,
+    "onednn": _lower_onednn,
+    "dequantized": _lower_dequantized,
+    "packed": _lower_packed,
+}
+"""What "auto" chooses from."""
 _QUANTIZED_INPUT = "Its input is quantized, and this target runs weight-only layers."
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("auto", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_auto),
-        Target("int8", _missing_kernels, why_not_int8, _lower_int8),
+        Target("int8", missing_kernels, why_not_int8, _lower_int8),
         Target("onednn", why_no_onednn, why_not_onednn, _lower_onednn),
         Target("packed", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_packed),
+        Target(
+            "dequantized",
+            lambda device: None,
+            lambda module, packed, *_: why_not_packed(module, packed),
+            _lower_dequantized,
+        ),
         Target(
             "int4",
             why_no_int4_on,

@@ -15,7 +15,7 @@ from ..files import atomic_write
 from ..progress import tqdm
 from .parts import ExportPart, export_parts
 from .rope import use_real_rope
-from .settings import ExportSettings
+from .settings import SIZE_KEY, ExportSettings
 
 
 def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
@@ -53,7 +53,9 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         program = _traced(part)
         kernels |= any(getattr(node.target, "namespace", "") == "qsam2" for node in program.graph.nodes)
         with atomic_write(path) as temporary:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+            # settings.json may be another export's: what the network was compiled for stands inside it, too.
+            configs = {"aot_inductor.metadata": {SIZE_KEY: str(model.image_size)}}
+            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=configs)
         files.append(path)
     ExportSettings.of(model, "aoti", kernels).save(Path(folder))
     return files

@@ -45,8 +45,8 @@ class ExportedSAM2:
         if self.settings.kernels:
             load_kernels()
         names = Networks._fields if self.settings.mask_prompts else Networks._fields[:-1]
-        opened = (open_network(Path(folder), name, self.settings.runtime) for name in names)
-        self.networks = Networks(*opened)
+        runtime, size = self.settings.runtime, self.settings.image_size
+        self.networks = Networks(*(open_network(Path(folder), name, runtime, size) for name in names))
         self._image: tuple[Tensor, ...] | None = None
         self._image_size = (0, 0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, QSAM2Error
 from ..optional import needed
-from .settings import FILE
+from .settings import FILE, SIZE_KEY
 
 if TYPE_CHECKING:
     import openvino
@@ -39,17 +39,18 @@ def _core(module: ModuleType) -> openvino.Core:
     return module.Core()
 
 
-def open_network(folder: Path, name: str, runtime: str) -> Network:
+def open_network(folder: Path, name: str, runtime: str, image_size: int | None = None) -> Network:
     """Load a network, with as many threads as PyTorch has.
 
     Args:
         folder: Where ``qsam2 export`` wrote.
         name: Of the network, such as "image_encoder".
         runtime: "aoti", "onnx" or "openvino".
+        image_size: Side of the input that the folder's settings name; None for whatever the file has.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or there is no such runtime. The network raises it, too, where
-            it is given what it cannot read.
+        CheckpointError: The file is missing or damaged, was compiled for another size than the settings have, or there
+            is no such runtime. The network raises it, too, where it is given what it cannot read.
         MissingPackageError: The runtime is not installed.
     """
     if runtime not in _OPENERS:
@@ -59,7 +60,7 @@ def open_network(folder: Path, name: str, runtime: str) -> Network:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; export the model again")
     try:
-        network = opener(path)
+        network = opener(path, image_size)
     except QSAM2Error:
         raise
     except Exception as error:  # every runtime has its own
@@ -81,8 +82,15 @@ def _reason(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _aoti(path: Path) -> Network:
+def _aoti(path: Path, image_size: int | None) -> Network:
     package = torch._inductor.aoti_load_package(str(path))
+    # The code in it trusts the sizes of what it is given. Packages of older versions don't tell theirs.
+    size = package.get_metadata().get(SIZE_KEY)
+    if None not in (size, image_size) and size != str(image_size):
+        raise CheckpointError(
+            f"{path} cannot be run on images of {image_size} pixels, which {FILE} asks for: it was compiled for those "
+            f"of {size}. They are of different exports; export the model again"
+        )
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
@@ -92,7 +100,7 @@ def _aoti(path: Path) -> Network:
     return run
 
 
-def _onnx(path: Path) -> Network:
+def _onnx(path: Path, image_size: int | None) -> Network:
     ort = needed("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -106,7 +114,7 @@ def _onnx(path: Path) -> Network:
     return run
 
 
-def _openvino(path: Path) -> Network:
+def _openvino(path: Path, image_size: int | None) -> Network:
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
@@ -122,7 +130,7 @@ def _openvino(path: Path) -> Network:
     return run
 
 
-_OPENERS: dict[str, tuple[str, Callable[[Path], Network]]] = {
+_OPENERS: dict[str, tuple[str, Callable[[Path, int | None], Network]]] = {
     "aoti": (".pt2", _aoti),
     "onnx": (".onnx", _onnx),
     "openvino": (".xml", _openvino),

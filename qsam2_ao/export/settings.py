@@ -13,6 +13,8 @@ from ..errors import CheckpointError, DataError
 from ..files import atomic_write
 
 FILE = "settings.json"
+SIZE_KEY = "qsam2_image_size"
+"""In the metadata of a compiled package: the side of its input, in pixels."""
 LARGEST = 8192
 """Of the sides that are believed, in pixels; SAM2's is 1024."""
 

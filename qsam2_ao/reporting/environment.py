@@ -6,9 +6,10 @@ import importlib.metadata
 import os
 import platform
 from contextlib import suppress
-from pathlib import Path
 
 import torch
+
+from ..native.processor import processor
 
 PACKAGES = ("qsam2_ao", "torch", "torchvision", "torchao", "sam2", "numpy", "vos-benchmark")
 
@@ -40,14 +41,3 @@ def environment(*packages: str) -> dict[str, str]:
 def usable_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The processor's name, as its maker calls it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"

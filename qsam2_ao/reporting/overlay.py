@@ -228,7 +228,9 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
         QSAM2Error: The file cannot be written.
     """
     path = Path(path)
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    Image.preinit()  # the usual formats; Pillow has fifty others, whose import takes longer than writing a picture
+    suffix = path.suffix.lower()
+    if (Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)) not in Image.SAVE:
         raise DataError(f"{path}: cannot write pictures of the type {path.suffix!r}; use .png or .jpg")
     with atomic_write(path) as temporary:
         picture.save(temporary)

@@ -132,7 +132,11 @@ def diagnose(*, timing: bool = True) -> Diagnosis:
 
 def _auto() -> str:
     target, missing = auto_target("cpu")
-    means = {"onednn": ", the int8 products that torch has", "packed": ", which computes in float"}
+    means = {
+        "onednn": ", the int8 products that torch has",
+        "packed": ", which computes in float",
+        "dequantized": ", which computes in bfloat16",
+    }
     return target if missing is None else f"{target}{means[target]}: {missing}"
 
 

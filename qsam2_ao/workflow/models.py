@@ -93,7 +93,7 @@ def load_model(
         names = ", ".join((*EMBEDDED_MODELS, *OFFICIAL))
         raise QSAM2Error(f"no model {name!r}: neither a file nor one of {names}; check the spelling")
     assert isinstance(model, SAM2VideoPredictor)
-    if target in ("int8", "onednn", "int4") and not stage_of(model).layers:
+    if target in ("int8", "onednn", "dequantized", "int4") and not stage_of(model).layers:
         raise QSAM2Error(f"--target {target} is for packed files, and {name} is a float model; quantize it first")
     return without_hole_filling(model)
 

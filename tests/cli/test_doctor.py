@@ -17,7 +17,7 @@ def test_facts_for_scripts(run):
     facts = json.loads(result.stdout)
     assert facts["environment"]["torch"] == torch.__version__.partition("+")[0]
     targets = {target["name"]: target for target in facts["targets"] if target["device"] == "cpu"}
-    assert set(targets) == {"int8", "onednn", "packed", "int4"}
+    assert set(targets) == {"int8", "onednn", "packed", "dequantized", "int4"}
     assert targets["packed"]["reason"] is None
     taken = next(name for name in ("int8", "onednn", "packed") if targets[name]["reason"] is None)
     assert facts["auto"].startswith(taken)

@@ -1,4 +1,4 @@
-"""Loading a packed model imports neither torch's compiler nor all of torchao, and both are there for who wants them."""
+"""Loading a packed model imports neither torch's compiler, DTensor nor all of torchao, which are there when wanted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LOAD = """
 import sys
 from qsam2_ao import PackedIntxTensor, load_qsam2
 load_qsam2(sys.argv[1], target="auto")
-late = {"torch._dynamo", "torch._inductor", "torchao", "torchao.quantization"} & set(sys.modules)
-assert not late, late
+late = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "torchao", "torchao.quantization"}
+assert not late & set(sys.modules), late & set(sys.modules)
 from torchvision.ops import roi_align
 assert "torch._dynamo" not in sys.modules
 import torchvision.ops.roi_align  # the module is hidden by the function of its name

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from threads import at_once
 
 from qsam2_ao.compat import adapt_image_predictor
-from qsam2_ao.compat.image_predictor import any_input_size, feature_sizes
+from qsam2_ao.compat.image_predictor import any_input_size, eager_predictor, feature_sizes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +29,19 @@ def test_other_input_sizes(size: int, sides: list[int]) -> None:
     model = SimpleNamespace(image_size=size, backbone_stride=16)
     assert feature_sizes(model) == [(side, side) for side in sides]
     assert SAM2ImagePredictor(model, mask_threshold=0.5)._bb_feat_sizes == feature_sizes(model)
+
+
+@pytest.mark.parametrize("size", [96, 1024])
+def test_transforms_as_they_are_written_compute_what_torchscript_does(size: int) -> None:
+    model = SimpleNamespace(image_size=size, backbone_stride=16)
+    scripted, eager = SAM2ImagePredictor(model), eager_predictor(model)
+    assert vars(scripted).keys() == vars(eager).keys()
+    assert eager._bb_feat_sizes == scripted._bb_feat_sizes
+    assert vars(eager._transforms).keys() == vars(scripted._transforms).keys()
+    assert not isinstance(eager._transforms.transforms, torch.jit.ScriptModule)
+    picture = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    torch.testing.assert_close(eager._transforms(picture), scripted._transforms(picture), rtol=0, atol=0)
+    assert torch.jit.script.__module__.startswith("torch"), "the module sees no difference"
 
 
 def test_a_second_call_changes_nothing() -> None:

@@ -57,7 +57,8 @@ def test_a_target_lowers_a_layer_that_it_supports_to_the_same_function(name: str
 
 def test_an_unknown_target_names_the_known_ones() -> None:
     with pytest.raises(
-        QConfigError, match="unknown lowering target 'int5'; choose one of auto, int8, onednn, packed, int4"
+        QConfigError,
+        match="unknown lowering target 'int5'; choose one of auto, int8, onednn, packed, dequantized, int4",
     ):
         get_target("int5")
 

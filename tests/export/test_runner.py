@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedL
 from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
 from qsam2_ao.export.parts import export_parts
 from qsam2_ao.export.qdq import for_export
-from qsam2_ao.export.settings import ExportSettings
+from qsam2_ao.export.settings import SIZE_KEY, ExportSettings
 from qsam2_ao.predictors import predictor_state
 
 EXPORTS: dict[str, tuple[Callable[..., Any], str, tuple[str, ...]]] = {
@@ -206,7 +207,6 @@ def test_damaged_settings_are_named(tmp_path: Path, packed_file: Path, field: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exported", ["onnx", "openvino"], indirect=True)  # aoti takes what fits into memory
 def test_files_of_different_exports_are_named(exported: Path, tmp_path: Path) -> None:
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -214,6 +214,30 @@ def test_files_of_different_exports_are_named(exported: Path, tmp_path: Path) ->
     (tmp_path / "settings.json").write_text(json.dumps({**settings, "image_size": 128}))
     with pytest.raises(CheckpointError, match=r"image_encoder.* cannot be run .*different exports"):
         ExportedSAM2(tmp_path).set_image(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", ["aoti"], indirect=True)
+def test_packages_of_older_versions_tell_no_size_and_still_run(exported: Path, tmp_path: Path) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for package in tmp_path.glob("*.pt2"):
+        with zipfile.ZipFile(package) as whole:
+            entries = {item.filename: whole.read(item) for item in whole.infolist()}
+        with zipfile.ZipFile(package, "w", zipfile.ZIP_STORED) as older:
+            for name, content in entries.items():
+                if name.endswith("_metadata.json"):
+                    said = json.loads(content)
+                    assert said.pop(SIZE_KEY) == "96"
+                    content = json.dumps(said).encode()
+                older.writestr(name, content)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    results = []
+    for folder in (exported, tmp_path):
+        sam = ExportedSAM2(folder)
+        sam.set_image(picture)
+        results.append(sam.predict(np.array([[20, 20]]), np.array([1]), return_logits=True)[0])
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ import torch
 from threads import at_once
 
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
-from qsam2_ao.deploy.targets import auto_target
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.native import build, compiler, fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels
 from qsam2_ao.stage import stage_of
@@ -223,8 +222,9 @@ def _check_goes_on(packed_file: Path, said: str) -> None:
         model: Any = load_qsam2(packed_file, target="auto")
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    assert {target for target, _ in stage_of(model).targets.values()} == {auto_target()[0]}
-    rows = [row for row in coverage_report(model).layers if row.target == auto_target()[0]]
+    (taken,) = {target for target, _ in stage_of(model).targets.values()}
+    assert taken in ("onednn", "dequantized"), "for this small model, whichever was faster"
+    rows = [row for row in coverage_report(model).layers if row.target == taken]
     assert rows
     assert all(re.search(said, row.reason) for row in rows)
     with pytest.raises(UnsupportedLayerError, match=said):

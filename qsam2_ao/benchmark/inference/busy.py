@@ -62,19 +62,18 @@ QUIET, ONE_THREAD = "quiet", "quiet, one thread"
 
 
 def situations(cores: int) -> tuple[Situation, ...]:
-    """Alone; beside as many and twice as many busy processes as cores; and one more model than cores at once."""
+    """Alone; beside one or two busy processes, or as many as cores or twice; and one more model than cores at once."""
     return (
         Situation(QUIET),
         Situation(ONE_THREAD, threads=1),
-        Situation(beside(cores), loops=cores),
-        Situation(beside(2 * cores), loops=2 * cores),
+        *(Situation(beside(loops), loops=loops) for loops in sorted({1, 2, cores, 2 * cores})),
         Situation(together(cores), copies=cores + 1),
     )
 
 
 def beside(loops: int) -> str:
     """The name of the situation."""
-    return f"beside {loops} busy loops"
+    return f"beside {loops} busy loop{'s' if loops > 1 else ''}"
 
 
 def together(cores: int) -> str:

@@ -16,9 +16,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
 from ...checkpoint import load_qsam2
+from ...deploy.kernels.attention import use_int8_scores
 from ...deploy.targets import lower_float
 from ...native import fast_float
-from .parts import ENCODER, IMAGE, PARTS, VIDEO, Run
+from .parts import ATTENTION, BATCH, ENCODER, FRAME, IMAGE, PARTS, VIDEO, Run
 from .runtimes import onnx_file, onnx_runtime, openvino, openvino_file
 from .workload import InferenceWorkload
 
@@ -29,7 +30,7 @@ _COMPILED = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_de
 _PRECISION = "bf16" if fast_float() == torch.bfloat16 else "f32"
 """What OpenVINO computes in beside int8: told to use bfloat16, it emulates it where the CPU has none."""
 
-_NETWORK = tuple(part for part in PARTS if part not in (VIDEO, IMAGE))
+_NETWORK = tuple(part for part in PARTS if part not in (VIDEO, IMAGE, BATCH, FRAME))
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class InferenceMethod:
     file: Callable[[InferenceWorkload], Path] | None = None
 
 
-def _runs(
+def runs(
     model: SAM2Base, workload: InferenceWorkload, context: Callable[[], AbstractContextManager[Any]]
 ) -> Callable[[str], Run]:
+    """Part -> what to time of a model, inside a context such as autocast."""
+
     def prepare(part: str) -> Run:
         with torch.inference_mode(), context():
             run = PARTS[part](model, workload.image())
@@ -105,11 +108,12 @@ def compile_float(model: SAM2Base) -> SAM2Base:
     return model
 
 
-def _float(
+def float_runs(
     workload: InferenceWorkload, compiled: bool, context: Callable[[], AbstractContextManager[Any]]
 ) -> Callable[[str], Run]:
+    """The same of the float model, perhaps compiled."""
     model = _float_model(workload)
-    return _runs(compile_float(model) if compiled else model, workload, context)
+    return runs(compile_float(model) if compiled else model, workload, context)
 
 
 @cache
@@ -119,7 +123,7 @@ def _float_model(workload: InferenceWorkload) -> SAM2Base:
 
 
 def _our_attention(workload: InferenceWorkload) -> Callable[[str], Run]:
-    return _runs(lower_float(workload.build()), workload, nullcontext)
+    return runs(lower_float(workload.build()), workload, nullcontext)
 
 
 def _torchao(
@@ -129,7 +133,7 @@ def _torchao(
 
     model = workload.build().bfloat16()
     quantize_(model, config(), takes)
-    return _runs(compile_float(model), workload, _frozen)
+    return runs(compile_float(model), workload, _frozen)
 
 
 # Its inductor settings are for GPUs, and would stay set for the other methods.
@@ -153,13 +157,15 @@ def _int4_linear(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and module.out_features % 16 == 0 and module.in_features % 32 == 0
 
 
-def _ours(workload: InferenceWorkload, preset: str) -> Callable[[str], Run]:
+def _ours(workload: InferenceWorkload, preset: str, int8_scores: bool = False) -> Callable[[str], Run]:
     model = load_qsam2(workload.packed(preset), target="auto")
+    if int8_scores:
+        use_int8_scores(model)
 
     # What stays float is in bfloat16 only where that is fast, or where SAM2's video predictor insists.
     def prepare(part: str) -> Run:
-        context = _bf16 if part == VIDEO or fast_float() == torch.bfloat16 else nullcontext
-        return _runs(model, workload, context)(part)
+        context = _bf16 if part in (VIDEO, FRAME) or fast_float() == torch.bfloat16 else nullcontext
+        return runs(model, workload, context)(part)
 
     return prepare
 
@@ -174,10 +180,10 @@ def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> InferenceMetho
 
 
 METHODS: tuple[InferenceMethod, ...] = (
-    InferenceMethod("torch fp32 eager", partial(_float, compiled=False, context=nullcontext), (ENCODER,)),
-    InferenceMethod("torch fp32 compiled", partial(_float, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
-    InferenceMethod("torch fp32 compiled, oneDNN", partial(_float, compiled=True, context=_one_dnn), (ENCODER,)),
-    InferenceMethod(REFERENCE, partial(_float, compiled=True, context=_bf16)),
+    InferenceMethod("torch fp32 eager", partial(float_runs, compiled=False, context=nullcontext), (ENCODER,)),
+    InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
+    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=_one_dnn), (ENCODER,)),
+    InferenceMethod(REFERENCE, partial(float_runs, compiled=True, context=_bf16)),
     InferenceMethod("torch bf16, our attention", _our_attention),
     InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
     InferenceMethod(
@@ -200,6 +206,12 @@ METHODS: tuple[InferenceMethod, ...] = (
     ),
     _qsam2("w8a8", _NETWORK),
     _qsam2("w4a8"),
+    InferenceMethod(
+        "qsam2 W4A8, int8 scores",
+        partial(_ours, preset="w4a8", int8_scores=True),
+        (ATTENTION, FRAME),
+        partial(InferenceWorkload.packed, preset="w4a8"),
+    ),
     _qsam2("w3a8", _NETWORK),
     _qsam2("w2a8"),
     _qsam2("w4a16", _NETWORK),

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ...compat.quiet import propagate_quietly
+from ...compat.quiet import propagate_one, propagate_quietly
 from ...predictors import as_video_predictor, predictor_state
 
 FRAMES = 32
 """Of the video that is tracked."""
+IMAGES = 4
+"""Of a batch."""
+MEMORIES = 7
+"""That SAM2 attends to at most."""
 
 _TOKENS_PER_POINTER = 4
 Run = Callable[[], Any]
@@ -22,6 +26,12 @@ Run = Callable[[], Any]
 def image_encoder(model: SAM2Base, image: np.ndarray) -> Run:
     """Features of one image."""
     x = _input(model)
+    return lambda: model.image_encoder(x)
+
+
+def image_batch(model: SAM2Base, image: np.ndarray) -> Run:
+    """Features of ``IMAGES`` images at once; the time is that of all."""
+    x = _input(model, IMAGES)
     return lambda: model.image_encoder(x)
 
 
@@ -87,21 +97,41 @@ def track_video(model: SAM2Base, image: np.ndarray) -> Run:
     return run
 
 
+def track_frame(model: SAM2Base, image: np.ndarray) -> Run:
+    """``SAM2VideoPredictor`` on one more frame, with as many memories as it attends to."""
+    predictor = as_video_predictor(model)
+    frames = np.stack([np.roll(image, 4 * t, axis=1) for t in range(MEMORIES + 1)])
+    state = predictor_state(predictor, frames)
+    middle = [[image.shape[1] / 2, image.shape[0] / 2]]
+    predictor.add_new_points_or_box(state, 0, obj_id=1, points=middle, labels=[1])
+    for _ in propagate_quietly(predictor, state):
+        pass
+
+    def run() -> None:
+        state["cached_features"].clear()
+        propagate_one(predictor, state, MEMORIES)
+
+    return run
+
+
 ENCODER, DECODER = "image encoder", "decoder, 1 click"
-IMAGE, VIDEO = "set_image + predict", f"video, {FRAMES} frames"
+BATCH, ATTENTION = f"image encoder, {IMAGES} images", f"memory attention, {MEMORIES} frames"
+IMAGE, VIDEO, FRAME = "set_image + predict", f"video, {FRAMES} frames", f"video, a frame with {MEMORIES} memories"
 PARTS: dict[str, Callable[[SAM2Base, np.ndarray], Run]] = {
     ENCODER: image_encoder,
     "memory attention, 1 frame": memory_attention(1),
     "memory attention, 2 frames": memory_attention(2),
     "memory attention, 4 frames": memory_attention(4),
-    "memory attention, 7 frames": memory_attention(7),
+    ATTENTION: memory_attention(MEMORIES),
     DECODER: decoder,
     IMAGE: predict_image,
     VIDEO: track_video,
+    BATCH: image_batch,
+    FRAME: track_frame,
 }
 """Name -> ``(model, image) -> what to time``."""
 
 
-def _input(model: SAM2Base) -> torch.Tensor:
+def _input(model: SAM2Base, images: int = 1) -> torch.Tensor:
     size = model.image_size
-    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -18,10 +18,11 @@ from ...reporting.notes import note
 from ...spelling import did_you_mean
 from ...workspace import Workspace
 from ..processes import alone
+from .avx2 import avx2_times
 from .busy import EMBEDDED, busy_machine
 from .compile_time import compile_times
 from .footprint import footprints
-from .methods import METHODS, InferenceMethod
+from .methods import METHODS, REFERENCE, InferenceMethod
 from .parts import PARTS
 from .plots import growth, latency_against_size
 from .report import in_order, markdown
@@ -31,7 +32,10 @@ from .video_memory import video_memory
 from .workload import InferenceWorkload
 
 MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
-BUSY = "busy machine"
+BUSY, AVX2 = "busy machine", "AVX2"
+LARGE = "sam2.1-l"
+LARGE_METHODS = (REFERENCE, "torch bf16, our attention", "OpenVINO INT8", "qsam2 W8A8", "qsam2 W4A8", "qsam2 W2A8")
+"""What is timed of the largest model unless methods are named: all of them beside each other need more than 24 GiB."""
 _RIVALS = ("openvino", "nncf", "onnxruntime")
 _QUICK = ("torch bf16 compiled", "torch bf16, our attention", "qsam2 W4A8", "qsam2 W2A8")
 Records = list[dict[str, Any]]
@@ -74,7 +78,7 @@ def publish(
     """
     names = methods if methods is not None or not quick else list(_QUICK)
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
-    for given, known in ((models, OFFICIAL), (names, [m.name for m in METHODS]), (parts, (*PARTS, BUSY))):
+    for given, known in ((models, OFFICIAL), (names, [m.name for m in METHODS]), (parts, (*PARTS, BUSY, AVX2))):
         if unknown := sorted(set(given or ()) - set(known)):
             raise QConfigError(
                 f"unknown name {unknown[0]!r}; choose from {', '.join(known)}{did_you_mean(unknown[0], list(known))}"
@@ -91,6 +95,7 @@ def publish(
         parts,
         cores,
         quick=quick,
+        all_named=methods is not None,
     )
     return _report(kept, folder, "qsam2 benchmark inference" + (" --quick" if quick else ""))
 
@@ -105,11 +110,13 @@ def _measure(
     cores: int,
     *,
     quick: bool,
+    all_named: bool,
 ) -> None:
     """Keep everything that the report shows."""
     files = kept.folder / "files"
     files.mkdir(exist_ok=True)
     for name in models:
+        timed = [m for m in methods if name != LARGE or all_named or m.name in LARGE_METHODS]
         for pixels in sizes:
             first = InferenceWorkload(name, pixels, counts[0], files)
             kept.result(f"{name}-{pixels}px-work", partial(work, first))
@@ -117,7 +124,9 @@ def _measure(
                 workload = InferenceWorkload(name, pixels, count, files)
                 for number, part in enumerate(PARTS):
                     if parts is None or part in parts:
-                        kept.result(f"{workload.name}-{number}-times", partial(alone, measure, workload, part, methods))
+                        kept.result(f"{workload.name}-{number}-times", partial(alone, measure, workload, part, timed))
+            if (parts is None and not quick) or AVX2 in (parts or ()):
+                kept.result(f"{first.name}-avx2", partial(avx2_times, first))
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
         kept.result(f"{name}-files", partial(footprints, last))
         if not quick:
@@ -142,8 +151,8 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         found = [json.loads(path.read_text()) for path in sorted(kept.folder.glob(f"*-{kind}.json"))]
         return in_order([record for records in found for record in records])
 
-    records, packed, compiled, parts, memory, busy = (
-        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy")
+    records, packed, compiled, parts, memory, busy, avx2 = (
+        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy", "avx2")
     )
     tops: dict[str, dict[str, float]] = {}
     for path in sorted(kept.folder.glob("*-threads-ceilings.json")):
@@ -155,6 +164,7 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         "ceilings": tops,
         "video memory": memory,
         "busy": busy,
+        "avx2": avx2,
     }
     plots = {
         "Latency against size": save_figure(latency_against_size(records, packed), folder / "inference_size.png"),
@@ -168,6 +178,7 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         tops,
         memory,
         busy,
+        avx2,
         environment(*_RIVALS),
         command,
         {caption: path.name for caption, path in plots.items()},

@@ -95,6 +95,7 @@ def markdown(
     ceilings: Mapping[str, Mapping[str, float]],
     memory: Sequence[Record],
     busy: Sequence[Record],
+    avx2: Sequence[Record],
     environment: Mapping[str, str],
     command: str,
     plots: Mapping[str, str],
@@ -109,6 +110,7 @@ def markdown(
         ceilings: Threads -> what ``roofline.ceilings`` gives.
         memory: As ``video_memory`` gives it.
         busy: As ``busy.busy_machine`` gives it.
+        avx2: As ``avx2.avx2_times`` gives it.
         environment: Machine and versions.
         command: What was run.
         plots: Caption -> file name.
@@ -117,8 +119,9 @@ def markdown(
     lines += [f"- {key}: {value}" for key, value in environment.items()]
     lines += [
         "",
-        "Weights are random: speed does not depend on them. Batch 1. Methods take turns, round after round; a time is",
-        "the median, ± half the distance between the quartiles; a ratio is the median over rounds of the time of",
+        "Weights are random: speed does not depend on them. Batch 1 where nothing else is said. Methods take turns,",
+        "round after round; a time is the median, ± half the distance between the quartiles; a ratio is the median",
+        "over rounds of the time of",
         f"{REFERENCE} over that of the method in the same round. {REFERENCE} is torch.compile of the parts that SAM2's",
         "own `SAM2VideoPredictorVOS` compiles, under bfloat16 autocast.",
         "",
@@ -134,6 +137,11 @@ def markdown(
     for workload in workloads_of(records):
         lines += ["", "## {model}, {size} px, threads: {threads}".format(**workload), ""]
         lines += _table(records, workload)
+    if avx2:
+        lines += ["", "## Older processors", "", _AVX2]
+        for workload in workloads_of(avx2):
+            lines += ["", "### {model}, {size} px, threads: {threads}, AVX2".format(**workload), ""]
+            lines += _table(avx2, workload)
     lines += ["", "## Files", "", _FILES, ""]
     lines += ["| model | file | MiB | smaller | read + build, s | load, s | load for int8, s | to first mask, s |"]
     lines[-1] += " load, MiB | load for int8, MiB | until the mask, MiB |"
@@ -178,6 +186,10 @@ _FILES = (
     "A packed file holds everything: packed weights, scales, biases, and what stays float. The bf16 checkpoint is the\n"
     'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are rearranged.\n'
     "Memory is the peak until then, on top of the interpreter with its imports, and a mapped file's pages count."
+)
+_AVX2 = (
+    "The same processor, kept to AVX2 (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`): what a laptop without\n"
+    "VNNI computes, though not at its speed. Ratios are the time of eager float32 over that of the method."
 )
 _COMPILING = (
     "From the model in memory to its first mask, in a process that finds torch.compile's cache empty, and in the next\n"

@@ -23,7 +23,12 @@ PAUSE_SECONDS = 0.1
 
 
 def measure(
-    workload: InferenceWorkload, part: str, methods: Sequence[InferenceMethod], *, progress: bool = True
+    workload: InferenceWorkload,
+    part: str,
+    methods: Sequence[InferenceMethod],
+    reference: str = REFERENCE,
+    *,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Time a part by every method that has it.
 
@@ -31,6 +36,7 @@ def measure(
         workload: Model, size and threads.
         part: A key of ``PARTS``.
         methods: What to compare; ratios need the reference among them.
+        reference: The method that ratios are to.
         progress: Whether to show a bar.
 
     Returns:
@@ -49,8 +55,8 @@ def measure(
                 runs[method.name]()
     seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0)
     where = {"model": workload.model, "part": part, "size": workload.size, "threads": workload.threads}
-    reference = seconds.get(REFERENCE)
-    return [{**where, "method": name, **_summary(values, reference)} for name, values in seconds.items()]
+    base = seconds.get(reference)
+    return [{**where, "method": name, **_summary(values, base)} for name, values in seconds.items()]
 
 
 def make_files(workload: InferenceWorkload, methods: Sequence[InferenceMethod]) -> None:

@@ -318,8 +318,15 @@ def _refuse_grad(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kw
 @_implements_torch_function(torch.Tensor.detach)
 def _detach(func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     # Inference mode has no version counter for the result, and autograd asks the wrapper for one.
-    with torch.inference_mode(False), torch._C.DisableTorchFunctionSubclass():
-        return func(*args)
+    with torch.inference_mode(False):
+        if torch.compiler.is_compiling():
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
+        # Not through torch's dispatcher, as nn.Parameter would: at the first operation on a tensor of another class it
+        # imports DTensor, which takes as long as loading a model.
+        self = args[0]
+        inner = {name: tensor.detach() for name, tensor in self.inner_tensors().items()}
+        return PackedIntxTensor(**inner, bits=self.bits, shape=self.shape, group_size=self.group_size, dtype=self.dtype)
 
 
 @_implements(_aten.clone.default)

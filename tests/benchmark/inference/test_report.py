@@ -43,7 +43,7 @@ def test_targets_are_met_or_missed() -> None:
     assert rows[where, f"{ENCODER}: W2A8 against W8A8"][0] == 31 / 33
     assert rows["sam2.1-t", "file: bf16 checkpoint / w2a8"] == (8, 7.0, True)
     assert rows["sam2.1-t", "w4a8, peak memory of loading / file"] == (1.5, 1.5, False)
-    text = markdown(records(), files(), [], [], {}, [], [], environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], [], [], environment(), "command", {})
     assert "| W2A8 against W8A8 | 0.94 | at least 0.95 | no |" in text.replace(f"{ENCODER}: ", "")
     assert "peak memory of loading / file | 1.50 | at most 1.5 | yes |" in text
     assert "peak memory of loading for int8 / file | 1.50 | at most 1.5 | no |" in text
@@ -74,7 +74,9 @@ def test_the_report_shows_every_measurement() -> None:
     ceilings = {"1": {"int8": 1000.0, "bf16": 500.0}}
     memory = [{"model": "sam2.1-t", "size": 256, "frames": n, "kept_mb": n / 10, "rest_mb": 0.0} for n in (50, 500)]
     found = environment("onnxruntime", "no-such-package")
-    text = markdown(records(), files(), compiled, work, ceilings, memory, [], found, "command", {"Plot": "plot.png"})
+    text = markdown(
+        records(), files(), compiled, work, ceilings, memory, [], [], found, "command", {"Plot": "plot.png"}
+    )
     assert "| qsam2 W4A8 | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 0.0 (3.12x) |" in text
     # 8 / 1000 + 4 / 500 seconds are 16 ms, half of 32.
     assert "| sam2.1-t | 512 | 1 | image encoder | 8.0 | 4.0 | 20.0 | 32.0 | 50 % |" in text
@@ -86,7 +88,7 @@ def test_the_report_shows_every_measurement() -> None:
 
 
 def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
-    assert "## Targets" in markdown([], [], [], [], {}, [], [], environment(), "command", {})
+    assert "## Targets" in markdown([], [], [], [], {}, [], [], [], environment(), "command", {})
     assert save_figure(latency_against_size([], []), tmp_path / "empty.png").exists()
 
 
@@ -114,12 +116,24 @@ def busy() -> list[dict[str, Any]]:
 
 
 def test_a_busy_machine_has_its_section_and_its_targets() -> None:
-    text = markdown(records(), files(), [], [], {}, [], busy(), environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], busy(), [], environment(), "command", {})
     assert "| embedded, 96 px, int8 | beside 4 busy loops / quiet | 3.10 | at most 3.0 | no |" in text
     assert "| embedded, 96 px, int8 | 3 at once / quiet, one thread | 1.60 | at most 1.7 | yes |" in text
     assert "### embedded, 96 px, cores: 2, rounds: 3" in text
     row = "| int8 | 2.00 (load 0.50) | 3.00 (load 0.50) | 3.50 (load 0.50, 1.75x) | 6.20 (load 0.50, 3.10x) |"
     assert f"{row} 4.80 (load 0.50, 1.60x) |" in text
+
+
+def test_older_processors_have_a_section_of_their_own() -> None:
+    where = {"model": "sam2.1-t", "part": "image encoder", "size": 1024, "threads": 1, "rounds": 5, "spread": 10.0}
+    avx2 = [
+        {**where, "method": "torch fp32 eager", "ms": 3500.0, "vs_float": 1.0},
+        {**where, "method": "qsam2 W4A8, onednn", "ms": 2300.0, "vs_float": 1.52},
+    ]
+    text = markdown(records(), files(), [], [], {}, [], [], avx2, environment(), "command", {})
+    assert "### sam2.1-t, 1024 px, threads: 1, AVX2" in text
+    assert "| qsam2 W4A8, onednn | 2300.0 ± 10.0 (1.52x) |" in text
+    assert "Older processors" not in markdown([], [], [], [], {}, [], [], [], environment(), "command", {})
 
 
 def test_the_embedded_model_comes_before_the_official_ones() -> None:

@@ -137,7 +137,7 @@ def test_layers_are_timed(lowered: Any) -> None:
 
 
 def test_auto_takes_it_where_the_kernels_cannot_run(packed_file: Path) -> None:
-    target, missing = auto_target()
+    target, missing = auto_target("cpu", load_qsam2(packed_file))
     assert (target == "int8") == (missing is None)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -145,6 +145,7 @@ def test_auto_takes_it_where_the_kernels_cannot_run(packed_file: Path) -> None:
     taken = {target for target, _ in stage_of(model).targets.values()}
     assert target in taken
     if why_unfit_for_kernels() is not None:
-        assert taken == {"onednn"}
+        assert taken in ({"onednn"}, {"dequantized"}), "for this small model, whichever was faster"
         assert not [w for w in said if "slower" in str(w.message)], "nothing is amiss on such a CPU"
-        assert any(isinstance(m, OneDNNCodes) for m in model.modules())
+        assert any(isinstance(m, OneDNNCodes) for m in model.modules()) == (taken == {"onednn"})
+        assert auto_target()[0] == "onednn"

@@ -1,0 +1,215 @@
+"""What the target "auto" takes: what is known of a device, and what is timed once on this machine."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..errors import UnsupportedLayerError
+from ..graph import PartGraph, graph_of
+from ..native import fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels, why_untimed
+from ..native.build import cpu_flags
+from ..stage import stage_of
+from ..threads import SMALL_SIDE
+from .dequantized import SMALL_BYTES, lower_dequantized
+from .inputs import ActivationQuantizer
+from .kernels.codes import CodeGrid, QuantizeCodes
+from .kernels.linear import lower_int8
+from .measured import Times, remembered, time_in_turn
+from .onednn.passes import lower_part_onednn
+from .onednn.processor import why_no_onednn
+from .packed import PackedIntxTensor
+from .record import LayerRecord
+
+_TOKENS, _WIDTH = 4096, 384
+"""Of the blocks that SAM 2.1-T spends most of its time in, at 1024 px."""
+
+
+class Choice(NamedTuple):
+    """What "auto" takes.
+
+    Attributes:
+        target: The name of a target.
+        reason: Why it is not "int8", as a sentence; None if it is.
+        warning: What is to be said aloud, where something is missing that could be had.
+    """
+
+    target: str
+    reason: str | None
+    warning: str | None = None
+
+
+def choose(
+    device: torch.device, model: nn.Module | None = None, *, timed: bool | None = None, folder: Path | None = None
+) -> Choice:
+    """What "auto" takes on a device, for a model or for large ones.
+
+    "int8" where the kernels run and are known to be fast, unless the processor multiplies bfloat16 in tiles (AMX) and two layers are faster so
+    than on the kernels. Elsewhere "onednn", unless the model's image encoder is faster in float. Else float, which is
+    "dequantized" for models that are small in float, and "packed" for the others.
+
+    Args:
+        device: Where the model will run.
+        model: A model with packed weights; without one, it is a large one.
+        timed: Whether to time the kernels against bfloat16; by default where there is AMX, since other processors are
+            known.
+        folder: Where times are kept; by default beside the compiled kernels.
+
+    Returns:
+        The target.
+
+    Example:
+        >>> choose(torch.device("meta")).target
+        'packed'
+    """
+    untimed = why_untimed(device)
+    missing = untimed or missing_kernels(device)
+    if missing is None:
+        if (slower := _slower_than_bfloat16(device, timed, folder)) is None:
+            return Choice("int8", None)
+        return Choice("dequantized", slower)
+    fallback = "dequantized" if model is not None and _float_bytes(model) <= SMALL_BYTES else "packed"
+    in_float = f"the model computes in float{'' if untimed else ', which is slower'}: {missing}"
+    if why_no_onednn(device) is not None:
+        return Choice(fallback, missing, in_float)
+    slower = None if model is None else _slower_than_float(model, fallback, folder)
+    # Nothing is amiss on a CPU that the kernels are not for.
+    could = why_unfit_for_kernels(device) is None
+    if slower is not None:
+        return Choice(fallback, f"{missing} {slower}", in_float if could else None)
+    warning = f"the model runs on oneDNN's int8 products, which are slower: {missing}"
+    return Choice("onednn", missing, warning if could else None)
+
+
+def missing_kernels(device: torch.device) -> str | None:
+    """Load the int8 kernels; why that cannot be done, as a sentence."""
+    if (reason := why_no_kernels(device)) is None:
+        try:
+            load_kernels(device)
+        except UnsupportedLayerError as error:
+            return str(error)
+    return reason
+
+
+def product_times(folder: Path | None = None) -> Times:
+    """Time two layers, the MLP of a block with its activation and rounding: on the kernels, and in torch's bfloat16.
+
+    Args:
+        folder: Where times are kept.
+
+    Returns:
+        {"int8": milliseconds, "bfloat16": milliseconds}.
+
+    Raises:
+        UnsupportedLayerError: The kernels cannot run here.
+    """
+    of = {"what": "mlp", "tokens": _TOKENS, "width": _WIDTH}
+    return remembered(of, ("int8", "bfloat16"), _time_products, folder)
+
+
+def encoder_times(
+    encoder: nn.Module, records: Sequence[LayerRecord], side: int, fallback: str, folder: Path | None = None
+) -> Times:
+    """Time a packed image encoder on one image: on oneDNN's products, and in float.
+
+    Args:
+        encoder: The packed part, on the CPU; not modified.
+        records: Its quantized layers.
+        side: Of the image, in pixels.
+        fallback: "dequantized" or "packed": what float means.
+        folder: Where times are kept.
+
+    Returns:
+        {"onednn": milliseconds, fallback: milliseconds}.
+    """
+    layers = hashlib.sha256(repr([astuple(record) for record in records]).encode()).hexdigest()[:16]
+    of = {"what": "image encoder", "layers": layers, "side": side, "float": fallback}
+    return remembered(of, ("onednn", fallback), lambda: _time_encoder(encoder, side, fallback), folder)
+
+
+def dequantized_part(part: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """A part whose layers of these names have float weights; ``part`` stays as it is."""
+    lowered = PartGraph(part, copy.deepcopy(part.graph), compiled=False)
+    for name in names:
+        lowered.set_submodule(name, lower_dequantized(part.get_submodule(name)))
+    lowered.recompile()
+    return lowered.eval()
+
+
+def _slower_than_bfloat16(device: torch.device, timed: bool | None, folder: Path | None) -> str | None:
+    """Why the kernels are not the fastest on a device that they run on; None if they are."""
+    if timed is None:
+        timed = "amx_bf16" in cpu_flags()
+    if not timed or device.type != "cpu" or fast_float(device) != torch.bfloat16:
+        return None
+    times = product_times(folder)
+    if times["int8"] <= times["bfloat16"]:
+        return None
+    return (
+        f"This CPU multiplies bfloat16 faster: two layers took {times['bfloat16']:.3g} ms, and {times['int8']:.3g} ms "
+        "on the int8 kernels."
+    )
+
+
+def _slower_than_float(model: nn.Module, fallback: str, folder: Path | None) -> str | None:
+    """Why oneDNN's products are not the fastest for a model; None if they are.
+
+    Calls of them take longer to prepare than float ones, which counts where images are small. What is faster there is
+    faster on larger images too, but not the other way round.
+    """
+    records = [record for record in stage_of(model).layers if record.part == "image_encoder"]
+    side = getattr(model, "image_size", None)
+    if not records or not isinstance(side, int):
+        return None
+    times = encoder_times(model.get_submodule("image_encoder"), records, min(side, SMALL_SIDE), fallback, folder)
+    if side > SMALL_SIDE or times["onednn"] <= times[fallback]:
+        return None
+    return (
+        f"oneDNN's int8 products are slower for images so small: the encoder took {times['onednn']:.3g} ms, and "
+        f"{times[fallback]:.3g} ms in float."
+    )
+
+
+def _time_products() -> Times:
+    load_kernels()
+    generator = torch.Generator().manual_seed(0)
+    quantizer = ActivationQuantizer(0, 255, 0.05, 128.0)
+    grid = CodeGrid.of(quantizer)
+    # Not set at random: loading a model leaves torch's generator as it is.
+    layers = [nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH))]
+    packed = []
+    for layer in layers:
+        nn.init.zeros_(layer.bias)
+        codes = torch.randint(0, 16, layer.weight.shape, generator=generator)
+        packed.append(PackedIntxTensor.from_codes(codes, torch.full((1,), 0.01), torch.full((1,), 7.5), 4))
+    first, second = (lower_int8(layer, weight, quantizer) for layer, weight in zip(layers, packed, strict=True))
+    first.activation, first.grid, codes_of = "gelu", grid, QuantizeCodes(grid)
+    weights = [weight.dequantize().bfloat16() for weight in packed]
+    x = torch.randn(_TOKENS, _WIDTH, generator=generator).bfloat16()
+
+    def in_bfloat16() -> Tensor:
+        return F.linear(quantizer(F.gelu(F.linear(quantizer(x), weights[0]))), weights[1])
+
+    return time_in_turn({"int8": lambda: second(first(codes_of(x))), "bfloat16": in_bfloat16})
+
+
+def _time_encoder(encoder: nn.Module, side: int, fallback: str) -> Times:
+    part = graph_of(encoder)
+    if isinstance(part, PartGraph):
+        part.complete()
+    lowered, reasons = lower_part_onednn(part)
+    in_float = part if fallback == "packed" else dequantized_part(part, list(reasons))
+    x = torch.zeros(1, 3, side, side)
+    return time_in_turn({"onednn": lambda: lowered(x), fallback: lambda: in_float(x)})
+
+
+def _float_bytes(model: nn.Module) -> int:
+    return 4 * sum(torch.Size(record.shape).numel() for record in stage_of(model).layers)
