@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .convert import convert_qsam2
     from .deploy.compiled import compile_qsam2
     from .deploy.kernels.attention import use_int8_scores
+    from .deploy.memories import use_compact_memories
     from .deploy.packed import PackedIntxTensor
     from .deploy.targets import lower_float
     from .deploy.transformers import to_transformers
@@ -77,6 +78,7 @@ __all__ = [
     "solve_vrc",
     "to_transformers",
     "trace_regions",
+    "use_compact_memories",
     "use_int8_scores",
 ]
 
@@ -117,6 +119,7 @@ _HOMES = {
     "solve_vrc": "calibration",
     "to_transformers": "deploy.transformers",
     "trace_regions": "graph",
+    "use_compact_memories": "deploy.memories",
     "use_int8_scores": "deploy.kernels.attention",
 }
 """Where each public name is; a module is imported when one of its names is first asked for."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from .compat import adapt_image_predictor
+from .compat import adapt_predictors
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
 from .data.types import Indexed
@@ -209,7 +209,7 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
         >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
-    adapt_image_predictor()
+    adapt_predictors()
     check_float32(model)
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 

@@ -53,12 +53,18 @@ class PartGraph(fx.GraphModule):
     def take_over(self, original: nn.Module) -> None:
         """Keep what another module says of itself: attributes, and the classes of the modules between.
 
+        Hooks before its forward are kept where they have a true ``of_part``; they take keywords.
+
         Args:
             original: What this is a graph of, or another graph of that.
         """
         for name, value in vars(original).items():
             if not (name.startswith("_") or name == "forward" or name in vars(self)):
                 setattr(self, name, value)
+        for number, hook in original._forward_pre_hooks.items():
+            if getattr(hook, "of_part", False) and number not in self._forward_pre_hooks:
+                self._forward_pre_hooks[number] = hook
+                self._forward_pre_hooks_with_kwargs[number] = True
         _complete(self, original)
 
     def delete_all_unused_submodules(self) -> None:
