@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROCEDURAL = "procedural"
-ROUNDS = 3
+ROUNDS = 2
 _SEED, _MEMORIES, _POINTER_TOKENS = 0, 7, 64
 
 
@@ -62,8 +63,7 @@ CHOICES = (
     Choice("codes", codes=True),
     *(Choice(f"merged to {n}", frames=n) for n in _FRAMES),
     *(Choice(f"last {n}", frames=n, merge=False) for n in _FRAMES),
-    *(Choice(f"{share:.0%} of tokens", tokens=share) for share in (0.75, 0.5, 0.25)),
-    Choice("codes, merged to 2", codes=True, frames=2),
+    *(Choice(f"{share:.0%} of tokens", tokens=share) for share in (0.75, 0.5)),
     Choice("codes, last 2", codes=True, frames=2, merge=False),
 )
 
@@ -75,7 +75,7 @@ def measure(
     *,
     target: str = "auto",
     names: Sequence[str] = (),
-    videos: int = 16,
+    videos: int = 8,
     timed: tuple[str, int] = ("sam2.1-t", 1024),
 ) -> dict[str, Any]:
     """Score and time every choice; what an earlier run with the same settings finished is taken over.
@@ -98,12 +98,13 @@ def measure(
     prints = [fingerprint(path) for path in (model, *data)]
     work = Workspace(folder / "memories.work", {**settings, "files": prints, "environment": environment()})
     records: list[dict[str, Any]] = []
+    files = folder / "memories.work" / "files"
     with work.locked():
-        speed = work.result("time", lambda: alone(_times, timed, target, work.folder))
+        speed = work.result("time", lambda: alone(partial(_times, timed, target, files)))
         for choice in tqdm(chosen, desc="memories", unit="choice"):
             scores = {
                 Path(place).name: work.result(
-                    f"{choice.name} {Path(place).name}", lambda c=choice, p=place: _score(c, model, p, target, videos)
+                    f"{choice.name} {Path(place).name}", partial(_score, choice, model, place, target, videos)
                 )
                 for place in data
             }

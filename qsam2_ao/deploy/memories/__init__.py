@@ -54,7 +54,7 @@ def use_compact_memories(
         UnsupportedLayerError: The model is not what an option needs; nothing was changed.
 
     Example:
-        >>> model = use_compact_memories(load_qsam2("w4a8.safetensors"), codes=True, frames=3)
+        >>> model = use_compact_memories(load_qsam2("tiny-w4a8.safetensors"), codes=True, frames=3)
     """
     if frames is not None and frames < 1:
         raise QConfigError(f"frames must be 1 or more, not {frames}: memory attention needs the last frame")

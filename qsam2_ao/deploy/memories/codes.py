@@ -33,7 +33,7 @@ class MemoryCodes(Tensor):
 
     codes: Tensor
     grid: CodeGrid
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, codes: Tensor, grid: CodeGrid) -> MemoryCodes:
         """Wrap codes."""
@@ -58,18 +58,16 @@ class MemoryCodes(Tensor):
         return self.clone()  # type: ignore[return-value]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Move or copy codes; read them as floats for anything else; refuse to be written to."""
         kwargs = kwargs or {}
-        moved = func is _aten._to_copy.default and kwargs.get("dtype") in (None, torch.bfloat16)
-        if moved or func in (_aten.clone.default, _aten.detach.default):
+        if func is _aten._to_copy.default and kwargs.get("dtype") in (None, torch.bfloat16):
             settings = {name: value for name, value in kwargs.items() if name in ("device", "non_blocking")}
-            codes = args[0].codes
-            return cls(
-                codes.to(**settings) if moved else codes.clone() if func is _aten.clone.default else codes, args[0].grid
-            )
+            return cls(args[0].codes.to(**settings), args[0].grid)
+        if func in (_aten.clone.default, _aten.detach.default):
+            return cls(func(args[0].codes), args[0].grid)
         if func._schema.is_mutable and isinstance(args[0], MemoryCodes):
             raise UnsupportedLayerError(
                 f"{func} would write into a memory that is kept as codes; call .dequantize() for a tensor of floats"

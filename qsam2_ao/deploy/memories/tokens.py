@@ -27,4 +27,5 @@ class FewerTokens:
         some = q[:, :, :: max(1, q.shape[2] // _QUERIES)]
         weights = (some.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1).sum(2)
         kept = weights.topk(math.ceil(k.shape[2] * self.share), dim=-1).indices.sort(-1).values
-        return q, *(torch.take_along_dim(t, kept.unsqueeze(-1), 2) for t in (k, v))
+        keys, values = (torch.take_along_dim(t, kept.unsqueeze(-1), 2) for t in (k, v))
+        return q, keys, values
