@@ -61,10 +61,9 @@ class PartGraph(fx.GraphModule):
         for name, value in vars(original).items():
             if not (name.startswith("_") or name == "forward" or name in vars(self)):
                 setattr(self, name, value)
-        for number, hook in original._forward_pre_hooks.items():
-            if getattr(hook, "of_part", False) and number not in self._forward_pre_hooks:
-                self._forward_pre_hooks[number] = hook
-                self._forward_pre_hooks_with_kwargs[number] = True
+        for hook in original._forward_pre_hooks.values():
+            if getattr(hook, "of_part", False) and hook not in self._forward_pre_hooks.values():
+                self.register_forward_pre_hook(hook, with_kwargs=True)
         _complete(self, original)
 
     def delete_all_unused_submodules(self) -> None:

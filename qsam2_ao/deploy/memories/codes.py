@@ -42,7 +42,8 @@ class MemoryCodes(Tensor):
         )
 
     def __init__(self, codes: Tensor, grid: CodeGrid) -> None:
-        self.codes, self.grid = codes, grid
+        # The wrapper says that it is contiguous, and views are chosen by that.
+        self.codes, self.grid = codes.contiguous(), grid
 
     def dequantize(self) -> Tensor:
         """The values, bfloat16: near enough for the same grid to give the same codes again."""
@@ -77,14 +78,17 @@ class MemoryCodes(Tensor):
 
 
 class KeepCodes:
-    """Rounds memories to codes: bfloat16 ``[B, C, H, W]`` -> :class:`MemoryCodes`."""
+    """Rounds memories to codes: bfloat16 ``[B, C, H, W]`` -> :class:`MemoryCodes`.
+
+    One with NaN or infinities stays as it is, since codes would hide them.
+    """
 
     def __init__(self, grid: CodeGrid) -> None:
         self.grid = grid
 
     def __call__(self, memory: Tensor) -> Tensor:
         """Round one."""
-        if isinstance(memory, MemoryCodes):
+        if isinstance(memory, MemoryCodes) or not bool(memory.isfinite().all()):
             return memory
         grid = self.grid
         return MemoryCodes(quantize_affine(memory, *_parameters(memory, grid), 0, grid.high).to(torch.uint8), grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qsam2_ao import load_embedded, load_qsam2, use_compact_memories
 from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.procedural import Sequence, generate_sequence
-from qsam2_ao.deploy.memories.codes import MemoryCodes, memory_grid
+from qsam2_ao.deploy.memories.codes import KeepCodes, MemoryCodes, memory_grid
 from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
 from qsam2_ao.predictors import predictor_state
@@ -134,3 +134,14 @@ def test_codes_refuse_to_be_written_to(packed_file: Path) -> None:
         memory += 1
     assert memory.to("cpu", torch.bfloat16).codes.equal(memory.codes)  # type: ignore[attr-defined]
     assert type(memory.float()) is Tensor
+
+
+def test_codes_of_any_layout_are_read_alike_and_nan_is_not_hidden(packed_file: Path) -> None:
+    model = load(packed_file)
+    keep = KeepCodes(memory_grid(model.memory_attention, stage_of(model).layers))
+    memory = torch.randn(1, 8, 4, 4).bfloat16()
+    plain, last = keep(memory), keep(memory.contiguous(memory_format=torch.channels_last))
+    assert isinstance(last, MemoryCodes)
+    assert torch.equal(plain.flatten(2).permute(2, 0, 1), last.flatten(2).permute(2, 0, 1))
+    memory[0, 0, 0, 0] = torch.nan
+    assert keep(memory) is memory
