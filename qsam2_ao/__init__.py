@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .deploy.compiled import compile_qsam2
     from .deploy.kernels.attention import use_int8_scores
     from .deploy.kernels.linear import use_int8_weights
+    from .deploy.memories import use_compact_memories
     from .deploy.packed import PackedIntxTensor
     from .deploy.targets import lower_float
     from .deploy.transformers import to_transformers
@@ -78,6 +79,7 @@ __all__ = [
     "solve_vrc",
     "to_transformers",
     "trace_regions",
+    "use_compact_memories",
     "use_int8_scores",
     "use_int8_weights",
 ]
@@ -119,6 +121,7 @@ _HOMES = {
     "solve_vrc": "calibration",
     "to_transformers": "deploy.transformers",
     "trace_regions": "graph",
+    "use_compact_memories": "deploy.memories",
     "use_int8_scores": "deploy.kernels.attention",
     "use_int8_weights": "deploy.kernels.linear",
 }

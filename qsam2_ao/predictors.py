@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from .compat import adapt_image_predictor
+from .compat import adapt_predictors
 from .compat.image_predictor import eager_predictor
 from .compat.rebind import rebound
 from .data.pictures import IMAGE_MEAN, IMAGE_STD
@@ -210,7 +210,7 @@ def image_predictor(model: SAM2Base) -> SAM2ImagePredictor:
         >>> predictor = image_predictor(model)
         >>> predictor.set_image(np.zeros((96, 96, 3), np.uint8))
     """
-    adapt_image_predictor()
+    adapt_predictors()
     check_float32(model)
     return eager_predictor(model)
 

@@ -20,7 +20,7 @@ from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
 from .calibration.kept import KeptCalibration
 from .calibration.rounding import ROUNDINGS, start_layer
-from .compat import adapt_image_predictor
+from .compat import adapt_predictors
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .graph import check_regions
 from .models.config import model_config
@@ -104,7 +104,7 @@ def prepare_qsam2(
         raise QConfigError(unknown_name("rounding", rounding, ROUNDINGS))
     _check_memory(model, recipe)
     _check_finite(model)
-    adapt_image_predictor()
+    adapt_predictors()
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")

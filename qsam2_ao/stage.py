@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
-from .compat import adapt_image_predictor
+from .compat import adapt_predictors
 
 if TYPE_CHECKING:
     from .deploy.record import LayerRecord
@@ -60,7 +60,7 @@ class ModelStage:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read what pickle has; in a new process this may be the first that says whose model it is."""
         vars(self).update(state)
-        adapt_image_predictor()
+        adapt_predictors()
 
     def __getitem__(self, key: str) -> Any:
         """``info[key]``."""

@@ -70,7 +70,9 @@ def quantize(
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0 is post-training quantization.")] = 0,
     first_last_bits: Annotated[
         int | None,
-        typer.Option(min=2, max=8, help="Bits of the first and last layers and of the attention to prompts; usually 8.", show_default=False),
+        typer.Option(
+            min=2, max=8, help="Bits of first and last layers and attention to prompts; usually 8.", show_default=False
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     max_pixels: MaxPixels = None,

@@ -2,9 +2,9 @@
 
 Importing qsam2_ao arranges for what an import needs (torchvision without its compiled operators, torchao's noise,
 sam2's hold on Hydra, modules that want a folder where none can be written). SAM2's own classes stay as they are until
-qsam2_ao makes a model: then its image predictor learns to take the model's input size. Every repair is made when its
-package is imported, looks first whether it is needed, and changes nothing where it isn't. Nothing is imported here: the
-command line's help needs none of them.
+qsam2_ao makes a model: then its image predictor learns to take the model's input size, and its video predictor to keep
+memories as the model says. Every repair is made when its package is imported, looks first whether it is needed, and
+changes nothing where it isn't. Nothing is imported here: the command line's help needs none of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from .hook import Repair, RepairingFinder
 
 _PREDICTOR = "sam2.sam2_image_predictor"
+_VIDEO_PREDICTOR = "sam2.sam2_video_predictor"
 
 
 def _torchvision() -> AbstractContextManager[None]:
@@ -39,6 +40,12 @@ def _image_predictor() -> AbstractContextManager[None]:
     from .image_predictor import any_input_size
 
     return any_input_size()
+
+
+def _video_predictor() -> AbstractContextManager[None]:
+    from .video_predictor import lean_video
+
+    return lean_video()
 
 
 def _sam2() -> AbstractContextManager[None]:
@@ -75,20 +82,24 @@ def arrange_repairs() -> None:
         sys.meta_path.insert(0, _FINDER)
 
 
-def adapt_image_predictor() -> None:
-    """Let ``SAM2ImagePredictor`` take models of any input size, now or when it is imported.
+def adapt_predictors() -> None:
+    """Adapt SAM2's predictors, now or when they are imported.
+
+    ``SAM2ImagePredictor`` takes models of any input size then, and ``SAM2VideoPredictor`` keeps memories as the model
+    says and makes only the mask large that it uses.
 
     Whatever makes or changes a model calls it; calling it again changes nothing.
 
     Example:
-        >>> adapt_image_predictor()
+        >>> adapt_predictors()
         >>> predictor = SAM2ImagePredictor(model)
     """
     arrange_repairs()
-    _REPAIRS[_PREDICTOR] = _image_predictor
-    if _PREDICTOR in sys.modules:
-        with _image_predictor():
-            pass
+    for module, repair in ((_PREDICTOR, _image_predictor), (_VIDEO_PREDICTOR, _video_predictor)):
+        _REPAIRS[module] = repair
+        if module in sys.modules:
+            with repair():
+                pass
 
 
-__all__ = ["adapt_image_predictor", "arrange_repairs"]
+__all__ = ["adapt_predictors", "arrange_repairs"]

@@ -52,9 +52,9 @@ def choose(
 ) -> Choice:
     """What "auto" takes on a device, for a model or for large ones.
 
-    "int8" where the kernels run and are known to be fast, unless the processor multiplies bfloat16 in tiles (AMX) and two layers are faster so
-    than on the kernels. Elsewhere "onednn", unless the model's image encoder is faster in float. Else float, which is
-    "dequantized" for models that are small in float, and "packed" for the others.
+    "int8" where the kernels run and are known to be fast, unless the processor multiplies bfloat16 in tiles (AMX) and
+    two layers are faster so than on the kernels. Elsewhere "onednn", unless the model's image encoder is faster in
+    float. Else float, which is "dequantized" for models that are small in float, and "packed" for the others.
 
     Args:
         device: Where the model will run.

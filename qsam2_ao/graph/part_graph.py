@@ -53,12 +53,17 @@ class PartGraph(fx.GraphModule):
     def take_over(self, original: nn.Module) -> None:
         """Keep what another module says of itself: attributes, and the classes of the modules between.
 
+        Hooks before its forward are kept where they have a true ``of_part``; they take keywords.
+
         Args:
             original: What this is a graph of, or another graph of that.
         """
         for name, value in vars(original).items():
             if not (name.startswith("_") or name == "forward" or name in vars(self)):
                 setattr(self, name, value)
+        for hook in original._forward_pre_hooks.values():
+            if getattr(hook, "of_part", False) and hook not in self._forward_pre_hooks.values():
+                self.register_forward_pre_hook(hook, with_kwargs=True)
         _complete(self, original)
 
     def delete_all_unused_submodules(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..compat import adapt_image_predictor
+from ..compat import adapt_predictors
 from ..compat.lock import PATCHING
 from ..compat.random import OwnGenerator
 from ..compat.registration import meta_parameters, one_table
@@ -175,7 +175,7 @@ def build_from_config(
     Example:
         >>> model = build_from_config(model_config(predictor), meta=True)
     """
-    adapt_image_predictor()
+    adapt_predictors()
     with (
         PATCHING,
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..compat import adapt_image_predictor
+from ..compat import adapt_predictors
 from ..compat.random import OwnGenerator
 from ..errors import CheckpointError
 from ..files import atomic_write
@@ -90,7 +90,7 @@ def build_embedded(
         >>> from training.model.sam2 import SAM2Train
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
-    adapt_image_predictor()
+    adapt_predictors()
     node = OmegaConf.load(EMBEDDED_CONFIG if config is None else config).model
     target = node["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
     changes: dict[str, Any] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..compat import adapt_image_predictor
+from ..compat import adapt_predictors
 from ..compat.random import OwnGenerator
 from ..compat.rebind import rebound
 from ..devices import usable_device
@@ -91,7 +91,7 @@ def build_official(
         overrides.append(f"++model._target_={class_path(cls)}")
     build = build_sam2_video_predictor if issubclass(cls, SAM2VideoPredictor) else build_sam2
     # Hydra has one search path for the whole process, which may be another program's or another thread's.
-    adapt_image_predictor()
+    adapt_predictors()
     build = rebound(build, compose=partial(compose, config))
     images_only = state is not None and image_part_only(state)
     with OwnGenerator(0) if images_only else nullcontext():

@@ -28,8 +28,8 @@ FIRST_AND_LAST_LAYERS: tuple[str, ...] = (
 )
 # What makes each position of the image choose among a few prompt tokens, where errors of the logits show at once.
 # They hold 0.3% of SAM 2.1-T's weights. What they are worth without training, box mIoU on the 48 validation photographs
-# of coco128, embedded-256 (float 50.3): w2a8 36.5 -> 46.7. At 2 bits each other group of the mask decoder's layers costs
-# less than a point, the image encoder nothing.
+# of coco128, embedded-256 (float 50.3): w2a8 36.5 -> 46.7. Each other group of the decoder's layers costs less than a
+# point at 2 bits, the image encoder nothing.
 PROMPT_ATTENTION_LAYERS: tuple[str, ...] = (
     r"sam_mask_decoder\.transformer\.layers\.\d+\.cross_attn_image_to_token\.[qk]_proj$",
 )

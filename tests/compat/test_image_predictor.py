@@ -8,13 +8,13 @@ import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from threads import at_once
 
-from qsam2_ao.compat import adapt_image_predictor
+from qsam2_ao.compat import adapt_predictors
 from qsam2_ao.compat.image_predictor import any_input_size, eager_predictor, feature_sizes
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _adapted() -> None:
-    adapt_image_predictor()
+    adapt_predictors()
 
 
 def test_official_input_size_keeps_the_sizes_of_sam2() -> None:

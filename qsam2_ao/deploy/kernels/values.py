@@ -48,6 +48,7 @@ class ValueProjection(OfThisMachine):
         alpha: Step of a product, float32 ``[out]``: the input's scale times the weight's.
         beta: Bias, float32 ``[out]``.
         activation: "none", as other layers on int8 have one.
+        input_grid: The codes that come in.
     """
 
     weight: Tensor
@@ -58,6 +59,7 @@ class ValueProjection(OfThisMachine):
     def __init__(self, layer: nn.Linear, packed: PackedIntxTensor, grid: CodeGrid) -> None:
         super().__init__()
         self.out_features, self.in_features = packed.shape
+        self.input_grid = grid
         codes = packed.unpack().float() - weight_centre(packed)[0]
         self.register_buffer("weight", codes.to(fast_float(codes.device)))
         self.register_buffer("alpha", packed.scale.float().expand(self.out_features) * grid.scale)
