@@ -24,7 +24,7 @@ KINDS = {
 }
 """By architecture the kinds of CPUs that there are kernels for, and what the compiler is told for each."""
 SECONDS = 600
-"""After which a compiler is given up; it takes half a minute on a quiet machine."""
+"""After which a compiler is given up; it takes a quarter of a minute on a quiet machine."""
 
 # Of torch, the library uses the stable C interface as it was in the oldest torch that pyproject.toml accepts.
 _TORCH = "-DTORCH_TARGET_VERSION=0x020b000000000000"
