@@ -24,11 +24,15 @@ void check(const Tensor& t, at::ScalarType dtype, const char* name) {
               " must be a contiguous ", dtype, " tensor on the CPU, not ", t.toString(), " ", t.sizes());
 }
 
+void check_width(int64_t width) {
+  TORCH_CHECK(width == 2 || width == 3 || width == 4 || width == 8, "qsam2: no kernel for ", width, " bits");
+}
+
 std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t width) {
   check(codes, at::kByte, "codes");
   TORCH_CHECK(codes.dim() == 2 && codes.size(1) % 4 == 0, "qsam2: codes must be [n, k] with k divisible by 4, not ",
               codes.sizes());
-  TORCH_CHECK(width == 2 || width == 3 || width == 4 || width == 8, "qsam2: no kernel for ", width, " bits");
+  check_width(width);
   Tensor out = at::zeros({qsam2::packed_bytes(codes.size(0), codes.size(1), width)}, codes.options());
   Tensor sums = at::empty({codes.size(0)}, codes.options().dtype(at::kInt));
   qsam2::pack(codes.const_data_ptr<uint8_t>(), codes.size(0), codes.size(1), width, out.data_ptr<uint8_t>(),
@@ -44,10 +48,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t width, const Tensor
   check(table, at::kChar, "table");
   check(alpha, at::kFloat, "alpha");
   check(beta, at::kFloat, "beta");
+  check_width(width);
   qsam2::GemmArgs args{};
   args.k = x.size(-1);
   args.n = alpha.numel();
-  args.m = args.k ? x.numel() / args.k : 0;
+  TORCH_CHECK(args.k > 0, "qsam2: a product with x of ", x.sizes());
+  args.m = x.numel() / args.k;
   args.bits = width;
   TORCH_CHECK(args.k % 4 == 0 && weight.numel() == qsam2::packed_bytes(args.n, args.k, width) &&
                   beta.numel() == args.n && table.numel() == 16,
@@ -98,8 +104,8 @@ Tensor layer_norm(const Tensor& x_, const Tensor& weight, const Tensor& bias, do
   check(bias, at::kFloat, "bias");
   qsam2::LayerNormArgs args{};
   args.n = x.size(-1);
-  TORCH_CHECK(weight.numel() == args.n && bias.numel() == args.n, "qsam2: layer norm of ", args.n, " values with ",
-              weight.numel(), " weights");
+  TORCH_CHECK(args.n > 0 && weight.numel() == args.n && bias.numel() == args.n, "qsam2: layer norm of ", args.n,
+              " values with ", weight.numel(), " weights");
   args.rows = x.numel() / args.n;
   if (x.scalar_type() == at::kBFloat16) args.x_bf16 = bits(x);
   else args.x_f32 = x.const_data_ptr<float>();
@@ -119,8 +125,10 @@ Tensor layer_norm(const Tensor& x_, const Tensor& weight, const Tensor& bias, do
 Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t fill) {
   TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kByte, "qsam2: patches of ", x.toString(), " ", x.sizes());
   const int64_t h = x.size(1), w = x.size(2), c = x.size(3);
+  TORCH_CHECK(kh > 0 && kw > 0 && sh > 0 && sw > 0 && ph >= 0 && pw >= 0, "qsam2: patches of ", kh, " x ", kw,
+              ", stride ", sh, " x ", sw, ", padding ", ph, " x ", pw);
+  TORCH_CHECK(h + 2 * ph >= kh && w + 2 * pw >= kw, "qsam2: a kernel of ", kh, " x ", kw, " is larger than ", x.sizes());
   const int64_t rows = (h + 2 * ph - kh) / sh + 1, columns = (w + 2 * pw - kw) / sw + 1;
-  TORCH_CHECK(rows > 0 && columns > 0, "qsam2: a kernel of ", kh, " x ", kw, " is larger than ", x.sizes());
   const int64_t width = qsam2::round_up(c * kh * kw, 4);
   const Tensor image = x.contiguous();
   Tensor out = qsam2::pooled({x.size(0), rows, columns, width}, image.options());
@@ -157,6 +165,9 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
     TORCH_CHECK(t->dim() == 4 && t->scalar_type() == at::kBFloat16 && (t->stride(3) == 1 || t->size(3) == 1) &&
                     t->size(0) == q.size(0) && t->size(1) == q.size(1) && (t == &v || t->size(3) == q.size(3)),
                 "qsam2: attention of ", q.sizes(), ", ", k.sizes(), ", ", v.sizes(), " in ", t->scalar_type());
+  // Sums of int8 products and what takes kUnsigned out of them stay below 2^31.
+  TORCH_CHECK(q.size(3) > 0 && (!int8_scores || q.size(3) <= 1 << 17), "qsam2: attention of ", q.sizes(),
+              int8_scores ? " as codes" : "");
   TORCH_CHECK(k.size(2) == v.size(2) && k.size(2) > 0, "qsam2: attention with ", k.size(2), " keys and ", v.size(2),
               " values");
   Tensor out = qsam2::pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, q.options());
@@ -168,8 +179,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
 Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int64_t window, int64_t stride) {
   check(qkv, at::kBFloat16, "qkv");
   check(pad, at::kBFloat16, "pad");
-  TORCH_CHECK(qkv.dim() == 4 && qkv.size(3) % (3 * heads) == 0 && pad.numel() == qkv.size(3) && window > 0 &&
-                  stride > 0 && window % stride == 0,
+  TORCH_CHECK(qkv.dim() == 4 && heads > 0 && qkv.size(3) > 0 && qkv.size(3) % (3 * heads) == 0 &&
+                  pad.numel() == qkv.size(3) && window > 0 && stride > 0 && window % stride == 0,
               "qsam2: window attention of ", qkv.sizes(), " with ", heads, " heads, window ", window, ", stride ",
               stride);
   const int64_t d = qkv.size(3) / 3 / heads;
