@@ -48,7 +48,7 @@ class BuildKernels(build_ext):
                 compiler.compile_kernels(command, FLAGS[ext.name], Path(torch.origin).parent, library)
                 compiler.seal(library)
                 return
-            except compiler.CompileError as error:
+            except (compiler.CompileError, OSError) as error:
                 library.unlink(missing_ok=True)
                 reasons.append(str(error))
         raise CompileError(" ".join(reasons))

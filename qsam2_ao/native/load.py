@@ -50,7 +50,7 @@ def why_untimed(device: torch.device = _CPU) -> str | None:
 
 
 def load_kernels(device: torch.device = _CPU) -> None:
-    """Make ``torch.ops.qsam2`` callable; the first time on a machine, the CPU's compile for about half a minute.
+    """Make ``torch.ops.qsam2`` callable; where no wheel brought the CPU's, they are compiled once.
 
     Args:
         device: Where they will run.

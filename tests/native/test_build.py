@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from threads import at_once
 
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
+from qsam2_ao.deploy.targets import TARGETS, auto_target
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.native import build, compiler, fast_float, load_kernels, why_no_kernels, why_unfit_for_kernels
 from qsam2_ao.stage import stage_of
@@ -76,6 +78,54 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "cpu_flags", lambda: everything)
     assert "-mavx512bf16" in build._flags()
     assert fast_float() == torch.bfloat16
+
+
+CPUINFO = """processor\t: {number}
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz
+flags\t\t: fpu vme sse sse2 {flags} arch_capabilities
+vmx flags\t: vnmi preemption_timer
+bogomips\t: 4200.00
+
+"""
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma")
+
+
+@pytest.fixture
+def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Iterable[str]], None]]:
+    """A function that gives this machine a CPU of two cores with such flags, as /proc/cpuinfo names them."""
+    read = tmp_path / "cpuinfo"
+
+    def has(flags: Iterable[str]) -> None:
+        read.write_text("".join(CPUINFO.format(number=i, flags=" ".join(flags)) for i in range(2)))
+        build.cpu_flags.cache_clear()
+
+    monkeypatch.setattr(build, "Path", lambda name: read if name == "/proc/cpuinfo" else Path(name))
+    monkeypatch.setattr(build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    yield has
+    build.cpu_flags.cache_clear()
+
+
+@pytest.mark.parametrize("absent", NEEDED)
+def test_a_cpu_without_one_feature_takes_the_next_target(
+    absent: str, cpuinfo: Callable[[Iterable[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason names the feature."""
+    cpuinfo(NEEDED)
+    assert why_unfit_for_kernels() is None
+    cpuinfo(name for name in NEEDED if name != absent)
+    reason = str(why_unfit_for_kernels())
+    assert reason.endswith(f"this one lacks {absent.replace('_', '')}.")
+    assert why_no_kernels() == reason
+    for why_no_onednn, target in ((None, "onednn"), ("No AVX2.", "packed")):
+        found = dataclasses.replace(TARGETS["onednn"], device_check=lambda device, why=why_no_onednn: why)
+        monkeypatch.setitem(TARGETS, "onednn", found)
+        assert auto_target() == (target, reason)
+    with pytest.raises(UnsupportedLayerError, match=re.escape(reason)):
+        load_kernels()
 
 
 def test_torch_may_be_told_to_do_without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,15 @@ namespace {
 
 using namespace qsam2::tensors;
 
+void check_width(int64_t width) {
+  require(width == 2 || width == 3 || width == 4 || width == 8, "no kernel for ", width, " bits");
+}
+
 std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t width) {
   check(codes, ScalarType::Byte, "codes");
   require(codes.dim() == 2 && codes.size(1) % 4 == 0, "codes must be [n, k] with k divisible by 4, not ",
           codes.sizes());
-  require(width == 2 || width == 3 || width == 4 || width == 8, "no kernel for ", width, " bits");
+  check_width(width);
   const int64_t bytes = qsam2::packed_bytes(codes.size(0), codes.size(1), width);
   Tensor out = empty({bytes}, ScalarType::Byte), sums = empty({codes.size(0)}, ScalarType::Int);
   uint8_t* packed = mutable_data<uint8_t>(out);
@@ -43,10 +47,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, int64_t width, const Tensor
   check(table, ScalarType::Char, "table");
   check(alpha, ScalarType::Float, "alpha");
   check(beta, ScalarType::Float, "beta");
+  check_width(width);
   qsam2::GemmArgs args{};
   args.k = x.size(-1);
   args.n = alpha.numel();
-  args.m = args.k ? x.numel() / args.k : 0;
+  require(args.k > 0, "a product with x of ", x.sizes());
+  args.m = x.numel() / args.k;
   args.bits = width;
   require(args.k % 4 == 0 && weight.numel() == qsam2::packed_bytes(args.n, args.k, width) &&
               beta.numel() == args.n && table.numel() == 16,
@@ -97,8 +103,8 @@ Tensor layer_norm(const Tensor& x_, const Tensor& weight, const Tensor& bias, do
   check(bias, ScalarType::Float, "bias");
   qsam2::LayerNormArgs args{};
   args.n = x.size(-1);
-  require(weight.numel() == args.n && bias.numel() == args.n, "layer norm of ", args.n, " values with ", weight.numel(),
-          " weights");
+  require(args.n > 0 && weight.numel() == args.n && bias.numel() == args.n, "layer norm of ", args.n, " values with ",
+          weight.numel(), " weights");
   args.rows = x.numel() / args.n;
   if (x.scalar_type() == ScalarType::BFloat16) args.x_bf16 = bits(x);
   else args.x_f32 = data<float>(x);
@@ -118,8 +124,10 @@ Tensor layer_norm(const Tensor& x_, const Tensor& weight, const Tensor& bias, do
 Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t fill) {
   require(x.dim() == 4 && x.scalar_type() == ScalarType::Byte, "patches of ", x);
   const int64_t h = x.size(1), w = x.size(2), c = x.size(3);
+  require(kh > 0 && kw > 0 && sh > 0 && sw > 0 && ph >= 0 && pw >= 0, "patches of ", kh, " x ", kw, ", stride ", sh,
+          " x ", sw, ", padding ", ph, " x ", pw);
+  require(h + 2 * ph >= kh && w + 2 * pw >= kw, "a kernel of ", kh, " x ", kw, " is larger than ", x.sizes());
   const int64_t rows = (h + 2 * ph - kh) / sh + 1, columns = (w + 2 * pw - kw) / sw + 1;
-  require(rows > 0 && columns > 0, "a kernel of ", kh, " x ", kw, " is larger than ", x.sizes());
   const int64_t width = qsam2::round_up(c * kh * kw, 4);
   const Tensor image = torch::stable::contiguous(x);
   Tensor out = pooled({x.size(0), rows, columns, width}, image.scalar_type());
@@ -156,6 +164,9 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
     require(t->dim() == 4 && t->scalar_type() == ScalarType::BFloat16 && (t->stride(3) == 1 || t->size(3) == 1) &&
                 t->size(0) == q.size(0) && t->size(1) == q.size(1) && (t == &v || t->size(3) == q.size(3)),
             "attention of ", q.sizes(), ", ", k.sizes(), ", ", v.sizes(), " in ", t->scalar_type());
+  // Sums of int8 products and what takes kUnsigned out of them stay below 2^31.
+  require(q.size(3) > 0 && (!int8_scores || q.size(3) <= 1 << 17), "attention of ", q.sizes(),
+          int8_scores ? " as codes" : "");
   require(k.size(2) == v.size(2) && k.size(2) > 0, "attention with ", k.size(2), " keys and ", v.size(2), " values");
   Tensor out = pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, q.scalar_type());
   qsam2::attention({heads_of(q), heads_of(k), heads_of(v), q.size(0), q.size(1), q.size(2), k.size(2), q.size(3),
@@ -166,8 +177,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
 Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int64_t window, int64_t stride) {
   check(qkv, ScalarType::BFloat16, "qkv");
   check(pad, ScalarType::BFloat16, "pad");
-  require(qkv.dim() == 4 && qkv.size(3) % (3 * heads) == 0 && pad.numel() == qkv.size(3) && window > 0 && stride > 0 &&
-              window % stride == 0,
+  require(qkv.dim() == 4 && heads > 0 && qkv.size(3) > 0 && qkv.size(3) % (3 * heads) == 0 &&
+              pad.numel() == qkv.size(3) && window > 0 && stride > 0 && window % stride == 0,
           "window attention of ", qkv.sizes(), " with ", heads, " heads, window ", window, ", stride ", stride);
   const int64_t d = qkv.size(3) / 3 / heads;
   Tensor out = pooled({qkv.size(0), qkv.size(1) / stride, qkv.size(2) / stride, heads * d}, qkv.scalar_type());

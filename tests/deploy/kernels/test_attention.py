@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from threads import at_once
 
 from qsam2_ao import load_embedded, load_qsam2, lower_float, use_int8_scores
 from qsam2_ao.deploy.kernels.attention import Attention
@@ -42,6 +44,36 @@ def test_scores_in_int8_are_near_those_in_bfloat16(name: str, packed_file: Path)
     assert torch.equal(run(pickle.loads(pickle.dumps(model))), after)
     everywhere = {path for path, m in model.named_modules() if isinstance(m, Attention) and m.int8_scores}
     assert everywhere == {path for path, m in model.named_modules() if isinstance(m, Attention) and "memory" in path}
+
+
+@needs_kernels
+@pytest.mark.parametrize("coded", [False, True], ids=["bfloat16", "int8 scores"])
+def test_threads_that_share_a_memory_attention_do_not_meet(coded: bool, packed_file: Path) -> None:
+    """Each with memories of a length of its own, and with threads of its own below it."""
+    model: Any = load_qsam2(packed_file, target="int8")
+    if coded:
+        use_int8_scores(model)
+
+    @torch.inference_mode()
+    def attend(memories: int) -> torch.Tensor:
+        torch.set_num_threads(1 + memories % 2)
+        generator = torch.Generator().manual_seed(memories)
+        shapes = {"curr": (36, 1, 64), "curr_pos": (36, 1, 64)}
+        shapes |= dict.fromkeys(("memory", "memory_pos"), (36 * memories + 4, 1, 32))
+        x = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        return model.memory_attention(**x, num_obj_ptr_tokens=4)
+
+    before = torch.get_num_threads()
+    try:
+        alone = [attend(memories) for memories in range(1, 5)]
+    finally:
+        torch.set_num_threads(before)
+
+    def often(memories: int) -> list[torch.Tensor]:
+        return [attend(memories) for _ in range(4)]
+
+    for found, expected in zip(at_once(*(partial(often, n) for n in range(1, 5))), alone, strict=True):
+        assert all(torch.equal(one, expected) for one in found)
 
 
 def test_scores_stay_float_where_memory_attention_is_not_lowered(packed_file: Path) -> None:
