@@ -6,12 +6,10 @@ torch is not there for the emulated CPU, so what ops.cpp does around the kernels
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ CPUS = {"neon": "cortex-a76", "neon_i8mm": "max"}
 """By the kind of kernels a CPU of QEMU's (7.2 knows no smaller one with i8mm)."""
 
 _HARNESS = Path(__file__).parent / "native" / "arm" / "harness.cpp"
+_OPTIMIZE = "-O1"  # 4 seconds instead of a minute
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 
@@ -39,33 +38,21 @@ def why_no_emulation() -> str | None:
 
 
 @functools.cache
-def build_harness(kind: str, optimize: str = "-O1") -> Path:
-    """Compile the kernels of a kind with a main function; once a process. -O3 takes a minute."""
-    folder = Path(tempfile.mkdtemp(prefix="arm-kernels-"))
-    kernels = ("attention", "elementwise", "gemm", "rotary", "upscale")
-    sources = [*(compiler.SOURCES / f"{name}.cpp" for name in kernels), _HARNESS]
-    flags = [optimize, "-std=c++20", "-Wall", "-Werror", f"-I{compiler.SOURCES}", *compiler.KINDS["aarch64"][kind]]
-
-    def compile_one(source: Path) -> str:
-        _run(CROSS, *flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o"))
-        return str(folder / f"{source.stem}.o")
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compile_one, sources))
-    _run(CROSS, "-static", *objects, "-o", str(folder / "harness"))
-    return folder / "harness"
-
-
-def _run(*command: str | None) -> None:
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+def build_harness(kind: str) -> Path:
+    """Compile the kernels of a kind with a main function; once a process."""
+    harness = Path(tempfile.mkdtemp(prefix="arm-kernels-")) / "harness"
+    flags = (_OPTIMIZE, "-std=c++20", "-Wall", "-Werror", "-static", f"-I{compiler.SOURCES}")
+    command = (str(CROSS), *flags, *compiler.KINDS["aarch64"][kind], str(_HARNESS), "-o", str(harness))
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    return harness
 
 
 class ArmKernels:
     """The operators of ``torch.ops.qsam2`` on an emulated CPU, taking and returning tensors of this one."""
 
-    def __init__(self, kind: str, optimize: str = "-O1") -> None:
-        harness = build_harness(kind, optimize)
+    def __init__(self, kind: str) -> None:
+        harness = build_harness(kind)
         self._process = subprocess.Popen(
             [str(QEMU), "-cpu", CPUS[kind], str(harness)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

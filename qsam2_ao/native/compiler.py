@@ -20,7 +20,7 @@ ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
 """Of x86-64, as compilers name it."""
 _AVX512 = tuple(f"-m{name}" for name in ISA)
 _NEON = "-march=armv8.2-a+dotprod"
-KINDS = {
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")},
     "aarch64": {"neon": (_NEON,), "neon_i8mm": (f"{_NEON}+i8mm",)},
 }

@@ -1,4 +1,5 @@
-// The sums of a tile of codes, which stay in registers: see gemm.cpp.
+// The sums of a tile of codes, which stay in registers: see gemm.cpp. Inlined at once, without which GCC 12 keeps some
+// tiles' sums in memory.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +36,8 @@ inline void join_steps(const int8_t* from, int64_t steps, int8_t* to) {
 // sums[i][c]: of the k codes at x + i * k, less kCodesLess, times column c of a panel. SMMLA multiplies two rows by two
 // columns, and eight inputs.
 template <int Rows, int Vectors>
-inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel, int32_t (&sums)[Rows][Vectors][kLanes]) {
+[[gnu::always_inline]] inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel,
+                                             int32_t (&sums)[Rows][Vectors][kLanes]) {
   static_assert(Vectors == 1);
   constexpr int kPairs = (Rows + 1) / 2, kQuads = 8;
   int32x4_t acc[kPairs][kQuads];
@@ -79,7 +81,8 @@ inline void join_steps(const int8_t*, int64_t, int8_t*) {}
 
 // sums[i][v][c]: of the k codes at x + i * k, less kCodesLess, times column c of vector v of a panel.
 template <int Rows, int Vectors>
-inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel, int32_t (&sums)[Rows][Vectors][kLanes]) {
+[[gnu::always_inline]] inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel,
+                                             int32_t (&sums)[Rows][Vectors][kLanes]) {
   Bits acc[Rows][Vectors];
 #pragma GCC unroll 32
   for (int i = 0; i < Rows; ++i)

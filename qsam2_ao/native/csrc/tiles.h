@@ -68,7 +68,7 @@ struct FloatTile {
   }
 };
 
-// The same of unsigned codes (less kCodesLess) times signed ones: (a b + offsets) * scales, with one offset and one scale
+// The same of unsigned codes (less kCodesLess) times signed ones: (a b + offsets) * scales, with an offset and a scale
 // per column.
 struct CodeTile {
   const uint8_t* a;
