@@ -189,7 +189,13 @@ def picture(results: Mapping[str, Any]) -> Figure:
             colour, marker = next(value for word, value in kinds.items() if word in record["name"])
             fill = colour if record["codes"] else "none"
             axis.scatter(x, y, marker=marker, s=60, facecolors=fill, edgecolors=colour)
-            axis.annotate(record["name"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(
+                record["name"],
+                (x, y),
+                xytext=(5, -10 if record["codes"] else 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
         axis.set(title=name, xlabel="time of memory attention (SAM2's own: 1)", ylabel="J&F")
         axis.margins(x=0.18, y=0.1)
         axis.grid(alpha=0.3)
