@@ -104,7 +104,7 @@ class _Lowering(GraphEditor):
 
     def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
-        self.biases = {str(node.target): layer.bias for node, layer in self.nodes(nn.Linear)}
+        self.biases = {str(n.target): layer.bias for n, layer in self.nodes(nn.Module) if hasattr(layer, "bias")}
         self.packed_layers(why_not_int8, lower_int8, QuantizeCodes)
 
     def window_attention(self) -> None:
