@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_inputs import attention_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,10 +34,7 @@ def test_attention_of_codes(batch: int, heads: int, queries: int, keys: int, cha
     """Keys that are all far from zero keep their precision: what they share is taken off."""
     load_kernels()
     generator = torch.Generator().manual_seed(queries * keys)
-    q, k, v = (
-        torch.randn(batch, n, heads, c, generator=generator).bfloat16().transpose(1, 2)
-        for n, c in ((queries, channels), (keys, channels), (keys, width))
-    )
+    q, k, v = attention_inputs(batch, heads, queries, keys, channels, width, generator)
     k = k + 20 * torch.randn(channels, generator=generator).bfloat16()
     out = torch.ops.qsam2.attention(q, k, v, channels**-0.5, True).transpose(1, 2)
     coded = rounded(k.double() - k.double().mean(-2, keepdim=True))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_inputs import attention_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -218,12 +219,7 @@ def test_layer_norm(ops: Ops, shape: tuple[int, ...], dtype: torch.dtype) -> Non
 )
 def test_attention(ops: Ops, batch: int, heads: int, queries: int, keys: int, channels: int, width: int | None) -> None:
     """Also with values of another width than the keys'."""
-    generator = seeded(queries * keys)
-    # Strided as SAM2's are: heads inside of the tokens.
-    q, k, v = (
-        torch.randn(batch, n, heads, c, generator=generator).bfloat16().transpose(1, 2)
-        for n, c in ((queries, channels), (keys, channels), (keys, width or channels))
-    )
+    q, k, v = attention_inputs(batch, heads, queries, keys, channels, width or channels, seeded(queries * keys))
     out = ops.attention(q, k, v, channels**-0.5).transpose(1, 2)
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)

@@ -22,6 +22,7 @@ from ...evaluation import ImageSample, image_samples
 from ...evaluation.image import ImagePrompt
 from ...evaluation.polygons import read_polygons
 from ...evaluation.protocol import Protocol
+from ...spelling import counted
 from ...training.batches import ProceduralBatches, RawBatch
 from ...training.qat import QAT_STAGES
 from ...training.real_batches import RealBatches, SizeStage
@@ -107,9 +108,9 @@ class ProceduralData:
     def describe(self, videos: int, frames: int) -> str:
         """What the test is, in a sentence for the report."""
         return (
-            f"{videos} procedural test videos of {frames} frames with a first-frame mask prompt (J&F by vos-benchmark, "
-            "SAM2's video predictor), and one frame of each with a box, one click and three clicks (mIoU, SAM2's image "
-            "predictor)"
+            f"{counted(videos, 'procedural test video')} of {counted(frames, 'frame')} with a first-frame mask prompt "
+            "(J&F by vos-benchmark, SAM2's video predictor), and one frame of each with a box, one click and three "
+            "clicks (mIoU, SAM2's image predictor)"
         )
 
 
@@ -184,10 +185,11 @@ class RealData:
         objects = sum(len(sample.masks) for sample in photographs)
         frames = sum(len(clip.frames) for clip in clips)
         return (
-            f"{len(clips)} clips of {', '.join(_test_sets(self._root))} ({frames} frames) with a "
+            f"{counted(len(clips), 'clip')} of {', '.join(_test_sets(self._root))} ({counted(frames, 'frame')}) with a "
             "first-frame mask prompt (J&F by vos-benchmark, SAM2's video predictor, the official protocol), "
-            f"{len(_frames(self._root, videos))} of their frames with a box, and {len(photographs)} photographs of "
-            f"coco128 with {objects} objects by a box, one click and three clicks (mIoU, SAM2's image predictor)"
+            f"{len(_frames(self._root, videos))} of their frames with a box, and "
+            f"{counted(len(photographs), 'photograph')} of coco128 with {counted(objects, 'object')} by a box, one "
+            "click and three clicks (mIoU, SAM2's image predictor)"
         )
 
 

@@ -14,8 +14,8 @@ from ...errors import UnsupportedLayerError
 from ...native import code_offset, load_kernels, why_no_kernels
 from ...native.cuda import decodable
 from ..inputs import ActivationQuantizer
+from ..integer_products import why_no_integer_products, why_too_large
 from ..packed import PackedIntxTensor
-from ..portable import why_not_packed
 from .codes import NO_GRID, CodeGrid
 from .machine import OfThisMachine
 
@@ -141,23 +141,19 @@ def why_not_int8(
         None if they can, else the reason as a sentence for the coverage report.
     """
     target = torch.device(device) if device is not None else packed.device
-    if (reason := why_no_kernels(target) or why_not_packed(module, packed)) is not None:
+    reason = why_no_kernels(target) or why_no_integer_products(module, packed, quantizer, "the int8 kernels")
+    if reason is not None:
         return reason
-    if quantizer is None:
-        return "Its input is not quantized, and the int8 kernels multiply codes."
     if packed.bits not in _KERNEL_BITS:
         return f"The int8 kernels have weights of {', '.join(map(str, _KERNEL_BITS))} bits, not {packed.bits}."
-    if packed.group_size is not None:
-        return "The int8 kernels sum whole rows, which scales per group do not allow."
-    grid = CodeGrid.of(quantizer)
-    if grid.high > 255 or not grid.zero_point.is_integer():
-        return f"The int8 kernels take inputs of up to 8 bits with an integer zero point, not {grid}."
+    assert quantizer is not None  # by why_no_integer_products
     try:
         zero_point, step = weight_centre(packed)
     except UnsupportedLayerError as error:
         return str(error)
-    if (largest := _largest_sum(packed, zero_point, step, grid, target)) >= 2**31:
-        return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
+    largest = _largest_sum(packed, zero_point, step, CodeGrid.of(quantizer), target)
+    if (reason := why_too_large(packed, largest)) is not None:
+        return reason
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
             return "The int8 kernels have no grouped, dilated or wrapped convolutions."

@@ -13,14 +13,13 @@ from torch import Tensor, fx, nn
 
 from ...graph import PartGraph
 from ...graph.leaves import AxialRoPE, ScaledDotProductAttention, hiera_pos_embed
-from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
-from .activations import activation_name
 from .attention import Attention, WindowAttention
 from .bands import run_in_bands
 from .casts import caller_dtype, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
-from .hiera_block import back, hiera_block, only_user
+from .editing import GraphEditor
+from .hiera_block import back, hiera_block
 from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
@@ -58,9 +57,9 @@ def lower_part(
     lowered.drop_identities()
     lowered.position_embedding()
     lowered.norms()
-    lowered.activations()
+    lowered.fold_activations(Int8Linear)
     lowered.residuals()
-    lowered.output_codes()
+    lowered.fold_codes(Int8Linear, QuantizeCodes, lambda layer, grid: type(layer) is Int8Linear)
     lowered.tokens()
     lowered.dtypes()
     carry_nonfinite(lowered.part, batch_dim)
@@ -69,75 +68,13 @@ def lower_part(
     return lowered.finish(), lowered.reasons
 
 
-class _Lowering:
+class _Lowering(GraphEditor):
     """The graph being changed; one method a pass, in the order of ``lower_part``."""
 
     def __init__(self, part: fx.GraphModule) -> None:
-        # Layers that a pass changes are replaced: another graph may share them.
-        self.part = part
-        self.graph = part.graph
-        self.modules = dict(part.named_modules(remove_duplicate=False))
+        super().__init__(part)
         self.device = next(part.parameters()).device
-        self.count = 0
         self.biases: dict[str, Tensor | None] = {}
-        self.coded: dict[fx.Node, fx.Node] = {}
-        self.reasons: dict[str, str | None] = {}
-
-    def finish(self) -> fx.GraphModule:
-        self.drop_unread()
-        self.part.delete_all_unused_submodules()
-        self.graph.lint()
-        self.part.recompile()
-        return self.part.eval()
-
-    def drop_unread(self) -> None:
-        """Erase what nobody reads: all nodes are pure, so that torch.fx's slower search has nothing else to find."""
-        for node in reversed(self.graph.nodes):
-            if not node.users and node.op not in ("placeholder", "output"):
-                self.graph.erase_node(node)
-
-    def module(self, node: Any) -> nn.Module | None:
-        return self.modules[str(node.target)] if isinstance(node, fx.Node) and node.op == "call_module" else None
-
-    def set_module(self, path: str, module: nn.Module) -> None:
-        self.part.set_submodule(path, module)
-        self.modules[path] = module
-
-    def nodes(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
-        return [(n, m) for n in self.graph.nodes if isinstance(m := self.module(n), kind)]
-
-    def call(self, before: fx.Node, name: str, module: nn.Module, *args: Any) -> fx.Node:
-        """Insert a call of a new module, which reports of errors and profiles will know as `name`."""
-        path = f"{name}_{self.count}"
-        self.count += 1
-        self.set_module(path, module)
-        with self.graph.inserting_before(before):
-            return self.graph.call_module(path, args)
-
-    def replace(self, node: fx.Node, new: fx.Node) -> None:
-        """Put a node in another's place, and erase what nobody reads any more."""
-        node.replace_all_uses_with(new)
-        unread = [node]
-        while unread:
-            old = unread.pop()
-            if not old.users and old.op != "placeholder":
-                inputs = old.all_input_nodes
-                self.graph.erase_node(old)
-                unread += inputs
-
-    def why_not_int8(self, node: fx.Node) -> tuple[ActivationQuantizer | None, str | None]:
-        """The quantizer in front of a packed layer, and why the kernels cannot run the layer behind it."""
-        module: Any = self.module(node)
-        quantizer = self.module(node.args[0])
-        if not isinstance(quantizer, ActivationQuantizer):
-            quantizer = None
-        return quantizer, why_not_int8(module, module.weight, None, quantizer)
-
-    def codes(self, source: Any, quantizer: ActivationQuantizer) -> fx.Node:
-        """The codes in the place of what a call of a quantizer gives, made once for all that read them."""
-        if source not in self.coded:
-            self.coded[source] = self.call(source, "codes", QuantizeCodes(CodeGrid.of(quantizer)), source.args[0])
-        return self.coded[source]
 
     def wide_values(self) -> None:
         """Attention to values that a layer makes wider than its input -> to the input, with the layer behind it."""
@@ -149,10 +86,10 @@ class _Lowering:
             layer: Any = self.module(found.layer)
             source, path = found.layer.args[0], str(found.layer.target)
             if isinstance(layer.weight, PackedIntxTensor):
-                quantizer, reason = self.why_not_int8(found.layer)
-                if quantizer is not None and reason is None:
+                quantizer = self.quantizer(found.layer)
+                if quantizer is not None and why_not_int8(layer, layer.weight, None, quantizer) is None:
                     grid = CodeGrid.of(quantizer)
-                    source = self.call(found.layer, "values", CodeValues(grid), self.codes(source, quantizer))
+                    source = self.call(found.layer, "values", CodeValues(grid), self.codes(source, QuantizeCodes))
                     self.set_module(path, ValueProjection(layer, layer.weight, grid))
                     self.reasons[path] = None
             with self.graph.inserting_before(found.merged):
@@ -166,18 +103,8 @@ class _Lowering:
 
     def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
-        for node in list(self.graph.nodes):
-            module: Any = self.module(node)
-            if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
-                continue
-            name = str(node.target)
-            quantizer, self.reasons[name] = self.why_not_int8(node)
-            if quantizer is None or self.reasons[name] is not None:
-                continue
-            self.biases[name] = module.bias
-            self.set_module(name, lower_int8(module, module.weight, quantizer))
-            node.update_arg(0, self.codes(node.args[0], quantizer))
-        self.drop_unread()
+        self.biases = {str(n.target): layer.bias for n, layer in self.nodes(nn.Module) if hasattr(layer, "bias")}
+        self.packed_layers(why_not_int8, lower_int8, QuantizeCodes)
 
     def window_attention(self) -> None:
         """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""
@@ -186,8 +113,7 @@ class _Lowering:
             if block is None:
                 continue
             layer: Any = self.module(block.qkv)
-            name = str(block.qkv.target)
-            bias = self.biases[name] if name in self.biases else layer.bias  # noqa: SIM401 - Int8Linear has no bias
+            bias = self.biases[str(block.qkv.target)]
             pad = bias if bias is not None else torch.zeros(layer.out_features, device=self.device)
             attended = self.call(
                 block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
@@ -239,17 +165,6 @@ class _Lowering:
                 node.replace_all_uses_with(self.call(node, "norm", Norm(module), node.args[0]))
         self.drop_unread()
 
-    def activations(self) -> None:
-        """GELU and ReLU -> into the layer before them."""
-        for node, layer in self.nodes(Int8Linear):
-            user = only_user(node)
-            if user is None:
-                continue
-            if (name := activation_name(user, self.module(user))) is not None:
-                layer.activation = name
-                user.replace_all_uses_with(node)
-                self.graph.erase_node(user)
-
     def residuals(self) -> None:
         """Fold an addition into the layer that computes one of its terms, if nothing else reads that term."""
         for node in [n for n in self.graph.nodes if n.target is operator.add]:
@@ -277,16 +192,6 @@ class _Lowering:
                         fused = self.graph.call_method("permute", (fused, 0, 2, 3, 1))
                     self.replace(node, fused)
                     break
-
-    def output_codes(self) -> None:
-        """Let a layer round its own output, if its rounded output is all that is read."""
-        for node, layer in self.nodes(Int8Linear):
-            user = only_user(node)
-            codes = self.module(user)
-            if type(layer) is Int8Linear and user is not None and isinstance(codes, QuantizeCodes):
-                layer.grid = codes.grid
-                user.replace_all_uses_with(node)
-                self.graph.erase_node(user)
 
     def tokens(self) -> None:
         """An image read as tokens -> laid out as tokens once, not strided in every addition."""

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, UnsupportedLayerError
 from ..inputs import ActivationQuantizer
+from ..integer_products import why_no_integer_products, why_too_large
 from ..kernels.codes import NO_GRID, CodeGrid
 from ..packed import PackedIntxTensor
-from ..portable import why_not_packed
 from .processor import saturates, why_no_onednn
 
-_LARGEST_SUM = 2**31
 _LARGEST_PAIR = 2**15
 
 
@@ -192,23 +191,20 @@ def why_not_onednn(
         None if they can, else the reason as a sentence for the coverage report.
     """
     target = torch.device(device) if device is not None else packed.device
-    if (reason := why_no_onednn(target) or why_not_packed(module, packed)) is not None:
+    reason = why_no_onednn(target) or why_no_integer_products(module, packed, quantizer, "oneDNN's int8 products")
+    if reason is not None:
         return reason
-    if quantizer is None:
-        return "Its input is not quantized, and oneDNN's int8 products multiply codes."
-    if packed.group_size is not None:
-        return "oneDNN's int8 products sum whole rows, which scales per group do not allow."
+    assert quantizer is not None  # by why_no_integer_products
     grid = CodeGrid.of(quantizer)
-    if grid.high > 255 or not grid.zero_point.is_integer():
-        return f"oneDNN's int8 products take inputs of up to 8 bits with an integer zero point, not {grid}."
     try:
         values, _ = _integers(packed)
     except UnsupportedLayerError as error:
         return str(error)
     sums = values.flatten(1).abs().sum(1, dtype=torch.int64)
     # The zero point's part is summed on its own.
-    if (largest := int(max(grid.high, abs(grid.zero_point))) * int(sums.max())) >= _LARGEST_SUM:
-        return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
+    largest = int(max(grid.high, abs(grid.zero_point))) * int(sums.max())
+    if (reason := why_too_large(packed, largest)) is not None:
+        return reason
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             padding = module.padding_mode if module.padding_mode != "zeros" else module.padding

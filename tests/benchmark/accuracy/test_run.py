@@ -55,7 +55,7 @@ def test_real_pictures_are_calibrated_trained_and_measured_on(tmp_path):
     data.check()
     assert len(data.pictures("val", 2, 8)["mIoU_box"][1]) == 48
     assert len(data.pictures("test", 2, 8)["mIoU_box"][1]) == 1
-    assert "1 clips of clips (4 frames)" in data.describe(2, 8)
+    assert "1 clip of clips (4 frames)" in data.describe(2, 8)
     budget = dataclasses.replace(TINY, rates=TINY.rates[:1])
     units = [Unit("plain", "float", "float", (0,)), Unit("plain", "MinMax-EMA", "W8A8", (0,), own_rate=True)]
     results = run_plan(units, store, budget, data, progress=False)
