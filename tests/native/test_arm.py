@@ -111,6 +111,7 @@ def test_the_emulator_has_the_instructions_of_its_cpu_alone(kind: str, cpu: str,
 
 _ON_ARM = """
 import sys
+sys.path.insert(0, "tests")
 import pytest
 from arm_kernels import emulate
 emulate(sys.argv[1])

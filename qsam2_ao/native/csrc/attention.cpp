@@ -2,8 +2,8 @@
 //
 // Keys and values are rearranged once per head into what one instruction multiplies: panels of up to kVectors
 // registers, each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the kernels cannot
-// multiply bfloat16, one value in float32. Keys: columns are keys, sums run over channels; values: columns are channels,
-// sums run over keys. Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and
+// multiply bfloat16, one value in float32. Keys: columns are keys, sums run over channels; values: columns are
+// channels, sums run over keys. Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and
 // the scale folded in.
 //
 // Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to
