@@ -111,6 +111,7 @@ def test_the_emulator_has_the_instructions_of_its_cpu_alone(kind: str, cpu: str,
 
 _ON_ARM = """
 import sys
+sys.path.insert(0, "tests")
 import pytest
 from arm_kernels import emulate
 emulate(sys.argv[1])
@@ -126,7 +127,9 @@ _OF_THE_KERNELS = "not cuda and not refused and not compile"
 def test_the_tests_of_all_kernels_pass(kind: str) -> None:
     """In a process that takes itself for one on Arm, layers and lowered models too."""
     here = Path(__file__).parent
-    files = [here / "test_kernels.py", here / "test_int8_scores.py", here.parent / "deploy" / "kernels"]
+    lowered = here.parent / "deploy" / "kernels"
+    files = [here / "test_kernels.py", here / "test_int8_scores.py"]
+    files += [lowered / f"test_{name}.py" for name in ("rotary", "upscaling", "nonfinite")]
     command = [sys.executable, "-c", _ON_ARM, kind, _OF_THE_KERNELS, *map(str, files)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=here.parents[1])
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]

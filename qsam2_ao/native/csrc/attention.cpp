@@ -1,10 +1,10 @@
 // softmax(scale * q k^T) v with the scores of a few rows and keys at a time, so that they never leave the cache.
 //
 // Keys and values are rearranged once per head into what one instruction multiplies: panels of up to kVectors
-// registers, each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the kernels cannot multiply
-// bfloat16, one value in float32. Keys: columns are keys, sums run over channels; values: columns are channels, sums run
-// over keys. Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and the scale
-// folded in.
+// registers, each of 16 columns and, in bfloat16, two values along the sum (VDPBF16PS); where the kernels cannot
+// multiply bfloat16, one value in float32. Keys: columns are keys, sums run over channels; values: columns are
+// channels, sums run over keys. Sums are in float32; the softmax is computed online (Milakov and Gimelshein 2018), with exp2 and
+// the scale folded in.
 //
 // Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to
 // a grid of its own, keys less their mean over all keys, which takes the same from all scores of a query.
