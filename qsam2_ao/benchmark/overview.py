@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 _BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
 _COLOURS = ("0.6", "C0", "C0", "C0")
 _MODEL = "sam2.1-t"
-_RIVALS = ("LSQ", "MinMax-EMA")
-_BITS = (2, 3, 4, 8)
+_METHODS = {"VRC+GPTQ": "C0", "MSE, equalized": "C1"}
+_METRICS = {"J&F": ("J&F", "*"), "mIoU_box": ("box mIoU", "o")}
+_BITS = (2, 3, 4)
 
 
 def overview(
     times: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """Size and speed of SAM 2.1-T, and accuracy of the embedded model with outlier weights.
+    """Size and speed of SAM 2.1-T, and accuracy of the embedded model for real pictures.
 
     Args:
         times: The records of ``inference.json``.
         files: The files of ``inference_details.json``.
-        scores: The records of ``accuracy.json``.
+        scores: The records of ``real/accuracy.json``.
 
     Returns:
         The figure. Where something was not measured, its bar or line is missing.
@@ -49,15 +50,18 @@ def overview(
     where = {"model": _MODEL, "part": ENCODER, "size": 1024, "threads": 2}
     _bars(speed, [_milliseconds(times, where, name) for name in _BARS], "{:.0f}")
     speed.set(title=f"{_MODEL}: {ENCODER}, 1024 px,\nms on two CPU cores")
-    for method, style in (("QSAM2", "C0*-"), *zip(_RIVALS, ("C1o--", "C2s--"), strict=True)):
-        points = {bits: _score(scores, method, f"W{bits}A8") for bits in _BITS}
-        known = {bits: value for bits, value in points.items() if value is not None}
-        accuracy.plot(list(known), list(known.values()), style, label=method)
-    if (reference := _score(scores, "float", "float")) is not None:
-        accuracy.axhline(reference, color="0.4", linestyle=":", label="float")
-    accuracy.set(title="small test model with outlier weights:\nJ&F after training", xlabel="bits per weight")
+    for metric, (named, marker) in _METRICS.items():
+        for method, colour in _METHODS.items():
+            points = {bits: _score(scores, method, f"PTQ W{bits}A8", metric) for bits in _BITS}
+            known = {bits: value for bits, value in points.items() if value is not None}
+            line = "-" if method == next(iter(_METHODS)) else "--"
+            accuracy.plot(list(known), list(known.values()), f"{colour}{marker}{line}", label=f"{named}, {method}")
+        if (reference := _score(scores, "float", "float", metric)) is not None:
+            accuracy.axhline(reference, color="0.4", linestyle=":", label=f"{named}, float")
+    accuracy.set(title="small model, real pictures:\naccuracy without training", xlabel="bits per weight, 8-bit inputs")
     accuracy.set_xticks(_BITS)
-    accuracy.legend(fontsize=8, loc="lower right")
+    accuracy.set_ylim(bottom=0)
+    accuracy.legend(fontsize=7, loc="lower right")
     accuracy.grid(alpha=0.3)
     return figure
 
@@ -80,8 +84,8 @@ def _milliseconds(times: Sequence[Mapping[str, Any]], where: Mapping[str, Any], 
     return found["ms"] if found else None
 
 
-def _score(scores: Sequence[Mapping[str, Any]], method: str, setting: str) -> float | None:
-    wanted = {"model": "heavy-tailed", "method": method, "setting": setting, "metric": "J&F"}
+def _score(scores: Sequence[Mapping[str, Any]], method: str, setting: str, metric: str) -> float | None:
+    wanted = {"model": "plain", "method": method, "setting": setting, "metric": metric}
     values = [r["value"] for r in scores if all(r[key] == value for key, value in wanted.items())]
     return mean(values) if values else None
 
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     times, details, scores = (
         json.loads((folder / name).read_text())
-        for name in ("inference.json", "inference_details.json", "accuracy.json")
+        for name in ("inference.json", "inference_details.json", "real/accuracy.json")
     )
     print(save_figure(overview(times, details["files"], scores), folder / "overview.png"))
 

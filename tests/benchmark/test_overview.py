@@ -21,11 +21,11 @@ TIMES = [
 
 
 def score(method: str, setting: str, seed: int, value: float) -> dict[str, Any]:
-    where = {"model": "heavy-tailed", "method": method, "setting": setting}
+    where = {"model": "plain", "method": method, "setting": setting}
     return {**where, "metric": "J&F", "seed": seed, "value": value}
 
 
-SCORES = [score("float", "float", 0, 86.0), *(score("QSAM2", "W2A8", seed, 80.0 + seed) for seed in (0, 1))]
+SCORES = [score("float", "float", 0, 86.0), *(score("VRC+GPTQ", "PTQ W2A8", seed, 80.0 + seed) for seed in (0, 1))]
 
 
 def test_bars_and_lines_are_the_results() -> None:
@@ -34,9 +34,9 @@ def test_bars_and_lines_are_the_results() -> None:
     assert [text.get_text() for text in size.texts] == ["8.0", "4.0", "", "1.0"]
     assert [bar.get_height() for bar in speed.patches] == [90, 30, 0, 0]
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in accuracy.lines}
-    assert lines["QSAM2"] == ([2], [80.5])  # the mean over seeds
-    assert lines["LSQ"] == ([], [])
-    assert lines["float"][1] == [86.0, 86.0]
+    assert lines["J&F, VRC+GPTQ"] == ([2], [80.5])  # the mean over seeds
+    assert lines["box mIoU, MSE, equalized"] == ([], [])
+    assert lines["J&F, float"][1] == [86.0, 86.0]
 
 
 def test_nothing_measured_is_a_chart_too() -> None:
@@ -44,7 +44,8 @@ def test_nothing_measured_is_a_chart_too() -> None:
 
 
 def test_it_is_drawn_beside_its_results(tmp_path: Path) -> None:
-    for name, content in (("inference", TIMES), ("inference_details", {"files": FILES}), ("accuracy", SCORES)):
+    (tmp_path / "real").mkdir()
+    for name, content in (("inference", TIMES), ("inference_details", {"files": FILES}), ("real/accuracy", SCORES)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     main([str(tmp_path)])
     assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
