@@ -45,8 +45,8 @@ def why_no_platform() -> str | None:
 
 
 def flags(kind: str) -> tuple[str, ...]:
-    """What the kernels are compiled with for a kind of CPU of this architecture."""
-    return (*_FLAGS, *KINDS[platform.machine()][kind])
+    """What the kernels are compiled with for a kind of CPU of this architecture; nothing special for one without."""
+    return (*_FLAGS, *KINDS.get(platform.machine(), {}).get(kind, ()))
 
 
 def digest(options: tuple[str, ...]) -> str:

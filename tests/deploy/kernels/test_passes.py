@@ -12,7 +12,7 @@ from sam2_runs import images, run_both, run_video
 from torch import Tensor, nn
 
 from qsam2_ao import coverage_report, load_qsam2, save_qsam2
-from qsam2_ao.deploy import targets
+from qsam2_ao.deploy import choice, targets
 from qsam2_ao.deploy.kernels.attention import WindowAttention
 from qsam2_ao.deploy.kernels.bands import Bands
 from qsam2_ao.deploy.kernels.codes import QuantizeCodes
@@ -119,11 +119,11 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 
 
 def test_without_kernels_auto_is_another_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "why_no_kernels", lambda device: "The kernels are elsewhere.")
-    other = "packed" if targets.get_target("onednn").why_not("cpu") else "onednn"
+    monkeypatch.setattr(choice, "why_no_kernels", lambda device: "The kernels are elsewhere.")
     with pytest.warns(UserWarning, match=r"slower: The kernels are elsewhere\."):
         model = load_qsam2(packed_file, target="auto")
-    assert {target for target, _ in stage_of(model).targets.values()} == {other}
+    (other,) = {target for target, _ in stage_of(model).targets.values()} - {"float"}
+    assert other in ("onednn", "dequantized")  # whichever is faster here
     with pytest.raises(UnsupportedLayerError, match=r"kernels are elsewhere\. target=\"auto\""):
         load_qsam2(packed_file, target="int8")
 
