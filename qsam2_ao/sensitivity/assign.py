@@ -193,7 +193,7 @@ def budget_bytes(text: str, layers: Mapping[str, QuantizableLayer] | SAM2Base) -
 
     Example:
         >>> budget_bytes("w3", model), budget_bytes("3.5", model), budget_bytes("1104152", model)
-        (1104152, 1115913, 1104152)
+        (1109272, 1115913, 1104152)
     """
     known = layers if isinstance(layers, Mapping) else quantizable_layers(layers)
     if match := re.fullmatch(r"w([2-8])", text):

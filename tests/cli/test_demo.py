@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qsam2_ao.checkpoint import read_header
-from qsam2_ao.workflow import demo
+from qsam2_ao.workflow import demo, photographs
 
 SMALL = ("--steps", 1, "--videos", 1, "--images", 2)
 
@@ -17,6 +17,7 @@ SMALL = ("--steps", 1, "--videos", 1, "--images", 2)
 @pytest.mark.slow
 def test_the_whole_journey_and_again(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "FRAMES", 5)
+    monkeypatch.setattr(photographs, "OTHERS", ("moon",))
     result = run("demo", *SMALL, "-o", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
@@ -34,9 +35,9 @@ def test_the_whole_journey_and_again(run, tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("w4a8", "w2a8"):
         assert read_header(tmp_path / f"{name}.safetensors").info["qconfig"] == name
         assert (tmp_path / f"{name}.safetensors").stat().st_size in (four["file_bytes"], two["file_bytes"])
-    video, photographs = report["pictures"]
+    video, sheet = report["pictures"]
     assert Image.open(video).size[0] > 4 * 240
-    width, height = Image.open(photographs).size
+    width, height = Image.open(sheet).size
     assert width > 1.2 * height, "three rows of four"
 
     (tmp_path / "w2a8.safetensors").unlink()
