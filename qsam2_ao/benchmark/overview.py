@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
 _COLOURS = ("0.6", "C0", "C0", "C0")
 _MODEL = "sam2.1-t"
-_METHODS = {"VRC+GPTQ": "C0", "MSE, equalized": "C1"}
+_METHODS = {"calibrated only": ("VRC+GPTQ", "PTQ W{}A8", "C0"), "50 steps of training": ("QSAM2", "W{}A8", "C1")}
 _METRICS = {"J&F": ("J&F", "*"), "mIoU_box": ("box mIoU", "o")}
 _BITS = (2, 3, 4)
 
@@ -51,16 +51,16 @@ def overview(
     _bars(speed, [_milliseconds(times, where, name) for name in _BARS], "{:.0f}")
     speed.set(title=f"{_MODEL}: {ENCODER}, 1024 px,\nms on two CPU cores")
     for metric, (named, marker) in _METRICS.items():
-        for method, colour in _METHODS.items():
-            points = {bits: _score(scores, method, f"PTQ W{bits}A8", metric) for bits in _BITS}
+        for said, (method, setting, colour) in _METHODS.items():
+            points = {bits: _score(scores, method, setting.format(bits), metric) for bits in _BITS}
             known = {bits: value for bits, value in points.items() if value is not None}
-            line = "-" if method == next(iter(_METHODS)) else "--"
-            accuracy.plot(list(known), list(known.values()), f"{colour}{marker}{line}", label=f"{named}, {method}")
+            if known:
+                accuracy.plot(list(known), list(known.values()), f"{colour}{marker}-", label=f"{named}, {said}")
         if (reference := _score(scores, "float", "float", metric)) is not None:
             accuracy.axhline(reference, color="0.4", linestyle=":", label=f"{named}, float")
-    accuracy.set(title="small model, real pictures:\naccuracy without training", xlabel="bits per weight, 8-bit inputs")
+    accuracy.set(title="small model, real pictures:\naccuracy", xlabel="bits per weight, 8-bit inputs")
     accuracy.set_xticks(_BITS)
-    accuracy.set_ylim(bottom=0)
+    accuracy.set_ylim(0, 1.08 * accuracy.get_ylim()[1])
     accuracy.legend(fontsize=7, loc="lower right")
     accuracy.grid(alpha=0.3)
     return figure

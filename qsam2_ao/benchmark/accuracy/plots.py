@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKS = "osD^vP*X"
+_UNTRAINED = "VRC+GPTQ"
 
 
 def _methods(results: Results, model: str) -> list[str]:
@@ -48,6 +49,11 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
                 capsize=3,
                 label=method,
             )
+        untrained = {
+            bits: results.spread(model, _UNTRAINED, f"PTQ {setting}", "J&F") for bits, setting in settings.items()
+        }
+        if known := {bits: found.mean for bits, found in untrained.items() if found is not None}:
+            axis.plot(list(known), list(known.values()), "x--", color="0.4", label=f"{_UNTRAINED}, untrained")
         _float_line(axis, results, model)
         axis.set(title=model, xlabel="bits per weight (8-bit inputs)", xticks=list(settings))
         axis.grid(alpha=0.3)
@@ -69,6 +75,13 @@ def accuracy_against_bytes(results: Results, models: Sequence[str] = MAIN_MODELS
                     size = results.experiments(model, method, setting)[0]["bytes"] / 2**20
                     points.append((size, found.mean, setting))
             axis.scatter([p[0] for p in points], [p[1] for p in points], marker=mark, label=method, alpha=0.8)
+        untrained = [
+            (results.experiments(model, _UNTRAINED, f"PTQ {setting}")[0]["bytes"] / 2**20, found.mean)
+            for setting in TRAINED
+            if (found := results.spread(model, _UNTRAINED, f"PTQ {setting}", "J&F")) is not None
+        ]
+        if untrained:
+            axis.scatter(*zip(*untrained, strict=True), marker="x", color="0.4", label=f"{_UNTRAINED}, untrained")
         floats = results.experiments(model, FLOAT, FLOAT)
         if floats:
             size = floats[0]["bytes"] / 2**20
