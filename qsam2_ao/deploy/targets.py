@@ -237,6 +237,10 @@ def _by_part(
     return taken
 
 
+def _why_not_in_float(module: nn.Module, packed: PackedIntxTensor, *_: object) -> str | None:
+    return why_not_packed(module, packed)
+
+
 _LOWER: dict[str, Callable[[nn.Module], Taken]] = {
     "int8": _lower_parts,
     "onednn": _lower_onednn,
@@ -248,16 +252,11 @@ _QUANTIZED_INPUT = "Its input is quantized, and this target runs weight-only lay
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("auto", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_auto),
+        Target("auto", lambda device: None, _why_not_in_float, _lower_auto),
         Target("int8", missing_kernels, why_not_int8, _lower_int8),
         Target("onednn", why_no_onednn, why_not_onednn, _lower_onednn),
-        Target("packed", lambda device: None, lambda module, packed, *_: why_not_packed(module, packed), _lower_packed),
-        Target(
-            "dequantized",
-            lambda device: None,
-            lambda module, packed, *_: why_not_packed(module, packed),
-            _lower_dequantized,
-        ),
+        Target("packed", lambda device: None, _why_not_in_float, _lower_packed),
+        Target("dequantized", lambda device: None, _why_not_in_float, _lower_dequantized),
         Target(
             "int4",
             why_no_int4_on,

@@ -154,6 +154,14 @@ def _place(count, size, groups, row, ONE: tl.constexpr, ACROSS: tl.constexpr, AL
 
 
 @triton.jit
+def _in_steps(x, inside, scale, zero_point, ACROSS: tl.constexpr, ALONG: tl.constexpr):
+    """Elements in steps of their grid, unrounded, with the steps' sizes and the zero points."""
+    s = tl.load(scale)[:, None] + tl.zeros((ACROSS, ALONG), tl.float32)
+    z = tl.load(zero_point)[:, None]
+    return tl.div_rn(tl.load(x, inside, other=0.0).to(tl.float32), s) + z, s, z
+
+
+@triton.jit
 def _rounded(steps, low, high):
     """Clamp and round half to even, as float32 rounds near 1.5 * 2^23."""
     steps = tl.maximum(steps, low, propagate_nan=tl.PropagateNan.ALL)
@@ -177,9 +185,7 @@ def _forward(
     ALONG: tl.constexpr,
 ):
     at, inside, _, which = _place(count, size, groups, row, ONE, ACROSS, ALONG)
-    s = tl.load(scale + which)[:, None] + tl.zeros((ACROSS, ALONG), tl.float32)
-    z = tl.load(zero_point + which)[:, None]
-    steps = tl.div_rn(tl.load(x + at, inside, other=0.0).to(tl.float32), s) + z
+    steps, s, z = _in_steps(x + at, inside, scale + which, zero_point + which, ACROSS, ALONG)
     y = (_rounded(steps, low, high) - z) * s
     tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
@@ -205,9 +211,7 @@ def _backward(
     ALONG: tl.constexpr,
 ):
     at, inside, segment, which = _place(count, size, groups, row, ONE, ACROSS, ALONG)
-    s = tl.load(scale + which)[:, None] + tl.zeros((ACROSS, ALONG), tl.float32)
-    z = tl.load(zero_point + which)[:, None]
-    steps = tl.div_rn(tl.load(x + at, inside, other=0.0).to(tl.float32), s) + z
+    steps, _, z = _in_steps(x + at, inside, scale + which, zero_point + which, ACROSS, ALONG)
     g = tl.load(grad + at, inside, other=0.0).to(tl.float32)
     clipped = (steps <= below) | (steps >= above)
     tl.store(to_x + at, tl.where(clipped, 0.0, g).to(to_x.dtype.element_ty), inside)
