@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +31,10 @@ def alone(function: Callable[..., Result], *arguments: Any, environment: Mapping
     Raises:
         QSAM2Error: The process was killed.
     """
-    with _variables(environment or {}), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with (
+        _variables(environment or {}),
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool,
+    ):
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
@@ -39,6 +43,23 @@ def alone(function: Callable[..., Result], *arguments: Any, environment: Mapping
                 f"the process that measured ({name}) was killed, most likely because memory ran out; measure smaller "
                 "models or sizes, or fewer methods. What was finished is kept"
             ) from error
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing started: end it as soon as the one that started it is gone.
+
+    A parent that is killed cannot tell its children, which would go on to the end of their jobs and store what they
+    find beside what a benchmark that was started anew finds.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
 
 
 @contextmanager

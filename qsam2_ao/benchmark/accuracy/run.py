@@ -15,6 +15,7 @@ import torch
 from ...errors import CheckpointError
 from ...progress import tqdm
 from ...training.qat import Rates
+from ..processes import end_with_parent
 from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget, Experiments
 from .plan import Search, Unit
@@ -93,7 +94,7 @@ def _next(queue: list[Unit], found: Container[Search], running: Collection[Searc
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that start with their first job, and are killed where one fails or the user interrupts."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
     try:
         yield pool
     except BaseException:
@@ -104,7 +105,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _one_thread() -> None:
+def _start() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
