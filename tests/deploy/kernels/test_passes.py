@@ -120,6 +120,7 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
 
 def test_without_kernels_auto_is_another_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "why_no_kernels", lambda device: "The kernels are elsewhere.")
+    monkeypatch.setattr(choice, "why_unfit_for_kernels", lambda device: None)
     with pytest.warns(UserWarning, match=r"slower: The kernels are elsewhere\."):
         model = load_qsam2(packed_file, target="auto")
     (other,) = {target for target, _ in stage_of(model).targets.values()} - {"float"}
