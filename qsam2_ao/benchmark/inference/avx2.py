@@ -15,13 +15,13 @@ from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
 from ..processes import alone
 from .methods import InferenceMethod, float_runs, one_dnn, runs
-from .parts import DECODER, ENCODER, FRAME, Run
+from .parts import DECODER, ENCODER, Run
 from .timing import measure
 from .workload import InferenceWorkload
 
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FLOAT = "torch fp32 eager"
-PARTS = (ENCODER, DECODER, FRAME)
+PARTS = (ENCODER, DECODER)
 
 
 def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
