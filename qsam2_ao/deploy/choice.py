@@ -241,7 +241,8 @@ def _time_encoder(encoder: nn.Module, side: int, fallback: str) -> Times:
 @torch.no_grad()
 def _time_decoder(model: SAM2Base, parts: Mapping[str, Sequence[str]]) -> Times:
     """Each part on what it is given for one click at the model's own size."""
-    decoder, given = copy.deepcopy(model.sam_mask_decoder), {}
+    decoder = copy.deepcopy(model.sam_mask_decoder)
+    given: dict[nn.Module, tuple[Any, Any]] = {}
     lowered: dict[str, dict[str, nn.Module]] = {}
     for path, layers in parts.items():
         part = _complete(model.get_submodule(path))
