@@ -36,7 +36,8 @@ def doctor(
         facts.add_row("memory", f"{found.memory_gib} GiB")
     for gpu in found.gpus or ("none",):
         facts.add_row("GPU", gpu)
-    facts.add_row("int8 kernels", f"{'in' if found.kernels_built else 'not in'} {found.kernel_library or 'any folder'}")
+    library = found.kernel_library
+    facts.add_row("int8 kernels", f"{'in' if found.kernels_built else 'not in'} {library}" if library else "none here")
     facts.add_row("target auto", found.auto)
     out.print(facts, highlight=False)
     targets = Table(title="The embedded model in W4A8, one image" if timing else "Targets")

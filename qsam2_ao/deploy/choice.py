@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedLayerError
@@ -130,9 +132,36 @@ def encoder_times(
     Returns:
         {"onednn": milliseconds, fallback: milliseconds}.
     """
-    layers = hashlib.sha256(repr([astuple(record) for record in records]).encode()).hexdigest()[:16]
-    of = {"what": "image encoder", "layers": layers, "side": side, "float": fallback}
+    of = {"what": "image encoder", "layers": _digest(records), "side": side, "float": fallback}
     return remembered(of, ("onednn", fallback), lambda: _time_encoder(encoder, side, fallback), folder)
+
+
+def decoder_in_float(model: nn.Module, folder: Path | None = None) -> dict[str, str]:
+    """The parts of the mask decoder that are faster in float, of a model whose encoder takes "onednn".
+
+    Most of their products are small, so that what the encoder gains says nothing of them.
+
+    Args:
+        model: A model with packed weights, on the CPU; not modified.
+        folder: Where times are kept.
+
+    Returns:
+        Path of a part -> why, as a sentence; empty also for models without a mask decoder of packed weights.
+    """
+    records = [record for record in stage_of(model).layers if record.region == "mask_decoder"]
+    if not records or not isinstance(model, SAM2Base):
+        return {}
+    parts: dict[str, list[str]] = {}
+    for record in records:
+        parts.setdefault(record.part, []).append(record.layer)
+    of = {"what": "mask decoder", "layers": _digest(records), "side": model.image_size}
+    names = [f"{path} {target}" for path in parts for target in ("onednn", "dequantized")]
+    times = remembered(of, names, lambda: _time_decoder(model, parts), folder)
+    return {
+        path: f"oneDNN's int8 products are slower in this part: it took {ours:.3g} ms, and {theirs:.3g} ms in float."
+        for path in parts
+        if (ours := times[f"{path} onednn"]) > (theirs := times[f"{path} dequantized"])
+    }
 
 
 def dequantized_part(part: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
@@ -202,13 +231,60 @@ def _time_products() -> Times:
 
 
 def _time_encoder(encoder: nn.Module, side: int, fallback: str) -> Times:
-    part = graph_of(encoder)
-    if isinstance(part, PartGraph):
-        part.complete()
+    part = _complete(encoder)
     lowered, reasons = lower_part_onednn(part)
     in_float = part if fallback == "packed" else dequantized_part(part, list(reasons))
     x = torch.zeros(1, 3, side, side)
     return time_in_turn({"onednn": lambda: lowered(x), fallback: lambda: in_float(x)})
+
+
+@torch.no_grad()
+def _time_decoder(model: SAM2Base, parts: Mapping[str, Sequence[str]]) -> Times:
+    """Each part on what it is given for one click at the model's own size."""
+    decoder = copy.deepcopy(model.sam_mask_decoder)
+    given: dict[nn.Module, tuple[Any, Any]] = {}
+    lowered: dict[str, dict[str, nn.Module]] = {}
+    for path, layers in parts.items():
+        part = _complete(model.get_submodule(path))
+        lowered[path] = {"onednn": lower_part_onednn(part)[0], "dequantized": dequantized_part(part, layers)}
+        decoder.set_submodule(path.removeprefix("sam_mask_decoder."), _Keeping(lowered[path]["dequantized"], given))
+    side, width = model.sam_image_embedding_size, model.hidden_dim
+    coarse, finer, finest = (
+        torch.zeros(1, width, n * side, n * side).to(memory_format=torch.channels_last) for n in (1, 2, 4)
+    )
+    click = torch.full((1, 1, 2), model.image_size / 2), torch.ones(1, 1, dtype=torch.int32)
+    sparse, dense = model.sam_prompt_encoder(points=click, boxes=None, masks=None)
+    fine = [decoder.conv_s0(finest), decoder.conv_s1(finer)] if model.use_high_res_features_in_sam else None
+    decoder(coarse, model.sam_prompt_encoder.get_dense_pe(), sparse, dense, True, False, fine)
+    times: Times = {}
+    for path, targets in lowered.items():
+        inputs, named = given[targets["dequantized"]]
+        runs = {f"{path} {target}": partial(part, *inputs, **named) for target, part in targets.items()}
+        times |= time_in_turn(runs)
+    return times
+
+
+class _Keeping(nn.Module):
+    """A part that notes what it is called with."""
+
+    def __init__(self, part: nn.Module, given: dict[nn.Module, tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.part, self.given = part, given
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        self.given[self.part] = inputs, named
+        return self.part(*inputs, **named)
+
+
+def _complete(module: nn.Module) -> fx.GraphModule:
+    part = graph_of(module)
+    if isinstance(part, PartGraph):
+        part.complete()
+    return part
+
+
+def _digest(records: Sequence[LayerRecord]) -> str:
+    return hashlib.sha256(repr([astuple(record) for record in records]).encode()).hexdigest()[:16]
 
 
 def _float_bytes(model: nn.Module) -> int:

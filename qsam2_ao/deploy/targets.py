@@ -17,7 +17,7 @@ from ..graph import graph_of, trace_regions
 from ..native import fast_float
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
-from .choice import choose, missing_kernels
+from .choice import choose, decoder_in_float, missing_kernels
 from .dequantized import lower_dequantized
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
@@ -159,7 +159,14 @@ def _lower_auto(model: nn.Module) -> Taken:
     if choice.warning is not None:
         # It names the line past lower_to, load_qsam2 and its decorator.
         warnings.warn(choice.warning, stacklevel=5)
-    taken = _LOWER[choice.target](model)
+    if choice.target == "onednn":
+        records, slower = stage_of(model).layers, decoder_in_float(model)
+        taken = _by_part(model, "onednn", lower_part_onednn, [r for r in records if r.part not in slower])
+        in_float = [record for record in records if record.part in slower]
+        _dequantize(model, in_float)
+        taken |= {record.name: LayerTarget("dequantized", slower[record.part]) for record in in_float}
+    else:
+        taken = _LOWER[choice.target](model)
     return {name: LayerTarget(found, why or choice.reason) for name, (found, why) in taken.items()}
 
 
@@ -172,7 +179,7 @@ def _lower_int8(model: nn.Module) -> Taken:
 def _lower_onednn(model: nn.Module) -> Taken:
     if (missing := get_target("onednn").why_not(_device(model))) is not None:
         raise UnsupportedLayerError(f'cannot lower the model to oneDNN: {missing} target="auto" takes what there is.')
-    return _by_part(model, "onednn", lower_part_onednn)
+    return _by_part(model, "onednn", lower_part_onednn, stage_of(model).layers)
 
 
 def _lower_packed(model: nn.Module) -> Taken:
@@ -182,9 +189,12 @@ def _lower_packed(model: nn.Module) -> Taken:
 
 
 def _lower_dequantized(model: nn.Module) -> Taken:
+    return _dequantize(model, stage_of(model).layers)
+
+
+def _dequantize(model: nn.Module, records: Sequence[LayerRecord]) -> Taken:
     device = _device(model)
     kernels = missing_kernels(device) is None and fast_float(device) == torch.bfloat16
-    records = stage_of(model).layers
     for path in dict.fromkeys(record.part for record in records):
         own = [record for record in records if record.part == path]
         _check_packed(model, own)
@@ -214,24 +224,30 @@ def _lower_int4(model: nn.Module) -> Taken:
 
 
 def _lower_parts(model: nn.Module) -> Taken:
-    taken = _by_part(model, "int8", functools.partial(lower_part, in_place=True), compiled=False)
-    if any(record.region == "mask_decoder" for record in stage_of(model).layers):
+    records = stage_of(model).layers
+    taken = _by_part(model, "int8", functools.partial(lower_part, in_place=True), records, compiled=False)
+    if any(record.region == "mask_decoder" for record in records):
         lower_upscaling(cast(SAM2Base, model))
     return taken
 
 
 def _by_part(
-    model: nn.Module, target: str, lower: Callable[[fx.GraphModule, int], _LoweredPart], *, compiled: bool = True
+    model: nn.Module,
+    target: str,
+    lower: Callable[[fx.GraphModule, int], _LoweredPart],
+    records: Sequence[LayerRecord],
+    *,
+    compiled: bool = True,
 ) -> Taken:
     """Layers are folded into each other, so they are chosen part by part."""
     taken: Taken = {}
-    for path in dict.fromkeys(record.part for record in stage_of(model).layers):
-        records = [record for record in stage_of(model).layers if record.part == path]
-        _check_packed(model, records)
+    for path in dict.fromkeys(record.part for record in records):
+        own = [record for record in records if record.part == path]
+        _check_packed(model, own)
         graph = graph_of(model.get_submodule(path), compiled=compiled)
-        lowered, reasons = lower(graph, _batch_dim(records[0].region))
+        lowered, reasons = lower(graph, _batch_dim(own[0].region))
         model.set_submodule(path, lowered)
-        for record in records:
+        for record in own:
             reason = reasons[record.layer]
             taken[record.name] = LayerTarget(target if reason is None else "packed", reason)
     return taken

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from ..native.processor import processor
+from ..native.processor import processor_model
 
 PACKAGES = ("qsam2_ao", "torch", "torchvision", "torchao", "sam2", "numpy", "vos-benchmark")
 
@@ -29,7 +29,7 @@ def environment(*packages: str) -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name).partition("+")[0]
     return {
-        "processor": processor(),
+        "processor": processor_model(),
         "cores": str(usable_cores()),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",

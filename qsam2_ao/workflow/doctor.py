@@ -72,7 +72,7 @@ class Diagnosis:
         cpu_features: Of :data:`CPU_FEATURES`, those that the processor has.
         memory_gib: Main memory; None where the system does not say.
         gpus: Names and memory of the GPUs.
-        kernel_library: Where the compiled CPU kernels are kept; None where they cannot be kept anywhere.
+        kernel_library: Where the compiled CPU kernels are kept; None where there is no place or the processor has none.
         kernels_built: Whether they are there.
         auto: What the target "auto" takes on the CPU, and why.
         targets: Every target on every kind of device.
@@ -149,6 +149,8 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def _library() -> Path | None:
+    if build.why_unfit_cpu() is not None:
+        return None
     try:
         return build.kernel_library()
     except (RuntimeError, OSError):

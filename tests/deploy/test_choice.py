@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from processes import logits
 
 from qsam2_ao import load_qsam2, save_qsam2
-from qsam2_ao.deploy.choice import choose, encoder_times, product_times
+from qsam2_ao.deploy.choice import choose, decoder_in_float, encoder_times, product_times
 from qsam2_ao.deploy.onednn.processor import why_no_onednn
 from qsam2_ao.errors import CheckpointError
 from qsam2_ao.native import fast_float, why_no_kernels, why_unfit_for_kernels
@@ -72,6 +74,37 @@ def test_the_encoder_is_timed_on_onednn_and_in_float(
     assert choose(CPU, folder=tmp_path).target == "onednn"
     records = [record for record in stage_of(model).layers if record.part == "image_encoder"]
     assert set(encoder_times(model.image_encoder, records, 96, "packed", tmp_path)) == {"onednn", "packed"}
+
+
+@needs_onednn
+@torch.inference_mode()
+def test_each_part_of_the_decoder_takes_what_is_faster(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the kernels keep away
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    packed: Any = load_qsam2(packed_file)
+    records = [record for record in stage_of(packed).layers if record.region == "mask_decoder"]
+    parts = {record.part for record in records}
+    assert len(parts) > 1
+    slower = decoder_in_float(packed)
+    (path,) = (tmp_path / "qsam2_ao").glob("times-*.json")
+    times = json.loads(path.read_text())["milliseconds"]
+    assert set(slower) == {part for part in parts if times[f"{part} onednn"] > times[f"{part} dequantized"]}
+    one = "sam_mask_decoder.transformer"
+    write(path, **{f"{part} {name}": 3.0 - (name == "onednn") for part in parts for name in ("onednn", "dequantized")})
+    assert decoder_in_float(packed) == {}
+    write(path, **{**json.loads(path.read_text())["milliseconds"], f"{one} onednn": 4.0})
+    assert list(decoder_in_float(packed)) == [one]
+    choose(CPU, packed)
+    (other,) = {*(tmp_path / "qsam2_ao").glob("times-*.json")} - {path}
+    write(other, onednn=2.0, dequantized=3.0)
+    model = load_qsam2(packed_file, target="auto")
+    for record in stage_of(model).layers:
+        target, why = stage_of(model).targets[record.name]
+        assert target == ("dequantized" if record.part == one else "onednn")
+        assert ("it took 4 ms, and 3 ms in float" in str(why)) == (record.part == one)
+    np.testing.assert_allclose(logits(model), logits(packed), atol=0.05 * float(np.abs(logits(packed)).max()))
 
 
 def test_without_int8_products_small_models_are_dequantized(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

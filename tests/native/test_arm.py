@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from arm_kernels import CPUS, QEMU, ArmKernels, build_harness, why_no_emulation
+from arm_kernels import CPUS, CROSS, QEMU, ArmKernels, build_harness, why_no_emulation
 
 from qsam2_ao.deploy.targets import auto_target
 from qsam2_ao.errors import UnsupportedLayerError
-from qsam2_ao.native import build, code_offset, load_kernels, why_no_kernels
+from qsam2_ao.native import build, code_offset, compiler, load_kernels, why_no_kernels
 
 needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
 _GRID = (1.0, 0.0, 255)
@@ -71,6 +71,20 @@ def test_what_is_folded_into_products(kernels: ArmKernels) -> None:
     assert ((found.double() - steps).abs() <= 0.5001).logical_or((steps < 0) | (steps > 200)).all()
     assert (found[steps < 0] == 0).all()
     assert (found[steps > 200] == 200).all()
+
+
+@pytest.mark.skipif(CROSS is None, reason="g++-aarch64-linux-gnu is not installed")
+@pytest.mark.parametrize("kind", list(CPUS))
+def test_the_operators_around_the_kernels_are_compiled_for_arm(kind: str) -> None:
+    """ops.cpp, with the headers of the installed torch; the emulated tests have their own main function."""
+    include = Path(torch.__file__).parent / "include"
+    flags = (*compiler.flags(kind), *compiler.KINDS["aarch64"][kind], "-Werror", "-fsyntax-only")
+    run = subprocess.run(
+        [str(CROSS), *flags, "-isystem", str(include), str(compiler.SOURCES / "ops.cpp")],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_cpu_without_dot_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

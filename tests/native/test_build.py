@@ -317,8 +317,8 @@ sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "n
 
 
 @pytest.mark.slow
-@needs_kernels
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="All tests of the kernels run without it.")
+@needs_kernels  # nearest to the function: its reason is told first
 def test_kernels_without_bf16_instructions() -> None:
     """A process holds one library, so the tests of the kernels run in another one, as on a Cascade Lake."""
     tests = Path(__file__).parent / "test_kernels.py"

@@ -1,9 +1,11 @@
-"""Older processors: this one, kept to AVX2 from the start of a process; oneDNN's int8 products beside float32."""
+"""Older processors: this one, kept to AVX2 from the start of a process; what "auto" takes there beside float32."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,21 +14,21 @@ import torch
 from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
 from ..processes import alone
-from .methods import InferenceMethod, float_runs, runs
-from .parts import ATTENTION, DECODER, ENCODER, Run
+from .methods import InferenceMethod, float_runs, one_dnn, runs
+from .parts import DECODER, ENCODER, Run
 from .timing import measure
 from .workload import InferenceWorkload
 
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FLOAT = "torch fp32 eager"
-PARTS = (ENCODER, ATTENTION, DECODER)
+PARTS = (ENCODER, DECODER)
 
 
 def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
-    """Time parts in float32 and in the target "onednn", each part in a process that is kept to AVX2.
+    """CPU time of parts on one thread, in float32 and on the target that "auto" takes, in processes kept to AVX2.
 
     Args:
-        workload: Model, size and threads.
+        workload: Model and size; its threads do not matter.
         parts: Of ``PARTS``.
 
     Returns:
@@ -35,24 +37,26 @@ def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> lis
     """
     if why_no_onednn(torch.device("cpu")) is not None:
         return []
-    found = (alone(measure, workload, part, METHODS, FLOAT, environment=ENVIRONMENT) for part in parts)
+    one = replace(workload, threads=1)
+    found = (alone(measure, one, part, METHODS, FLOAT, time.process_time, environment=ENVIRONMENT) for part in parts)
     return [record for records in found for record in records]
 
 
-def _onednn(workload: InferenceWorkload, preset: str) -> Callable[[str], Run]:
-    return runs(load_qsam2(workload.packed(preset), target="onednn"), workload, nullcontext)
+def _auto(workload: InferenceWorkload, preset: str) -> Callable[[str], Run]:
+    return runs(load_qsam2(workload.packed(preset), target="auto"), workload, nullcontext)
 
 
 METHODS = (
     InferenceMethod(FLOAT, partial(float_runs, compiled=False, context=nullcontext), PARTS),
     InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (ENCODER,)),
+    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn), (ENCODER,)),
     *(
         InferenceMethod(
-            f"qsam2 {preset.upper()}, onednn",
-            partial(_onednn, preset=preset),
-            PARTS,
+            f"qsam2 {preset.upper()}",
+            partial(_auto, preset=preset),
+            parts,
             partial(InferenceWorkload.packed, preset=preset),
         )
-        for preset in ("w8a8", "w4a8")
+        for preset, parts in (("w8a8", (ENCODER, DECODER)), ("w4a8", PARTS), ("w2a8", (ENCODER, DECODER)))
     ),
 )

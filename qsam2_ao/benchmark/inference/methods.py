@@ -73,7 +73,7 @@ def _bf16() -> AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def _one_dnn() -> Iterator[None]:
+def one_dnn() -> Iterator[None]:
     """Linear layers of compiled, frozen graphs go to oneDNN, which on some CPUs is much faster than MKL."""
     from torch._inductor import config
 
@@ -182,7 +182,7 @@ def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> InferenceMetho
 METHODS: tuple[InferenceMethod, ...] = (
     InferenceMethod("torch fp32 eager", partial(float_runs, compiled=False, context=nullcontext), (ENCODER,)),
     InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
-    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=_one_dnn), (ENCODER,)),
+    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn), (ENCODER,)),
     InferenceMethod(REFERENCE, partial(float_runs, compiled=True, context=_bf16)),
     InferenceMethod("torch bf16, our attention", _our_attention),
     InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),

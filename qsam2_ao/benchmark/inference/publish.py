@@ -18,6 +18,7 @@ from ...reporting.notes import note
 from ...spelling import did_you_mean
 from ...workspace import Workspace
 from ..processes import alone
+from .avx2 import PARTS as AVX2_PARTS
 from .avx2 import avx2_times
 from .busy import EMBEDDED, busy_machine
 from .compile_time import compile_times
@@ -63,7 +64,7 @@ def publish(
         sizes: Sides of the input in pixels; None for 1024 and 512.
         threads: Numbers of threads; None for one and all cores.
         methods: Only these and the reference; None for all.
-        parts: Only these, as the tables call them; None for all.
+        parts: Only these, as the tables call them, and nothing of files, compiling and memory; None for all.
 
     Returns:
         The records of all timings in the folder.
@@ -97,7 +98,8 @@ def publish(
         quick=quick,
         all_named=methods is not None,
     )
-    return _report(kept, folder, "qsam2 benchmark inference" + (" --quick" if quick else ""))
+    command = "qsam2 benchmark inference" + (" --quick" if quick else "")
+    return _report(kept, folder, command + "".join(f' --part "{part}"' for part in parts or ()))
 
 
 def _measure(
@@ -119,14 +121,18 @@ def _measure(
         timed = [m for m in methods if name != LARGE or all_named or m.name in LARGE_METHODS]
         for pixels in sizes:
             first = InferenceWorkload(name, pixels, counts[0], files)
-            kept.result(f"{name}-{pixels}px-work", partial(work, first))
+            if parts is None:
+                kept.result(f"{name}-{pixels}px-work", partial(work, first))
             for count in counts:
                 workload = InferenceWorkload(name, pixels, count, files)
                 for number, part in enumerate(PARTS):
                     if parts is None or part in parts:
                         kept.result(f"{workload.name}-{number}-times", partial(alone, measure, workload, part, timed))
             if (parts is None and not quick) or AVX2 in (parts or ()):
-                kept.result(f"{first.name}-avx2", partial(avx2_times, first))
+                for number, part in enumerate(AVX2_PARTS):
+                    kept.result(f"{name}-{pixels}px-{number}-avx2", partial(avx2_times, first, [part]))
+        if parts is not None:
+            continue
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
         kept.result(f"{name}-files", partial(footprints, last))
         if not quick:
@@ -137,6 +143,8 @@ def _measure(
             busy.append(InferenceWorkload(models[0], 512, cores, files))
         for workload in busy:
             kept.result(f"{workload.name}-busy", partial(busy_machine, workload, cores, rounds=1 if quick else 3))
+    if parts is not None:
+        return
     note("ceilings and memory")
     for count in counts:
         kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
@@ -166,10 +174,13 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         "busy": busy,
         "avx2": avx2,
     }
-    plots = {
-        "Latency against size": save_figure(latency_against_size(records, packed), folder / "inference_size.png"),
-        "Growth": save_figure(growth(records), folder / "inference_growth.png"),
-    }
+    plots = {}
+    if records and packed:
+        plots["Latency against size"] = save_figure(
+            latency_against_size(records, packed), folder / "inference_size.png"
+        )
+    if records:
+        plots["Growth"] = save_figure(growth(records), folder / "inference_growth.png")
     text = markdown(
         records,
         packed,

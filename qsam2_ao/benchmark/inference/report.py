@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ...models.official import OFFICIAL
 from .busy import EMBEDDED
 from .busy_report import busy_section, busy_targets
@@ -121,16 +123,17 @@ def markdown(
         "",
         "Weights are random: speed does not depend on them. Batch 1 where nothing else is said. Methods take turns,",
         "round after round; a time is the median, ± half the distance between the quartiles; a ratio is the median",
-        "over rounds of the time of",
-        f"{REFERENCE} over that of the method in the same round. {REFERENCE} is torch.compile of the parts that SAM2's",
-        "own `SAM2VideoPredictorVOS` compiles, under bfloat16 autocast.",
-        "",
-        "## Targets",
-        "",
-        "| where | what | measured | target | met |",
-        "|---|---|---|---|---|",
+        "over rounds of the time of the reference over that of the method in the same round.",
     ]
-    for where, what, value, limit, least in (*targets(records, files), *busy_targets(busy)):
+    if records:
+        lines += [
+            f"The reference is {REFERENCE}: torch.compile of the parts that SAM2's own `SAM2VideoPredictorVOS`",
+            "compiles, under bfloat16 autocast.",
+        ]
+    rows = (*targets(records, files), *busy_targets(busy))
+    if rows:
+        lines += ["", "## Targets", "", "| where | what | measured | target | met |", "|---|---|---|---|---|"]
+    for where, what, value, limit, least in rows:
         met = value >= limit if least else value <= limit
         sign = "at least" if least else "at most"
         lines.append(f"| {where} | {what} | {value:.2f} | {sign} {limit} | {'yes' if met else 'no'} |")
@@ -138,14 +141,21 @@ def markdown(
         lines += ["", "## {model}, {size} px, threads: {threads}".format(**workload), ""]
         lines += _table(records, workload)
     if avx2:
-        lines += ["", "## Older processors", "", _AVX2]
+        lines += [
+            "",
+            "## Older processors",
+            "",
+            _KEPT if torch.backends.cpu.get_cpu_capability() != "AVX2" else _IS,
+            _AVX2,
+        ]
         for workload in workloads_of(avx2):
             lines += ["", "### {model}, {size} px, threads: {threads}, AVX2".format(**workload), ""]
             lines += _table(avx2, workload)
-    lines += ["", "## Files", "", _FILES, ""]
-    lines += ["| model | file | MiB | smaller | read + build, s | load, s | load for int8, s | to first mask, s |"]
-    lines[-1] += " load, MiB | load for int8, MiB | until the mask, MiB |"
-    lines += ["|---" * 11 + "|"]
+    if files:
+        lines += ["", "## Files", "", _FILES, ""]
+        lines += ["| model | file | MiB | smaller | read + build, s | load, s | load for int8, s | to first mask, s |"]
+        lines[-1] += " load, MiB | load for int8, MiB | until the mask, MiB |"
+        lines += ["|---" * 11 + "|"]
     for r in files:
         reference = find(files, model=r["model"], file=CHECKPOINT)
         smaller = f"{reference['file_bytes'] / r['file_bytes']:.2f}x" if reference else "-"
@@ -159,12 +169,13 @@ def markdown(
         for r in compiled:
             row = (r["model"], r["size"], r["method"], f"{r['cold_seconds']:.1f}", f"{r['warm_seconds']:.1f}")
             lines.append("| {} | {} | {} | {} | {} |".format(*row))
-    lines += ["", "## Against the machine's ceilings", "", _ROOFLINE, ""]
-    for threads, found in ceilings.items():
-        lines.append(f"- threads: {threads}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
-    lines += ["", "| model | px | threads | part | GOP in layers | in attention | MB | ms | of the ceiling |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
-    lines += _roofline(records, work, ceilings)
+    if ceilings:
+        lines += ["", "## Against the machine's ceilings", "", _ROOFLINE, ""]
+        for threads, found in ceilings.items():
+            lines.append(f"- threads: {threads}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
+        lines += ["", "| model | px | threads | part | GOP in layers | in attention | MB | ms | of the ceiling |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        lines += _roofline(records, work, ceilings)
     if memory:
         first, last = memory[0], memory[-1]
         lines += ["", "## Memory over a long video", ""]
@@ -187,10 +198,12 @@ _FILES = (
     'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are rearranged.\n'
     "Memory is the peak until then, on top of the interpreter with its imports, and a mapped file's pages count."
 )
-_AVX2 = (
+_KEPT = (
     "The same processor, kept to AVX2 (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`): what a laptop without\n"
-    "VNNI computes, though not at its speed. Ratios are the time of eager float32 over that of the method."
+    "VNNI computes, though not at its speed."
 )
+_IS = "This processor has AVX2 and neither AVX512 nor VNNI."
+_AVX2 = "CPU time of one thread. Ours runs on what the target `auto` takes there. The reference is eager float32."
 _COMPILING = (
     "From the model in memory to its first mask, in a process that finds torch.compile's cache empty, and in the next\n"
     "one. What runs with the int8 kernels is not compiled."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .methods import REFERENCE, InferenceMethod
 from .parts import ENCODER, VIDEO, Run
 from .workload import InferenceWorkload
 
+Clock = Callable[[], float]
 ROUNDS = (5, 15)
 """Fewest and most; as many as fit in ``BUDGET_SECONDS``, and two of those that take longer than that."""
 BUDGET_SECONDS = 60.0
@@ -27,6 +28,7 @@ def measure(
     part: str,
     methods: Sequence[InferenceMethod],
     reference: str = REFERENCE,
+    clock: Clock = time.perf_counter,
     *,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -37,6 +39,7 @@ def measure(
         part: A key of ``PARTS``.
         methods: What to compare; ratios need the reference among them.
         reference: The method that ratios are to.
+        clock: What tells seconds.
         progress: Whether to show a bar.
 
     Returns:
@@ -53,7 +56,7 @@ def measure(
             runs[method.name] = method.prepare(workload)(part)
             for _ in range(1 if part == VIDEO else 2):  # compiles, allocates
                 runs[method.name]()
-    seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0)
+    seconds = _rounds(runs, PAUSE_SECONDS if part == ENCODER else 0.0, clock)
     where = {"model": workload.model, "part": part, "size": workload.size, "threads": workload.threads}
     base = seconds.get(reference)
     return [{**where, "method": name, **_summary(values, base)} for name, values in seconds.items()]
@@ -66,7 +69,7 @@ def make_files(workload: InferenceWorkload, methods: Sequence[InferenceMethod]) 
             method.file(workload)
 
 
-def _rounds(runs: Mapping[str, Run], pause: float) -> dict[str, list[float]]:
+def _rounds(runs: Mapping[str, Run], pause: float, clock: Clock) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for count in range(ROUNDS[1]):
@@ -75,9 +78,9 @@ def _rounds(runs: Mapping[str, Run], pause: float) -> dict[str, list[float]]:
             break
         for name, run in runs.items():
             time.sleep(pause)
-            before = time.perf_counter()
+            before = clock()
             run()
-            seconds[name].append(time.perf_counter() - before)
+            seconds[name].append(clock() - before)
     return seconds
 
 

@@ -19,9 +19,11 @@ from qsam2_ao.deploy.onednn.processor import saturates, why_no_onednn
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.portable import lower_packed
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
+from qsam2_ao.workflow.doctor import cpu_features
 
 REASON = why_no_onednn(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+ONLY_AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" or not {"avx_vnni", "avx512_vnni"} & set(cpu_features())
 
 
 def packed_like(weight: torch.Tensor, bits: int, zero_point: float | None = None, **group: int) -> PackedIntxTensor:
@@ -44,9 +46,18 @@ def both(
     return lowered(OneDNNCodes(CodeGrid.of(quantizer))(x)), lower_packed(layer, packed)(quantizer(x))
 
 
+@pytest.mark.skipif(not ONLY_AVX2, reason="has VNNI; test_avx2 runs this without")
 def test_these_products_saturate_where_avx2_is_all_there_is() -> None:
-    if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
-        assert saturates()
+    """And halves of the largest codes and weights, which neighbours of the same sign add up, do not."""
+    assert saturates()
+    layer = nn.Linear(512, 6, bias=False)
+    codes = torch.randint(0, 256, layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    codes[0], codes[1] = 0, 255  # weights of -128 and 127
+    packed = PackedIntxTensor.from_codes(codes, torch.ones(1), torch.full((1,), 128.0), 8)
+    lowered = lower_onednn(layer, packed, ActivationQuantizer(0, 255, 1.0, 0.0))
+    assert lowered.halves
+    x = torch.full((40, 512), 255)
+    assert torch.equal(lowered(x.to(torch.uint8)).long(), x @ (codes - 128).T), "exact integers"
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)

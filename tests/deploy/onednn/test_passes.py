@@ -145,7 +145,7 @@ def test_auto_takes_it_where_the_kernels_cannot_run(packed_file: Path) -> None:
     taken = {target for target, _ in stage_of(model).targets.values()}
     assert target in taken
     if why_unfit_for_kernels() is not None:
-        assert taken in ({"onednn"}, {"dequantized"}), "for this small model, whichever was faster"
+        assert taken <= {"onednn", "dequantized"}, "for this small model, whichever was faster"
         assert not [w for w in said if "slower" in str(w.message)], "nothing is amiss on such a CPU"
-        assert any(isinstance(m, OneDNNCodes) for m in model.modules()) == (taken == {"onednn"})
+        assert any(isinstance(m, OneDNNCodes) for m in model.modules()) == ("onednn" in taken)
         assert auto_target()[0] == "onednn"
