@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from qsam2_ao import convert_qsam2, load_embedded, load_qsam2, save_qsam2
 from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
 from qsam2_ao.models.embedded import build_embedded
-from qsam2_ao.native import why_no_kernels
+from qsam2_ao.native import why_no_kernels, why_unfit_for_kernels
 
 ROOT = Path(__file__).parents[1]
 needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason="the int8 kernels do not run here")
@@ -189,8 +190,10 @@ def check_both_run(out: str, why: str) -> None:
     """The target "auto" takes what needs no compiler, and says so."""
     others = ("dequantized",) if get_target("onednn").why_not("cpu") else ("onednn", "dequantized")
     assert "packed is {'packed'}" in out
-    assert any(f"auto is {{'{other}'}}" in out for other in others), "for this small model, whichever was faster"
-    assert why in out
+    auto = next(line for line in out.splitlines() if line.startswith("auto is "))
+    assert ast.literal_eval(auto.removeprefix("auto is ")) <= set(others), "for this small model, whichever was faster"
+    if why_unfit_for_kernels(torch.device("cpu")) is None:  # otherwise nothing is missing
+        assert why in out
 
 
 @pytest.mark.slow

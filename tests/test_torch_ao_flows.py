@@ -158,7 +158,8 @@ def test_our_backend_converts_to_the_fake_quantized_network(network: str, grid: 
         converted, warned = converted_by(conversion, prepared, "ours")
         assert any("quantized" in type(m).__module__ for m in converted.modules()), flow
         if flow == "convert_fx" and "can overflow" in warned:
-            assert (network, bits) == ("ConvNet", 8)
+            assert bits == 8
+            assert network == "ConvNet" or not torch.cpu._is_vnni_supported()
         else:
             assert error_of(converted, x, expected) < (1e-5 if flow == "reference" else tolerance), flow
 
@@ -174,7 +175,8 @@ def test_torch_aos_backends_convert_snapped_weights(network: str, backend: str, 
     for flow, (conversion, tolerance) in FLOWS.items():
         converted, warned = converted_by(conversion, prepared, backend)
         if flow == "convert_fx" and "can overflow" in warned:
-            assert (network, bits) == ("ConvNet", 8)
+            assert bits == 8
+            assert network == "ConvNet" or not torch.cpu._is_vnni_supported()
         else:
             assert error_of(converted, x, expected) < tolerance, flow
 
