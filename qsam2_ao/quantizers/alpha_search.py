@@ -29,7 +29,7 @@ def quantize_with_alpha(
         grid: The grid.
         group_size: For statistics per group.
     """
-    scale, zero_point, _, _ = grid.clip_range(stats, alpha)
+    scale, zero_point = grid.clip_range(stats, alpha)[:2]
     shape = tuple(x.shape)
     return fake_quantize_affine(
         x,

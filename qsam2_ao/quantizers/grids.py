@@ -37,6 +37,8 @@ class ClipRange(NamedTuple):
     """d scale / d alpha of the unclipped ends."""
     at_limit: Tensor
     """True where alpha * std reaches the observed extremes, so that a larger alpha changes nothing."""
+    factor: Tensor | None = None
+    """What the gradient of alpha's logarithm is multiplied by, where a kernel has computed it with the range."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class LSCFunction(torch.autograd.Function):
             Fake-quantized ``x`` in its dtype.
         """
         parameters = (clip.scale, clip.zero_point, alpha_factor)
-        if isinstance(clip, ClipRange) and _fused(x):
+        if isinstance(clip, ClipRange) and fused(x):
             from .lsc_triton import fake_quantize
 
             out = on_its_device(fake_quantize)(x, clip.scale, clip.zero_point, *settings)
@@ -128,7 +128,7 @@ class LSCFunction(torch.autograd.Function):
         return grad_x, total * factor, None, None, None, None
 
 
-def _fused(x: Tensor) -> bool:
+def fused(x: Tensor) -> bool:
     """Whether the kernels for GPUs can take a tensor; torch.compile fuses torch's operators itself."""
     if not x.is_cuda or x.dtype not in _FUSED_DTYPES or torch.compiler.is_compiling():
         return False
@@ -150,7 +150,7 @@ def _from_input(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradient to ``x``, and sum(g * d) per scale, computed once more from ``x``."""
     ends = _just_outside(settings.quant_min, settings.quant_max)
-    if needed[1] and isinstance(scale, Tensor) and _fused(x):
+    if needed[1] and isinstance(scale, Tensor) and fused(x):
         from .lsc_triton import gradients
 
         grad_x, total = on_its_device(gradients)(grad, x, scale, zero_point, ends, *settings)

@@ -122,7 +122,7 @@ class LSCRange(QuantizerBase):
         """An activation's running statistics as they are now: Python numbers on the CPU."""
         # Past torch's attribute lookup, which takes longer than what is done with them.
         buffers = [cast(Tensor, self._buffers[key]) for key in STATISTICS]
-        return tuple(b.item() for b in buffers) if on_host(buffers[0]) else tuple(b.clone() for b in buffers)
+        return tuple(b.item() for b in buffers) if on_host(buffers[0]) else torch.cat(buffers).split(1)
 
     def _forget_step(self) -> None:
         """Open a new step with the next call: after the state was started, loaded or moved."""

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from ..native.cuda import on_its_device
 from .flags import non_finite
 from .grids import ClipRange
-from .lsc_function import LSCSettings
+from .lsc_function import LSCSettings, fused
 from .lsc_range import RUNNING, STATISTICS, LSCRange
 from .pool import Pool
 from .sampling import even_sample
@@ -41,16 +42,20 @@ class LSCTraining(LSCRange):
     def _current_range(self, x: Tensor) -> ClipRange | ScalarRange:
         """Clip range for ``x``, after the statistics have been brought up to date as the mode asks for."""
         learns = self.follows and not recomputing()
-        if not self.is_initialized:
+        starting = not self.is_initialized
+        if starting:
             if not self.follows:
                 self._refuse_unstarted_activation()
             self._start_from_call(x)
-        elif learns:
-            self._learn(x)
+        clip: ClipRange | ScalarRange | None = None
+        if learns and not starting:
+            clip = self._learn(x)
         elif self.is_weight and self._flag("observer_enabled"):
-            with torch.no_grad():
-                self._store(self._weight_statistics(x))
-        clip = self._range(held=self.follows)
+            clip = self._learn_weight(x)
+        elif self.follows and not self.is_weight and fused(x):
+            clip = self._fused_range(x, learns=False)
+        if clip is None:
+            clip = self._range(held=self.follows)
         if self.follows and not self.is_weight:
             self._at_limit = clip.at_limit  # of all of a step's calls
         return clip
@@ -87,18 +92,26 @@ class LSCTraining(LSCRange):
         self.step = Step(self.statistics, started=Pool.of(numbers, x.numel()))
 
     @torch.no_grad()
-    def _learn(self, x: Tensor) -> None:
-        """Take a call's statistics into those of the step; the step's first call opens it."""
+    def _learn(self, x: Tensor) -> ClipRange | None:
+        """Take a call's statistics into those of the step; the step's first call opens it.
+
+        Returns:
+            The range, where the kernels for GPUs make it with the statistics.
+        """
         if self._alpha_moved():
             # Something other than torch's optimizers moved it: a step has ended.
             if world_size() > 1:
                 logger.warning("%s: alpha was moved by no torch.optim.Optimizer; ranks are not merged", self.who)
             self.end_step()
         if self.is_weight:
-            self._store(self._weight_statistics(x))
+            clip = self._learn_weight(x)
             # The deviation is finite just when all weights are.
             self._check_finite((self.std,), self.who)
-            return
+            return clip
+        if fused(x):
+            clip = self._fused_range(x, learns=True)
+            self._check_finite(self._stats, self.who)
+            return clip
         if on_host(x):
             stats: Any = scalar_statistics(x)
             if not math.isfinite(sum(stats)):
@@ -111,6 +124,37 @@ class LSCTraining(LSCRange):
         if self.step is not None and not self.step.ended and self.step.pool is not None:
             pool = self.step.pool.joined(pool)
         self.take(pool)
+        return None
+
+    @torch.no_grad()
+    def _learn_weight(self, x: Tensor) -> ClipRange | None:
+        """Take a weight's statistics; the range too, where the kernels for GPUs make it with them."""
+        if not fused(x) or self.held.numel():
+            self._store(self._weight_statistics(x))
+            return None
+        from .lsc_range_triton import weight_range
+
+        alphas = (self.alpha_bar, self.log_alpha.detach())
+        share = self._gradient_share(x.numel(), self.follows)
+        settings = (self._grid, self.granularity, self.group_size)
+        return on_its_device(weight_range)(x.detach(), *settings, self._stats, alphas, share)
+
+    @torch.no_grad()
+    def _fused_range(self, x: Tensor, learns: bool) -> ClipRange:
+        """An activation's range in this step by the kernels for GPUs, which take ``x`` in where it is learned from."""
+        from .lsc_range_triton import activation_range
+
+        if learns and (self.step is None or self.step.ended):
+            self.step = Step(self.statistics)
+        step = self.step or Step(self._stats)
+        alphas = (self.alpha_bar, self.log_alpha.detach())
+        share = self._gradient_share(x.numel(), self.follows)
+        clip, pool = on_its_device(activation_range)(
+            *(x.detach(), self._grid, step.base, step.pool, self._stats, alphas, self.stats_momentum, share, learns)
+        )
+        if learns:
+            step.pool = pool
+        return cast(ClipRange, clip)
 
     @torch.no_grad()
     def take(self, pool: Pool | None, base: tuple[Any, ...] | None = None) -> None:
@@ -193,12 +237,17 @@ class LSCTraining(LSCRange):
         A frozen range gets a zero gradient rather than none, for DDP's sake. Ranks that share a batch count its
         elements together, as one process would.
         """
-        log_alpha = self.log_alpha
-        sharing = elements / log_alpha.numel() * (1 if self.is_weight else world_size())
-        share = float(learning) / math.sqrt(sharing * self._settings.quant_max)
+        if isinstance(clip, ClipRange) and clip.factor is not None:
+            return clip.factor
+        share = self._gradient_share(elements, learning)
         if isinstance(clip, ScalarRange):
             return clip.scale_per_alpha * share * self._alpha_number()
-        return clip.scale_per_alpha * share * log_alpha.detach().exp()
+        return clip.scale_per_alpha * share * self.log_alpha.detach().exp()
+
+    def _gradient_share(self, elements: int, learning: bool) -> float:
+        """LSQ's gradient scale."""
+        sharing = elements / self.log_alpha.numel() * (1 if self.is_weight else world_size())
+        return float(learning) / math.sqrt(sharing * self._settings.quant_max)
 
     def _alpha_number(self) -> float:
         return math.exp(min(self.log_alpha.item(), LARGEST_LOG_ALPHA))

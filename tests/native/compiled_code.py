@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qsam2_ao.native import triton_attention, triton_kernels, triton_linear
-from qsam2_ao.quantizers import lsc_triton
+from qsam2_ao.quantizers import lsc_range_triton, lsc_triton
 
 BIN = Path(triton.backends.nvidia.__file__).with_name("bin")
 _KERNELS = {
@@ -34,6 +34,8 @@ _KERNELS = {
     "window attention": triton_kernels._window_attention,
     "lsc forward": lsc_triton._forward,
     "lsc backward": lsc_triton._backward,
+    "lsc statistics": lsc_range_triton._statistics,
+    "lsc range": lsc_range_triton._range,
 }
 _DIVISIBLE = re.compile(r"(rows|n|k|stride|length|row|size|.*_(token|batch))$")
 

@@ -166,6 +166,46 @@ def _types(names: str, kind: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), kind)
 
 
+RANGE = """base_mean base_std base_low base_high earlier_mean earlier_var earlier_low earlier_high pool mean_out std_out
+    low_out high_out alpha_bar log_alpha scale_out zero_point_out per_alpha_out factor_out"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability"), [("activation", 80), ("activation of one part", 90), ("channels", 90), ("groups", 80)]
+)
+def test_the_kernels_of_training_ranges_compile(kind: str, capability: int) -> None:
+    """Triton takes the number 1 for a constant, which its interpreter does not."""
+    one = kind.startswith("activation")
+    ones = {"count": 1} if one else {}
+    ones |= {} if kind == "groups" else {"groups": 1}
+    sizes = {name: "i32" for name in ("count", "size", "groups", "row") if name not in ones}
+    along = 256 if kind == "groups" else 2048
+    tile = {"ACROSS": 2048 // along, "ALONG": along}
+    statistics = {
+        "kernel": "lsc statistics",
+        "types": {"x": "*bf16", "parts": "*fp32", **sizes},
+        "constants": {**ones, **tile},
+    }
+    parts = {"number": 1} if kind == "activation of one part" else {}
+    block = 1 if parts else 64
+    flags = dict.fromkeys(("RUNNING", "JOINS"), one) | {"LEARNS": True, "CENTRED": not one, "WITH_ZERO": one}
+    ranged = {
+        "kernel": "lsc range",
+        "types": {
+            **_types(f"parts {RANGE}", "*fp32"),
+            "at_limit_out": "*i1",
+            **sizes,
+            **({} if parts else {"number": "i32"}),
+            **_types("share step factor lowest highest double_step min_scale", "fp32"),
+        },
+        "constants": {**ones, **parts, **flags, "ACROSS": 1 if one else 16, "BLOCK": block, "ALONG": along},
+    }
+    for kernel in (statistics, ranged):
+        found = code(json.dumps({**kernel, "capability": capability, "num_warps": 4}))
+        assert not found["spilled"]
+        assert found["total"] < 1500
+
+
 OTHERS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "quantize": (
         {"x": "*bf16", "out": "*i8", "count": "i32", **_types("scale zero_point high", "fp32")},

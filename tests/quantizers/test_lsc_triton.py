@@ -90,7 +90,7 @@ def test_the_function_gives_the_same_by_the_kernels(settings: LSCSettings, monke
     clip = ClipRange(scale, zero_point, torch.ones_like(scale), torch.zeros_like(scale, dtype=torch.bool))
     results = []
     for fused in (False, True):
-        monkeypatch.setattr(lsc_function, "_fused", lambda x, fused=fused: fused)
+        monkeypatch.setattr(lsc_function, "fused", lambda x, fused=fused: fused)
         monkeypatch.setattr(lsc_function, "on_its_device", lambda kernel: kernel)
         leaf, alpha = x.clone().requires_grad_(), torch.ones_like(scale, requires_grad=True)
         out = LSCFunction.apply(leaf, alpha, clip, torch.ones_like(scale), settings)

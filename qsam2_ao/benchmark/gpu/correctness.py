@@ -12,6 +12,8 @@ from torch import Tensor
 from ...checkpoint import load_qsam2
 from ...native.cuda import kernels, on_its_device
 from ...quantizers.affine import fake_quantize_affine, quantize_affine
+from ...quantizers.grids import activation_grid, weight_grid
+from ...quantizers.statistics import RangeStats
 from ..inference.workload import InferenceWorkload
 
 Record = dict[str, Any]
@@ -153,3 +155,24 @@ def _training(device: torch.device) -> Iterable[Record]:
     distance = steps.clamp(0, 15).round() - zero_point[:, None] - torch.where(inside, steps - zero_point[:, None], 0)
     yield _record("LSC, gradient to the input", (to_x - grad * inside).abs().max(), 0)
     yield _record("LSC, gradient to alpha", (total - (distance.double() * grad).sum(1)).abs().max(), 1e-3)
+    yield from _training_ranges(x, device)
+
+
+def _training_ranges(x: torch.Tensor, device: torch.device) -> Iterable[Record]:
+    from ...quantizers.lsc_range_triton import activation_range, weight_range
+
+    alpha = torch.full((40,), 1.7)
+    rows = x.double()
+    own = [t.float() for t in (rows.mean(1), rows.std(1, correction=0), rows.amin(1), rows.amax(1))]
+    grid = weight_grid("asymmetric", 4)
+    there = [torch.zeros(40, device=device) for _ in own]
+    alphas = alpha.to(device), torch.zeros(40, device=device)
+    clip = _launched(weight_range, device)(x.to(device), grid, "channel", None, there, alphas, 1.0)
+    expected = grid.clip_range(RangeStats(*own), alpha)
+    yield _record("LSC, range of a weight", (clip.scale.cpu() - expected.scale).abs().max(), 1e-5)
+    one = torch.ones(1, device=device)
+    running = [one.clone() for _ in own]
+    everything = torch.stack([rows.mean(), rows.std(correction=0), rows.min(), rows.max()])
+    arguments = (activation_grid(8), [one] * 4, None, running, (one, one * 0), 0.0, 1.0, True)
+    _launched(activation_range, device)(x.to(device), *arguments)
+    yield _record("LSC, statistics of an activation", (torch.cat(running).cpu() - everything).abs().max(), 1e-5)

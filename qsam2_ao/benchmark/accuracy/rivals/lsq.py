@@ -69,7 +69,7 @@ class LSQFakeQuantize(RivalFakeQuantize):
         """Scale and zero point or offset, [1] each."""
         if self.plus:
             grid = activation_grid(self.bits)
-            scale, zero_point, _, _ = grid.clip_range(stats, search_alpha(sample, stats, grid))
+            scale, zero_point = grid.clip_range(stats, search_alpha(sample, stats, grid))[:2]
             return {"scale": scale, "offset": -zero_point * scale}
         _, zero_point = affine_from_range(stats.low, stats.high, self.quant_max)
         scale = 2 * sample.abs().mean() / math.sqrt(self.quant_max)

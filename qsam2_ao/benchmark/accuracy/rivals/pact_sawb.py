@@ -100,7 +100,7 @@ class PACTFakeQuantize(RivalFakeQuantize):
     def start_activation(self, stats: RangeStats, sample: Tensor) -> dict[str, Tensor]:
         """The clips of least squared error, [1] each."""
         grid = activation_grid(self.bits)
-        scale, zero_point, _, _ = grid.clip_range(stats, search_alpha(sample, stats, grid))
+        scale, zero_point = grid.clip_range(stats, search_alpha(sample, stats, grid))[:2]
         return {"clip_low": -zero_point * scale, "clip_high": (self.quant_max - zero_point) * scale}
 
     def fake_quantize(self, x: Tensor) -> Tensor:
