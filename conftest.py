@@ -20,6 +20,9 @@ if not torch.cuda.is_available():
 
 import qsam2_ao  # noqa: F401 - before any test imports sam2's predictors, which may need its repairs
 
+#: How many threads torch has where no test has set another number.
+THREADS = torch.get_num_threads()
+
 #: Modules that have moved warn when they are imported.
 collect_ignore = [
     f"qsam2_ao/{path}.py"
@@ -70,6 +73,7 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """A test draws the same numbers wherever it runs, and whatever ran before it in the same process."""
+    torch.set_num_threads(THREADS)  # a thread's own setting is that of all threads that start later
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
