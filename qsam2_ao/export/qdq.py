@@ -14,14 +14,14 @@ from ..deploy.inputs import ActivationQuantizer
 from ..deploy.kernels.codes import CodeGrid
 from ..deploy.kernels.linear import weight_centre
 from ..deploy.packed import PackedIntxTensor
+from ..deploy.record import LayerRecord
 from ..errors import UnsupportedLayerError
 from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
 from ..stage import stage_of
 from .rope import use_real_rope
 
-_EXACT_BITS = 6
-"""Two products of an 8-bit input and a weight of so many bits fit into 16 bits, on mid-rise grids too."""
+_LARGEST_PAIR = 2**15
 
 
 @torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
@@ -113,10 +113,13 @@ def saturating_layers(model: SAM2Base) -> list[str]:
         model: A deployed model.
     """
 
-    def wide(bits: int | None) -> bool:
-        return bits is not None and bits > _EXACT_BITS
+    def saturates(record: LayerRecord) -> bool:
+        if record.activation_bits is None:
+            return False
+        weight = min(2**record.bits - 1, 128)  # a mid-rise grid is of odd numbers, on both sides of zero
+        return 2 * weight * (2**record.activation_bits - 1) >= _LARGEST_PAIR
 
-    return [record.name for record in stage_of(model).layers if wide(record.bits) and wide(record.activation_bits)]
+    return [record.name for record in stage_of(model).layers if saturates(record)]
 
 
 def for_export(model: SAM2Base) -> SAM2Base:

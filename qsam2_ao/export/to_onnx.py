@@ -53,7 +53,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
             f"{len(wide)} layers ({wide[0]}{', ...' if len(wide) > 1 else ''}) multiply 8-bit inputs and weights. On "
             "x86 CPUs without VNNI (AVX2 or AVX512 alone) runtimes add two such products in 16 bits, which saturate: "
             "masks may be wrong there. Compare them with the packed model's on such a CPU, or quantize these layers to "
-            "fewer bits",
+            "7 bits, whose products fit (--first-last-bits 7, where the other weights have fewer than 8)",
             stacklevel=2,
         )
     files = []

@@ -63,31 +63,33 @@ class _Bytes(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def ceilings(threads: int) -> dict[str, float]:
+def ceilings(threads: int, side: int = 2048, copied: int = 1 << 28) -> dict[str, float]:
     """What this machine reaches at best: GOP/s of matrix products in int8, bf16 and fp32, and GB/s of a copy.
 
     Args:
         threads: Of each of them.
+        side: Rows and columns of the matrices.
+        copied: Bytes of the copy, more than caches hold.
     """
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2048, 2048, generator=generator) for _ in range(2))
+    a, b = (torch.randn(side, side, generator=generator) for _ in range(2))
     half_a, half_b = a.bfloat16(), b.bfloat16()
-    operations = 2 * 2048**3 / 1e9
+    operations = 2 * side**3 / 1e9
     found = {
         "fp32": operations / _fastest(lambda: a @ b),
         "bf16": operations / _fastest(lambda: half_a @ half_b),
     }
     if why_no_kernels() is None:
         load_kernels()
-        codes = torch.randint(0, 256, (2048, 2048), generator=generator, dtype=torch.uint8)
+        codes = torch.randint(0, 256, (side, side), generator=generator, dtype=torch.uint8)
         packed, _ = torch.ops.qsam2.pack_weight(codes, 8)
-        table, ones = torch.zeros(16, dtype=torch.int8), torch.ones(2048)
+        table, ones = torch.zeros(16, dtype=torch.int8), torch.ones(side)
         tail = (None, "none", torch.bfloat16, 1.0, 0.0, 255)
         found["int8"] = operations / _fastest(
             lambda: torch.ops.qsam2.linear(codes, packed, 8, table, ones, ones, *tail)
         )
-    large = torch.empty(1 << 28, dtype=torch.uint8)
+    large = torch.empty(copied, dtype=torch.uint8)
     target = torch.empty_like(large)
     found["copy GB/s"] = 2 * large.numel() / 1e9 / _fastest(lambda: target.copy_(large))
     return {name: round(value, 1) for name, value in found.items()}
