@@ -12,7 +12,7 @@ from qsam2_ao.data.procedural import generate_sequence
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A file of a preset and its first and last layers' bits: the embedded model with its trained weights, so that scores have no ties."""
+    """Files of presets: the embedded model with its trained weights, so that scores have no ties."""
 
     @cache
     def of(preset: str, first_last_bits: int | None = None) -> Path:
