@@ -96,7 +96,7 @@ def linear(ops: Ops, x: Tensor, n: int, bits: int, **changes: object) -> tuple[T
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, 400),
     n=st.integers(1, 150),
@@ -208,7 +208,7 @@ def test_layer_norm(ops: Ops, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     assert ((codes.double() - expected).abs() <= 1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
