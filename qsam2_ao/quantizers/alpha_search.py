@@ -15,6 +15,8 @@ _FINE = 6
 _REFINEMENTS = 2
 _SMALLEST_ALPHA = 0.1
 _CHUNK_ELEMENTS = 1 << 22
+_SMALL_ELEMENTS = 1 << 14
+"""Below, calling torch's operators takes longer than what they compute."""
 
 
 def quantize_with_alpha(
@@ -79,17 +81,19 @@ def search_alpha(
         better = error < least
         best, least = torch.where(better, alpha, best), torch.where(better, error, least)
 
-    def error(alpha: Tensor, measure: Tensor | None = None) -> Tensor:
+    def consider_all(alphas: list[Tensor]) -> None:
+        for alpha, error in zip(alphas, _errors(x, stats, alphas, grid, granularity, group_size), strict=True):
+            consider(alpha, error)
+
+    def error(alpha: Tensor, measure: Tensor) -> Tensor:
         return _error(x, stats, alpha, grid, granularity, group_size, measure)
 
     step = (_SMALLEST_ALPHA / largest).pow(1 / (_COARSE - 1))
-    for k in range(_COARSE):
-        consider(alpha := largest * step**k, error(alpha))
+    consider_all([largest * step**k for k in range(_COARSE)])
     for _ in range(_REFINEMENTS):
         centre, step = best, step.pow(2 / (_FINE + 2))
-        for k in range(1, _FINE // 2 + 1):
-            consider(alpha := centre * step**k, error(alpha))
-            consider(alpha := torch.minimum(centre / step**k, largest), error(alpha))
+        powers = [step**k for k in range(1, _FINE // 2 + 1)]
+        consider_all([a for p in powers for a in (centre * p, torch.minimum(centre / p, largest))])
     if gram is not None:
         measures = measures_of(gram.to(x))
         centre = best
@@ -99,6 +103,18 @@ def search_alpha(
             alpha = torch.minimum(centre * ratio, largest)
             consider(alpha, worst_ratio(torch.stack([error(alpha, measure) for measure in measures]), references))
     return best
+
+
+def _errors(
+    x: Tensor, stats: RangeStats, alphas: list[Tensor], grid: Grid, granularity: str, group_size: int | None
+) -> list[Tensor]:
+    """Squared errors of several alphas: those of a small weight as one weight of so many times the rows."""
+    if granularity == "tensor" or x.numel() > _SMALL_ELEMENTS:
+        return [_error(x, stats, alpha, grid, granularity, group_size, None) for alpha in alphas]
+    times = len(alphas)
+    rows = x.flatten(1).repeat(times, 1)
+    repeated = RangeStats(*(field.repeat(times, *[1] * (field.dim() - 1)) for field in stats))
+    return list(_error(rows, repeated, torch.cat(alphas), grid, granularity, group_size, None).chunk(times))
 
 
 def _error(
