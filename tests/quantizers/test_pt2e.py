@@ -101,7 +101,7 @@ def test_converted_equals_the_trained_model(net, bits, grid):
 
 @pytest.fixture
 def patterns_that_may_be_found(monkeypatch):
-    """Of the hundred patterns that torchao exports to look for: those of two dimensions, per channel, without a bias."""
+    """Of the hundred patterns that torchao exports to look for: those of 2-D, per channel, without a bias."""
 
     def of_conv2d(whole):
         return lambda graph, conv, *inputs, **where: (
