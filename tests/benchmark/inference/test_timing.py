@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sam2
 import torch
+from omegaconf import OmegaConf
 
 from qsam2_ao.benchmark.inference import footprint, video_memory
 from qsam2_ao.benchmark.inference.methods import METHODS, REFERENCE
@@ -18,7 +20,14 @@ from qsam2_ao.native import why_no_kernels
 
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> InferenceWorkload:
-    return InferenceWorkload("sam2.1-t", 128, 1, tmp_path_factory.mktemp("inference"))
+    """Of sam2.1-t with fewer layers, of a third of the width in the image encoder."""
+    config = OmegaConf.load(Path(sam2.__file__).with_name("configs") / "sam2.1" / "sam2.1_hiera_t.yaml")
+    trunk = {"embed_dim": 32, "stages": [1, 2, 3, 1], "global_att_blocks": [4, 5]}
+    encoder = {"trunk": trunk, "neck": {"backbone_channel_list": [256, 128, 64, 32]}}
+    layers = {"memory_attention": {"num_layers": 1}, "memory_encoder": {"fuser": {"num_layers": 1}}}
+    files = tmp_path_factory.mktemp("inference")
+    OmegaConf.save(OmegaConf.merge(config, {"model": {"image_encoder": encoder, **layers}}), files / "small.yaml")
+    return InferenceWorkload(str(files / "small.yaml"), 128, 1, files)
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -39,15 +48,16 @@ def test_methods_take_turns(workload: InferenceWorkload, monkeypatch: pytest.Mon
     monkeypatch.setattr("qsam2_ao.benchmark.inference.timing.ROUNDS", (2, 2))
     chosen = [m for m in METHODS if m.name in (REFERENCE, "qsam2 W4A8", "torch fp32 eager")]
     records = measure(workload, "memory attention, 1 frame", chosen, progress=False)  # the least to compile
-    assert [path.name for path in workload.files.iterdir()] == ["sam2.1-t-128px-w4a8.safetensors"]
+    assert {path.name for path in workload.files.iterdir()} == {"small.yaml", "small.yaml-128px-w4a8.safetensors"}
     assert [r["method"] for r in records] == [REFERENCE, "qsam2 W4A8"]  # fp32 is timed on the encoder alone
     assert all(r["ms"] > 0 and r["rounds"] == 2 for r in records)
     assert records[0]["vs_float"] == 1
-    assert (records[0]["model"], records[0]["size"], records[0]["threads"]) == ("sam2.1-t", 128, 1)
+    assert (records[0]["model"], records[0]["size"], records[0]["threads"]) == (workload.model, 128, 1)
 
 
 @pytest.mark.slow
-def test_files_are_measured(workload: InferenceWorkload) -> None:
+def test_files_are_measured(tmp_path: Path) -> None:
+    workload = InferenceWorkload("sam2.1-t", 128, 1, tmp_path)  # large enough for its memory to be seen
     records = footprint.footprints(workload, ("w4a8",), progress=False)
     assert [r["file"] for r in records] == [footprint.CHECKPOINT, "w4a8"]
     assert records[0]["file_bytes"] > 3.5 * records[1]["file_bytes"]
