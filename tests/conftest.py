@@ -39,6 +39,17 @@ def picture(tmp_path: Path, sequence: Sequence) -> Path:
     return path
 
 
+@pytest.fixture
+def small_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few ranges and lambdas are tried, and few clips judge: for tests of what comes of it, not of how good it is."""
+    monkeypatch.setattr("qsam2_ao.calibration.vrc.AUTO_DAMPINGS", (1e-2,))
+    monkeypatch.setattr("qsam2_ao.calibration.rounding._MULTIPLES", (1.0, 0.9))
+    monkeypatch.setattr("qsam2_ao.quantizers.alpha_search._COARSE", 8)
+    monkeypatch.setattr("qsam2_ao.quantizers.alpha_search._REFINEMENTS", 0)
+    monkeypatch.setattr("qsam2_ao.workflow.training.HELD_OUT_BATCHES", 1)
+    monkeypatch.setattr("qsam2_ao.workflow.training._PROCEDURAL_CLIPS", 1)
+
+
 @pytest.fixture(scope="session")
 def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded architecture with random weights, quantized to w4a8 without training."""

@@ -27,11 +27,14 @@ def test_facts_for_scripts(run):
 @pytest.mark.slow
 def test_facts_and_times_for_people(run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_SECONDS", 0.01)
+    found = []
+    diagnose = doctor.diagnose
+    monkeypatch.setattr(doctor, "diagnose", lambda **options: found.append(diagnose(**options)) or found[0])
     result = run("doctor")
     assert result.exit_code == 0, result.stderr
     for text in ("processor", "target auto", "float", "packed", "ms"):
         assert text in result.stdout
-    times = {target.name: target.milliseconds for target in doctor.diagnose().targets if target.reason is None}
+    times = {target.name: target.milliseconds for target in found[0].targets if target.reason is None}
     assert times["float"]
     assert times["packed"]
 

@@ -9,6 +9,7 @@ from qsam2_ao.checkpoint import load_qsam2, read_header
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_train_and_convert(run, tmp_path):
     folder = f"launcher.experiment_log_dir={tmp_path}/run"
     settings = [*write_dataset(tmp_path / "data"), folder, "scratch.num_epochs=1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import signal
 from functools import partial
@@ -24,6 +23,7 @@ from qsam2_ao.training.loop import train as train_model
 from qsam2_ao.training.losses import SAM2Loss, prompted_forward
 from qsam2_ao.training.qat import Rates, as_trainable, data_parallel, qat_optimizer, train_qat
 from qsam2_ao.training.settings import TrainingSettings
+from qsam2_ao.workflow import training
 from qsam2_ao.workflow.data import procedural_images
 from qsam2_ao.workflow.training import train_as, training_data
 
@@ -57,7 +57,9 @@ def train_together(rank):
     teacher, tuned = load_embedded(), load_embedded()
     with on_this_rank_alone():
         prepared = prepare_qsam2(teacher, "w4a8", calibration_data=procedural_images(1, 96), vrc=None, progress=False)
-    data = training_data("embedded", None, SETTINGS, teacher, seed=3)
+    with pytest.MonkeyPatch.context() as one_batch:
+        one_batch.setattr(training, "HELD_OUT_BATCHES", 1)
+        data = training_data("embedded", None, SETTINGS, teacher, seed=3)
     found = {}
     # Of a quantized model one step: from then on a last bit moves values from one code to the next.
     for name, model, steps in (("quantized", copy.deepcopy(prepared), 1), ("float", tuned, 2)):
@@ -74,8 +76,7 @@ def train_together(rank):
             progress=False,
         )
         found[name] = model.state_dict()
-    held = dataclasses.replace(data, held_out=data.held_out[:1])
-    result = train_as(SETTINGS, prepared, held, seed=3, distill_from=teacher, distill=RECOMMENDED)
+    result = train_as(SETTINGS, prepared, data, seed=3, distill_from=teacher, distill=RECOMMENDED)
     found["losses"], found["average"] = torch.tensor(result.losses), result.average
     found["held_out"] = torch.tensor([loss for _, loss in sorted(result.selected.losses.items())])
     return found
