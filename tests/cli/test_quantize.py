@@ -19,6 +19,7 @@ def davis(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_folders_of_images_and_clips_give_a_trained_file(run, davis: Path, tmp_path: Path):
     output = tmp_path / "model.safetensors"
     write_sa1b(tmp_path / "sa-1b", 1, video(1))
@@ -41,8 +42,9 @@ def test_folders_of_images_and_clips_give_a_trained_file(run, davis: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_without_training_and_data_of_its_own(run, tmp_path: Path):
-    result = run("quantize", "embedded", "--preset", "w8a8", "--images", 2, "-o", tmp_path / "w8a8.safetensors")
+    result = run("quantize", "embedded", "--preset", "w8a8", "--images", 1, "-o", tmp_path / "w8a8.safetensors")
     assert result.exit_code == 0, result.stderr
     assert "times smaller than bfloat16" in result.stdout
     assert {layer.bits for layer in read_header(tmp_path / "w8a8.safetensors").plan} == {8}
@@ -88,6 +90,7 @@ def test_bad_input(run, packed_file: Path, tmp_path: Path, arguments: list[str],
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_a_full_disk_leaves_no_half_file(run, full_disk, tmp_path: Path):
     with full_disk(100_000):
         result = run("quantize", "embedded", "--images", 1, "-o", tmp_path / "model.safetensors")
