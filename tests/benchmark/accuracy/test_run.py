@@ -6,6 +6,7 @@ import shutil
 import pytest
 from real_pictures import write_clip, write_library, write_validation
 
+from qsam2_ao.benchmark.accuracy import data
 from qsam2_ao.benchmark.accuracy.data import PROCEDURAL, RealData, calibration_images
 from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, prepare_method
 from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
@@ -15,6 +16,7 @@ from qsam2_ao.benchmark.accuracy.run import run_plan
 from qsam2_ao.benchmark.accuracy.store import ExperimentStore
 from qsam2_ao.errors import CheckpointError, DataError
 from qsam2_ao.recipe import quantized_layers
+from qsam2_ao.training.batches import BatchKind, Stage
 from qsam2_ao.training.qat import Rates
 
 TINY = Budget(steps=1, images=2, videos=2, frames=3, search_videos=2, rates=(Rates(1e-4), Rates(1e-3, 10, 10)))
@@ -51,14 +53,14 @@ def test_real_pictures_are_calibrated_trained_and_measured_on(tmp_path):
         source = tmp_path / "validation" / "coco128" / kind / f"0.{suffix}"
         for number in range(3, 50):
             shutil.copy(source, source.with_stem(str(number)))
-    data, store = RealData(str(tmp_path)), ExperimentStore(tmp_path / "cells.jsonl")
-    data.check()
-    assert len(data.pictures("val", 2, 8)["mIoU_box"][1]) == 48
-    assert len(data.pictures("test", 2, 8)["mIoU_box"][1]) == 1
-    assert "1 clip of clips (4 frames)" in data.describe(2, 8)
+    real, store = RealData(str(tmp_path)), ExperimentStore(tmp_path / "cells.jsonl")
+    real.check()
+    assert len(real.pictures("val", 2, 8)["mIoU_box"][1]) == 48
+    assert len(real.pictures("test", 2, 8)["mIoU_box"][1]) == 1
+    assert "1 clip of clips (4 frames)" in real.describe(2, 8)
     budget = dataclasses.replace(TINY, rates=TINY.rates[:1])
     units = [Unit("plain", "float", "float", (0,)), Unit("plain", "MinMax-EMA", "W8A8", (0,), own_rate=True)]
-    results = run_plan(units, store, budget, data, progress=False)
+    results = run_plan(units, store, budget, real, progress=False)
     search, *experiments = sorted(results, key=lambda result: result["kind"] == "cell")
     assert (search["method"], search["setting"]) == ("MinMax-EMA", "W8A8")
     assert {e["method"]: len(e["counts"]["J&F"]) for e in experiments} == {"float": 1, "MinMax-EMA": 1}
@@ -75,7 +77,9 @@ def test_what_real_pictures_lack_is_said_first(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_repeats_to_the_bit():
+def test_a_cell_repeats_to_the_bit(monkeypatch):
+    monkeypatch.setattr(data, "QAT_STAGES", (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),))
+    monkeypatch.setattr(data, "_procedural_batches", data._procedural_batches.__wrapped__)  # drawn anew each time
     first, again = (Experiments("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
     for experiment in (first, again):
         del experiment["seconds"]
