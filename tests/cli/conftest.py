@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Run ``qsam2`` in this process; the result has exit_code, stdout and stderr."""
     from qsam2_ao.cli.main import app

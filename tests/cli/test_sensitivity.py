@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,23 @@ from qsam2_ao.checkpoint import read_header
 from qsam2_ao.graph import REGIONS
 from qsam2_ao.sensitivity import Assignment
 
+COMMAND = ("sensitivity", "embedded", "--images", 1, "--bits", "2,4", "--no-vrc", "--rounding", "nearest")
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What one process wrote and said."""
+    folder = tmp_path_factory.mktemp("sensitivity")
+    result = run(*COMMAND, "-o", folder)
+    assert result.exit_code == 0, result.stderr
+    return folder, result.stdout
+
 
 @pytest.mark.slow
-def test_from_a_model_to_a_packed_file_of_mixed_bits(run, tmp_path: Path):
-    folder, packed = tmp_path / "out", tmp_path / "mixed.safetensors"
-    command = ("sensitivity", "embedded", "--images", 1, "--bits", "2,4", "--no-vrc", "--rounding", "nearest")
-    result = run(*command, "-o", folder)
-    assert result.exit_code == 0, result.stderr
-    assert "most sensitive of 125 layers" in result.stdout
+@pytest.mark.usefixtures("small_searches")
+def test_from_a_model_to_a_packed_file_of_mixed_bits(run, measured: tuple[Path, str], tmp_path: Path):
+    folder, packed = shutil.copytree(measured[0], tmp_path / "out"), tmp_path / "mixed.safetensors"
+    assert "most sensitive of 125 layers" in measured[1]
     values = json.loads((folder / "sensitivity.json").read_text())
     assert len(values["records"]) == 250
     assert all((folder / f"{region}.png").stat().st_size > 10_000 for region in REGIONS)
@@ -26,7 +36,7 @@ def test_from_a_model_to_a_packed_file_of_mixed_bits(run, tmp_path: Path):
     assert set(assignment.bits.values()) == {2, 4}
 
     # Another budget, from the layers that are kept.
-    again = run(*command, "-o", folder, "--budget", "2.5", "--json")
+    again = run(*COMMAND, "-o", folder, "--budget", "2.5", "--json")
     assert again.exit_code == 0, again.stderr
     report = json.loads(again.stdout)
     assert report["records"] == values["records"]
@@ -44,16 +54,16 @@ def test_from_a_model_to_a_packed_file_of_mixed_bits(run, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_shares_measure_what_one_process_does(run, tmp_path: Path):
-    command = ("sensitivity", "embedded", "--images", 1, "--bits", "2,4", "--no-vrc", "--rounding", "nearest", "--json")
-    first = run(*command, "-o", tmp_path / "shared", "--shard", "1/2")
+def test_shares_measure_what_one_process_does(run, measured: tuple[Path, str], tmp_path: Path):
+    first = run(*COMMAND, "-o", tmp_path, "--shard", "1/2", "--json")
     assert first.exit_code == 0, first.stderr
     assert first.stdout == ""
     assert "of other shares still to come: 63 layers" in first.stderr
-    last = run(*command, "-o", tmp_path / "shared", "--shard", "0/2")
-    alone = run(*command, "-o", tmp_path / "alone")
-    assert json.loads(last.stdout) == json.loads(alone.stdout)
-    assert (tmp_path / "shared" / "bits.json").read_text() == (tmp_path / "alone" / "bits.json").read_text()
+    last = run(*COMMAND, "-o", tmp_path, "--shard", "0/2", "--json")
+    shared, alone = json.loads(last.stdout), json.loads((measured[0] / "sensitivity.json").read_text())
+    assert shared.pop("assignment") == json.loads((tmp_path / "bits.json").read_text())
+    assert shared == alone
+    assert (tmp_path / "bits.json").read_text() == (measured[0] / "bits.json").read_text()
 
 
 @pytest.mark.parametrize(
