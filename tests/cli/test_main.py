@@ -87,12 +87,23 @@ def test_bugs_are_not_swallowed(run, monkeypatch: pytest.MonkeyPatch, packed_fil
     assert isinstance(run("inspect", packed_file).exception, ZeroDivisionError)
 
 
+_SOON_TRAINING = """
+from qsam2_ao.calibration import rounding, vrc
+from qsam2_ao.cli.main import main
+from qsam2_ao.quantizers import alpha_search
+from qsam2_ao.workflow import training
+vrc.AUTO_DAMPINGS, rounding._MULTIPLES, alpha_search._COARSE = (0.01,), (1.0,), 8
+training.HELD_OUT_BATCHES = training._PROCEDURAL_CLIPS = 1
+main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
     """In a process of its own, as a shell would send it; the second goes on from what the first finished."""
     arguments = ["quantize", "embedded", "--steps", "100000", "-o", str(tmp_path / "out.safetensors")]
-    command = [sys.executable, "-m", "qsam2_ao.cli.main", *arguments, "--images", "2", "--preset", "w8a8"]
+    command = [sys.executable, "-c", _SOON_TRAINING, *arguments, "--images", "1", "--preset", "w8a8"]
     calibrated = []
     for name in ("SIGINT", "SIGTERM"):
         # Without a buffer, of which communicate would not know.
