@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qsam2_ao.training.batches import BatchKind, Stage
+
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 #: What each says, and the picture or file that it leaves. Train comes before deploy, which takes its file.
 EXPECTED = {
@@ -26,9 +28,11 @@ def test_every_tutorial_is_tested() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_the_tutorials_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QSAM2_QUICK", "1")
+    monkeypatch.setattr("qsam2_ao.training.qat.QAT_STAGES", (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),))
     monkeypatch.delenv("QSAM2_FILE", raising=False)
     for name, (said, written) in EXPECTED.items():
         runpy.run_path(str(TUTORIALS / f"{name}.py"))

@@ -29,7 +29,7 @@ from qsam2_ao.evaluation import evaluate_video
 from qsam2_ao.training.qat import train_qat
 
 QUICK = bool(os.environ.get("QSAM2_QUICK"))  # smaller budgets, to see that everything runs
-IMAGES, STEPS, VIDEOS, FRAMES = (2, 1, 1, 3) if QUICK else (16, 30, 8, 8)
+IMAGES, STEPS, VIDEOS, FRAMES = (1, 1, 1, 3) if QUICK else (16, 30, 8, 8)
 NAMES = ["LSQ", "VRC+LSC"] if QUICK else ["MinMax-EMA", "LSQ", "LSC", "VRC+LSC", "QSAM2"]
 
 # %% [markdown]

@@ -43,7 +43,7 @@ OUTPUT = Path("outputs/tutorial")
 FILE = Path(os.environ.get("QSAM2_FILE", OUTPUT / "w2a8.safetensors"))
 
 if not FILE.exists():
-    images = [sequence.frames[0] for sequence in generate_split("train", 2 if QUICK else 50, num_frames=1)]
+    images = [sequence.frames[0] for sequence in generate_split("train", 1 if QUICK else 50, num_frames=1)]
     packed = qsam2_ao.convert_qsam2(
         qsam2_ao.load_embedded(), "w2a8", calibration_data=images, rounding="gptq", progress=False
     )

@@ -31,7 +31,7 @@ from qsam2_ao.reporting.overlay import draw_masks, save_picture, side_by_side
 from qsam2_ao.reporting.size import file_size, human_bytes
 
 QUICK = bool(os.environ.get("QSAM2_QUICK"))  # smaller budgets, to see that everything runs
-IMAGES, VIDEOS, FRAMES = (2, 1, 3) if QUICK else (50, 8, 8)
+IMAGES, VIDEOS, FRAMES = (1, 1, 3) if QUICK else (50, 8, 8)
 OUTPUT = Path("outputs/tutorial")
 
 # %% [markdown]

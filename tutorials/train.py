@@ -28,7 +28,7 @@ from qsam2_ao.evaluation import evaluate_video
 from qsam2_ao.training.qat import train_qat
 
 QUICK = bool(os.environ.get("QSAM2_QUICK"))  # smaller budgets, to see that everything runs
-IMAGES, STEPS, VIDEOS, FRAMES = (2, 1, 1, 3) if QUICK else (50, 60, 8, 8)
+IMAGES, STEPS, VIDEOS, FRAMES = (1, 1, 1, 3) if QUICK else (50, 60, 8, 8)
 OUTPUT = Path("outputs/tutorial")
 
 

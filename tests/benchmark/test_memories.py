@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qsam2_ao.benchmark.inference.workload import InferenceWorkload
 from qsam2_ao.benchmark.memories import CHOICES, PROCEDURAL, measure, pareto, picture
 from qsam2_ao.reporting.figures import save_figure
 
@@ -22,7 +23,11 @@ def test_only_what_nothing_beats_is_on_the_front() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_every_choice_is_scored_and_timed_once(packed_file: Path, tmp_path: Path) -> None:
+    # In the process that times, its ranges would be searched for at length.
+    InferenceWorkload("sam2.1-t", 128, 1, tmp_path / "memories.work" / "files").packed("w4a8")
+
     def run() -> dict[str, object]:
         names = ["codes, last 2"]
         return measure(

@@ -23,6 +23,7 @@ def test_boxes_lie_on_square_pictures(photograph: Photograph) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_the_picture_shows_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(photographs, "PRESETS", ("w8a8",))
     monkeypatch.setattr(drawing, "OTHERS", ("moon",))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ def once(draw):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        experiment, "QUICK", Budget(steps=1, images=2, videos=4, frames=3, search_videos=2, rates=(Rates(1e-4),))
+        experiment, "QUICK", Budget(steps=1, images=1, videos=2, frames=3, search_videos=1, rates=(Rates(1e-4),))
     )
     for name in ("illustrate_weights", "illustrate_training"):
         monkeypatch.setattr(publish, name, once(getattr(publish, name)))
@@ -53,12 +55,15 @@ def test_an_unknown_method_is_refused(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_costs_are_measured_and_an_interruption_loses_no_part(run, tmp_path, monkeypatch):
     from qsam2_ao.benchmark.training import publish as training_publish
-    from qsam2_ao.benchmark.training import trainee
+    from qsam2_ao.benchmark.training import steps, trainee
     from qsam2_ao.benchmark.training.trainee import TrainingWorkload
 
     monkeypatch.setattr(trainee, "EMBEDDED", TrainingWorkload("embedded", 96, 1, 2, 1))
+    monkeypatch.setattr(steps, "_WARM_UP", 1)
+    monkeypatch.setattr(training_publish, "added_time", partial(steps.added_time, steps=1))
     arguments = ["benchmark", "training", "--quick", "--rounds", "1", "-o", tmp_path]
     with monkeypatch.context() as broken:
         broken.setattr(training_publish, "memory_records", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -150,8 +150,10 @@ def run(overrides: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_a_resumed_training_is_that_without_an_interruption(tmp_path):
-    common = [*write_dataset(tmp_path / "data"), "trainer.model.num_correction_pt_per_frame=1"]
+    small = ["trainer.model.num_correction_pt_per_frame=1", "trainer.model.qsam2.images=1"]
+    common = [*write_dataset(tmp_path / "data"), *small]
     run([*common, f"launcher.experiment_log_dir={tmp_path}/whole"])
     again = [*common, f"launcher.experiment_log_dir={tmp_path}/stopped"]
     with pytest.raises(KeyboardInterrupt):
@@ -168,7 +170,7 @@ def test_a_resumed_training_is_that_without_an_interruption(tmp_path):
     )
     assert whole["epoch"] == resumed["epoch"] == 2
     assert whole["qsam2"]["info"] == resumed["qsam2"]["info"]
-    assert whole["qsam2"]["info"]["images"] == 4
+    assert whole["qsam2"]["info"]["images"] == 1
     for name, value in whole["model"].items():
         assert torch.equal(value, resumed["model"][name]), name
     moved = [name for name, value in stopped["model"].items() if not torch.equal(value, whole["model"][name])]
@@ -183,10 +185,10 @@ def calibrate(rank: int) -> dict[str, torch.Tensor]:
     """Rank 1 has other weights and no images: it can only have what rank 0 computed."""
     torch.manual_seed(rank)
     folder = "images" if rank == 0 else "nowhere"
-    overrides = ["trainer.model.qsam2.checkpoint=null", "trainer.model.qsam2.folder=null"]
-    config = compose_training(EMBEDDED, [*overrides, f"trainer.model.qsam2.calibration={folder}"])
+    settings = {"checkpoint": "null", "folder": "null", "calibration": folder, "images": 1, "vrc": 0.01}
+    config = compose_training(EMBEDDED, [f"trainer.model.qsam2.{key}={value}" for key, value in settings.items()])
     model = instantiate(config.trainer.model, _convert_="all")
-    assert stage_of(model)["images"] == 4
+    assert stage_of(model)["images"] == 1
     return model.state_dict()
 
 
