@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from torch import fx, nn
 
@@ -42,9 +43,19 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
                 "float models itself (vos_optimized=True)"
             )
     for part in parts:
+        module = model.get_submodule(part.path)
+        _keep_positions(module, part.region, model.image_size)
         dynamic = None if part.region == "image_encoder" else True
-        model.get_submodule(part.path).compile(fullgraph=True, dynamic=dynamic, **options)
+        module.compile(fullgraph=True, dynamic=dynamic, **options)
     return model
+
+
+def _keep_positions(part: nn.Module, region: str, side: int) -> None:
+    """Compute what encodings of positions keep from their first call on: what is compiled depends on it."""
+    for module in part.modules():
+        if isinstance(module, PositionEmbeddingSine):
+            for stride in (4, 8, 16, 32) if region == "image_encoder" else (16,):
+                module._pe(1, next(part.parameters()).device, side // stride, side // stride)
 
 
 def refuse_opaque_weights(model: SAM2Base, action: str) -> None:

@@ -138,6 +138,20 @@ def test_nothing_compiles_again_after_warm_up(
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_encoders_compile_once(once_file: Path) -> None:
+    """Though encodings of positions keep what they computed."""
+    model = compile_qsam2(load_qsam2(once_file), backend="eager")
+    image, mask = images(1, 96), torch.zeros(1, 1, 96, 96)
+    graphs = []
+    for _ in range(2):
+        features = model.forward_image(image)["backbone_fpn"][-1]
+        model.memory_encoder(features, mask, skip_mask_sigmoid=True)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 1
+
+
 def test_a_float_model_is_refused() -> None:
     with pytest.raises(UnsupportedLayerError, match="vos_optimized"):
         compile_qsam2(build_embedded())
