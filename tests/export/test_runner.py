@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from exported_parts import check_files, check_quantized_layers, in_onnx_runtime, in_openvino
 from sam2.sam2_image_predictor import SAM2ImagePredictor
+from torch._inductor import config as inductor_config
 
 from qsam2_ao import load_qsam2
 from qsam2_ao.compat.quiet import propagate_quietly
@@ -52,12 +53,12 @@ def exported(request: pytest.FixtureRequest, trained_file: Path, tmp_path_factor
     if request.param == "onnx":
         return request.getfixturevalue("onnx_files")[0].parent
     folder = tmp_path_factory.mktemp("runner") / request.param
-    with pytest.MonkeyPatch.context() as patch:
+    # The C++ that calls the kernels runs a few times here: it need not be fast.
+    quickly_compiled = inductor_config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"})
+    with pytest.MonkeyPatch.context() as patch, quickly_compiled:
         if request.param == "openvino":  # starts from the same files
             files = request.getfixturevalue("onnx_files")
             patch.setattr("qsam2_ao.export.openvino.export_onnx", lambda model, folder, *, progress: files)
-        # The C++ that calls the kernels runs a few times here: it need not be fast.
-        patch.setattr("torch._inductor.config.aot_inductor.compile_wrapper_opt_level", "O0")
         export(load_qsam2(trained_file, target=target), folder, progress=False)
     return folder
 
