@@ -53,6 +53,7 @@ def trained(model: SAM2Base) -> Callable[[str], SAM2Base]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 @pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w3a16", "w2a4"])
 def test_a_trained_model_converts_to_the_bit(trained: Callable[[str], SAM2Base], preset: str) -> None:
     prepared = trained(preset)

@@ -24,6 +24,7 @@ SIZE = 64
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 @pytest.mark.parametrize("name", [name for name in OFFICIAL if name.startswith("sam2.1-")] + ["sam2-t"])
 def test_prepare_train_convert_save_load(name: str, tmp_path: Path) -> None:
     model = build_official(name, image_size=SIZE)

@@ -23,6 +23,7 @@ TINY = Budget(steps=1, images=2, videos=2, frames=3, search_videos=2, rates=(Rat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_a_run_goes_on_from_what_is_finished(tmp_path):
     store = ExperimentStore(tmp_path / "cells.jsonl")
     units = [Unit("plain", "float", "float", (0,)), Unit("plain", "LSC", "W2A4", (0, 1))]
@@ -44,6 +45,7 @@ def test_a_run_goes_on_from_what_is_finished(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_real_pictures_are_calibrated_trained_and_measured_on(tmp_path):
     write_library(tmp_path / "train")
     write_validation(tmp_path / "validation")
@@ -87,6 +89,7 @@ def test_a_cell_repeats_to_the_bit(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_variants_change_what_they_say():
     model = build_model("plain")
     images = calibration_images(2, 96)

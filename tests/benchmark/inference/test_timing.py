@@ -56,8 +56,10 @@ def test_methods_take_turns(workload: InferenceWorkload, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
 def test_files_are_measured(tmp_path: Path) -> None:
     workload = InferenceWorkload("sam2.1-t", 128, 1, tmp_path)  # large enough for its memory to be seen
+    workload.packed("w4a8")  # a process of its own would search ranges at length
     records = footprint.footprints(workload, ("w4a8",), progress=False)
     assert [r["file"] for r in records] == [footprint.CHECKPOINT, "w4a8"]
     assert records[0]["file_bytes"] > 3.5 * records[1]["file_bytes"]
