@@ -72,8 +72,8 @@ async function open(path, options, what) {
       panel.querySelector(".answer").textContent = "";
       panel.querySelector(".downloads").hidden = true;
     }
+    say("Click on an object, or draw a box around it.");  // before what is clicked meanwhile answers
     await show(0);
-    say("Click on an object, or draw a box around it.");
   } catch (error) { fail(error); }
 }
 
