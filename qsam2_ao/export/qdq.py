@@ -22,6 +22,7 @@ from ..stage import stage_of
 from .rope import use_real_rope
 
 _LARGEST_PAIR = 2**15
+"""From here on, the sum of two products is more than 16 bits hold."""
 
 
 @torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
