@@ -84,8 +84,8 @@ def test_ceilings_are_of_what_this_machine_has() -> None:
     found = ceilings(1, side=256, copied=1 << 20)
     assert set(found) - {"int8"} == {"fp32", "bf16", "copy GB/s"}
     assert ("int8" in found) == (why_no_kernels() is None)
-    assert found["fp32"] > 0.1
-    assert found["copy GB/s"] > 0.01
+    assert found["fp32"] > 1
+    assert found["copy GB/s"] > 0.1
 
 
 @pytest.mark.slow
