@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_searches import make_searches_small
 
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 
@@ -41,13 +42,7 @@ def picture(tmp_path: Path, sequence: Sequence) -> Path:
 
 @pytest.fixture
 def small_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few ranges and lambdas are tried, and few clips judge: for tests of what comes of it, not of how good it is."""
-    monkeypatch.setattr("qsam2_ao.calibration.vrc.AUTO_DAMPINGS", (1e-2,))
-    monkeypatch.setattr("qsam2_ao.calibration.rounding._MULTIPLES", (1.0, 0.9))
-    monkeypatch.setattr("qsam2_ao.quantizers.alpha_search._COARSE", 8)
-    monkeypatch.setattr("qsam2_ao.quantizers.alpha_search._REFINEMENTS", 0)
-    monkeypatch.setattr("qsam2_ao.workflow.training.HELD_OUT_BATCHES", 1)
-    monkeypatch.setattr("qsam2_ao.workflow.training._PROCEDURAL_CLIPS", 1)
+    make_searches_small(monkeypatch)
 
 
 @pytest.fixture(scope="session")

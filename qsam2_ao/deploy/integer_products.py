@@ -45,3 +45,17 @@ def why_too_large(packed: PackedIntxTensor, largest: int) -> str | None:
     if largest < 2**31:
         return None
     return f"Its sums of {packed.shape.numel() // packed.shape[0]} products may reach {largest}, beyond 32 bits."
+
+
+def pair_may_saturate(weight: int, code: int) -> bool:
+    """Whether two products may leave the 16 bits that x86 CPUs without VNNI add them in.
+
+    Args:
+        weight: Largest magnitude of a weight's values.
+        code: Largest code of an input.
+
+    Example:
+        >>> pair_may_saturate(127, 255), pair_may_saturate(127, 127)
+        (True, False)
+    """
+    return 2 * weight * code >= 2**15

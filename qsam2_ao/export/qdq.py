@@ -11,6 +11,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, fx, nn
 
 from ..deploy.inputs import ActivationQuantizer
+from ..deploy.integer_products import pair_may_saturate
 from ..deploy.kernels.codes import CodeGrid
 from ..deploy.kernels.linear import weight_centre
 from ..deploy.packed import PackedIntxTensor
@@ -20,9 +21,6 @@ from ..graph import graph_of
 from ..graph.leaves import hiera_pos_embed
 from ..stage import stage_of
 from .rope import use_real_rope
-
-_LARGEST_PAIR = 2**15
-"""From here on, the sum of two products is more than 16 bits hold."""
 
 
 @torch.library.custom_op("qsam2_export::quantize_dequantize", mutates_args=())
@@ -118,7 +116,7 @@ def saturating_layers(model: SAM2Base) -> list[str]:
         if record.activation_bits is None:
             return False
         weight = min(2**record.bits - 1, 128)  # a mid-rise grid is of odd numbers, on both sides of zero
-        return 2 * weight * (2**record.activation_bits - 1) >= _LARGEST_PAIR
+        return pair_may_saturate(weight, 2**record.activation_bits - 1)
 
     return [record.name for record in stage_of(model).layers if saturates(record)]
 

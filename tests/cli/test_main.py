@@ -87,13 +87,13 @@ def test_bugs_are_not_swallowed(run, monkeypatch: pytest.MonkeyPatch, packed_fil
     assert isinstance(run("inspect", packed_file).exception, ZeroDivisionError)
 
 
-_SOON_TRAINING = """
-from qsam2_ao.calibration import rounding, vrc
+_SOON_TRAINING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import pytest
+from small_searches import make_searches_small
 from qsam2_ao.cli.main import main
-from qsam2_ao.quantizers import alpha_search
-from qsam2_ao.workflow import training
-vrc.AUTO_DAMPINGS, rounding._MULTIPLES, alpha_search._COARSE = (0.01,), (1.0,), 8
-training.HELD_OUT_BATCHES = training._PROCEDURAL_CLIPS = 1
+make_searches_small(pytest.MonkeyPatch())
 main()
 """
 

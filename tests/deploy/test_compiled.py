@@ -11,6 +11,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2_runs import images, run_video
+from shallow import SHALLOW
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.ao.quantization import QConfigMapping
@@ -19,16 +20,6 @@ from qsam2_ao import build_embedded, compile_qsam2, convert_qsam2, load_qsam2, l
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.graph import find_parts
 from qsam2_ao.native import why_no_kernels
-
-
-def small_model() -> SAM2Base:
-    """Fewer layers than the embedded model, and every kind of them: each takes seconds to compile."""
-    return build_embedded(
-        SAM2VideoPredictor,
-        image_encoder={"trunk": {"stages": [1, 1, 2, 1], "global_att_blocks": [3]}},
-        memory_attention={"num_layers": 1},
-        memory_encoder={"fuser": {"num_layers": 1}},
-    )
 
 
 def one_of_each_kind(model: SAM2Base) -> QConfigMapping:
@@ -47,7 +38,9 @@ def one_of_each_kind(model: SAM2Base) -> QConfigMapping:
 
 def packed(recipe: str | QConfigMapping, path: Path) -> Path:
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    save_qsam2(convert_qsam2(small_model(), recipe, [image], vrc=None, progress=False), path)
+    save_qsam2(
+        convert_qsam2(build_embedded(SAM2VideoPredictor, **SHALLOW), recipe, [image], vrc=None, progress=False), path
+    )
     return path
 
 
@@ -58,7 +51,10 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def once_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(one_of_each_kind(small_model()), tmp_path_factory.mktemp("compiled") / "once.safetensors")
+    return packed(
+        one_of_each_kind(build_embedded(SAM2VideoPredictor, **SHALLOW)),
+        tmp_path_factory.mktemp("compiled") / "once.safetensors",
+    )
 
 
 @pytest.fixture(autouse=True)

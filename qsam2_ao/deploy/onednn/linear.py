@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, UnsupportedLayerError
 from ..inputs import ActivationQuantizer
-from ..integer_products import why_no_integer_products, why_too_large
+from ..integer_products import pair_may_saturate, why_no_integer_products, why_too_large
 from ..kernels.codes import NO_GRID, CodeGrid
 from ..packed import PackedIntxTensor
 from .processor import saturates, why_no_onednn
-
-_LARGEST_PAIR = 2**15
 
 
 class OneDNNLinear(nn.Module):
@@ -260,7 +258,7 @@ def _integers(packed: PackedIntxTensor) -> tuple[Tensor, int]:
 def _needs_halves(values: Tensor, grid: CodeGrid) -> bool:
     """Whether two products may leave the 16 bits that this CPU adds them in."""
     largest = int(values.to(torch.int16).abs().max())
-    return 2 * grid.high * largest >= _LARGEST_PAIR and saturates()
+    return pair_may_saturate(largest, grid.high) and saturates()
 
 
 _ADVICE = "Take the packed file there, and load it with load_qsam2."
