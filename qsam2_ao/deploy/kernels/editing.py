@@ -99,7 +99,7 @@ class GraphEditor:
     def packed_layers(
         self,
         why_not: WhyNot,
-        lower: Callable[[Any, PackedIntxTensor, ActivationQuantizer], nn.Module],
+        build: Callable[[Any, PackedIntxTensor, ActivationQuantizer], nn.Module],
         make_codes: Callable[[CodeGrid], nn.Module],
     ) -> None:
         """Packed layers behind input quantizers -> lowered ones behind what makes codes."""
@@ -111,7 +111,7 @@ class GraphEditor:
             self.reasons[name] = why_not(module, module.weight, None, quantizer)
             if quantizer is None or self.reasons[name] is not None:
                 continue
-            self.set_module(name, lower(module, module.weight, quantizer))
+            self.set_module(name, build(module, module.weight, quantizer))
             node.update_arg(0, self.codes(node.args[0], make_codes))
         self.drop_unread()
 

@@ -190,6 +190,13 @@ def lower_int8(
     reason = why_not_int8(module, packed, None, quantizer)
     if reason is not None:
         raise UnsupportedLayerError(f"cannot lower this layer to int8: {reason}")
+    return build_int8(module, packed, quantizer, dtype)
+
+
+def build_int8(
+    module: nn.Module, packed: PackedIntxTensor, quantizer: ActivationQuantizer, dtype: torch.dtype = torch.bfloat16
+) -> Int8Linear:
+    """:func:`lower_int8` of a layer that :func:`why_not_int8` has nothing against."""
     load_kernels(packed.device)
     kind = Int8Conv2d if isinstance(module, nn.Conv2d) else Int8Linear
     return kind(module, packed, CodeGrid.of(quantizer), dtype)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from .casts import caller_dtype, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
 from .editing import GraphEditor
 from .hiera_block import back, hiera_block
-from .linear import Int8Conv2d, Int8Linear, lower_int8, why_not_int8
+from .linear import Int8Conv2d, Int8Linear, build_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
 from .positions import PositionEmbedding, Rotary, SinePosition
@@ -104,7 +104,7 @@ class _Lowering(GraphEditor):
     def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
         self.biases = {str(n.target): layer.bias for n, layer in self.nodes(nn.Module) if hasattr(layer, "bias")}
-        self.packed_layers(why_not_int8, lower_int8, QuantizeCodes)
+        self.packed_layers(why_not_int8, build_int8, QuantizeCodes)
 
     def window_attention(self) -> None:
         """qkv, reshapes, attention and window partition of a Hiera block -> qkv and ``WindowAttention``."""

@@ -198,11 +198,12 @@ def why_not_onednn(
         values, _ = _integers(packed)
     except UnsupportedLayerError as error:
         return str(error)
-    sums = values.flatten(1).abs().sum(1, dtype=torch.int64)
     # The zero point's part is summed on its own.
-    largest = int(max(grid.high, abs(grid.zero_point))) * int(sums.max())
-    if (reason := why_too_large(packed, largest)) is not None:
-        return reason
+    code = int(max(grid.high, abs(grid.zero_point)))
+    if code * 128 * values[0].numel() >= 2**31:
+        sums = values.flatten(1).abs().sum(1, dtype=torch.int64)
+        if (reason := why_too_large(packed, code * int(sums.max()))) is not None:
+            return reason
     if isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             padding = module.padding_mode if module.padding_mode != "zeros" else module.padding
@@ -236,23 +237,29 @@ def lower_onednn(
     """
     if (reason := why_not_onednn(module, packed, None, quantizer)) is not None:
         raise UnsupportedLayerError(f"cannot lower this layer to oneDNN: {reason}")
+    return build_onednn(module, packed, quantizer)
+
+
+def build_onednn(
+    module: nn.Linear | nn.Conv2d, packed: PackedIntxTensor, quantizer: ActivationQuantizer
+) -> OneDNNLinear:
+    """:func:`lower_onednn` of a layer that :func:`why_not_onednn` has nothing against."""
     kind = OneDNNConv2d if isinstance(module, nn.Conv2d) else OneDNNLinear
     return kind(module, packed, CodeGrid.of(quantizer))
 
 
 def _integers(packed: PackedIntxTensor) -> tuple[Tensor, int]:
     """The signed values of a weight, int16, and how many there are in a step: 2 on a mid-rise grid, else 1."""
-    zero_point = packed.zero_point.double().reshape(-1, *[1] * (len(packed.shape) - 1))
-    values = packed.unpack().double() - zero_point
-    step = 1 if bool((zero_point == zero_point.round()).all()) else 2
-    values *= step
-    low, high = float(values.min()), float(values.max())
-    if bool((values != values.round()).any()) or low < -128 or high > 127:
-        points = f"{float(zero_point.min())} to {float(zero_point.max())}"
+    step = 1 if bool((packed.zero_point == packed.zero_point.round()).all()) else 2
+    # What the clamp changes is beyond int8 before and after.
+    centre = (packed.zero_point.double() * step).clamp(-(2**14), 2**14).reshape(-1, *[1] * (len(packed.shape) - 1))
+    values = packed.unpack().to(torch.int16).mul_(step).sub_(centre.to(torch.int16))
+    if bool((centre != centre.round()).any()) or int(values.min()) < -128 or int(values.max()) > 127:
+        points = f"{float(packed.zero_point.min())} to {float(packed.zero_point.max())}"
         raise UnsupportedLayerError(
             f"oneDNN's int8 products have no {packed.bits}-bit weights with zero points of {points}."
         )
-    return values.to(torch.int16), step
+    return values, step
 
 
 def _needs_halves(values: Tensor, grid: CodeGrid) -> bool:

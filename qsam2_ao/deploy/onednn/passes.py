@@ -16,7 +16,7 @@ from ..kernels.editing import GraphEditor
 from ..kernels.nonfinite import carry_nonfinite
 from ..kernels.positions import SinePosition
 from .codes import OneDNNCodes
-from .linear import OneDNNLinear, lower_onednn, why_not_onednn
+from .linear import OneDNNLinear, build_onednn, why_not_onednn
 
 
 class Float32Graph(PartGraph):
@@ -58,7 +58,7 @@ def lower_part_onednn(part: fx.GraphModule, batch_dim: int = 0) -> tuple[fx.Grap
         >>> lowered, reasons = lower_part_onednn(quantized.image_encoder)
     """
     lowered = GraphEditor(Float32Graph(part, copy.deepcopy(part.graph), compiled=False))
-    lowered.packed_layers(why_not_onednn, lower_onednn, OneDNNCodes)
+    lowered.packed_layers(why_not_onednn, build_onednn, OneDNNCodes)
     if None not in lowered.reasons.values():
         return part, lowered.reasons
     lowered.fold_activations(OneDNNLinear)

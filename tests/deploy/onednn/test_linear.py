@@ -177,6 +177,34 @@ def test_what_is_not_supported_says_why() -> None:
         lower_onednn(layer, packed_like(layer.weight, 4), quantizer)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "bits", "zero_point", "code", "fits"),
+    [
+        (66310, 8, 128.0, 255, True),
+        (66316, 8, 128.0, 255, False),
+        (65793, 8, 128.0, 0, True),
+        (65794, 8, 128.0, 0, False),  # of -128
+        (200000, 8, 128.0, 130, True),  # small weights: their sums are looked at
+        (500000, 4, 7.5, 15, True),
+        (600000, 4, 7.5, 15, False),  # on the mid-rise grid values are doubled
+    ],
+)
+def test_sums_beyond_32_bits_stay_packed(inputs: int, bits: int, zero_point: float, code: int, fits: bool) -> None:
+    codes = torch.full((2, inputs), code, dtype=torch.uint8)
+    packed = PackedIntxTensor.from_codes(codes, torch.ones(2), torch.full((2,), zero_point), bits)
+    layer = nn.utils.skip_init(nn.Linear, inputs, 2)
+    reason = why_not_onednn(layer, packed, "cpu", ActivationQuantizer(0, 255, 0.1, 0.0))
+    assert fits == (reason is None)
+    assert fits or "beyond 32 bits" in str(reason)
+
+
+@pytest.mark.parametrize("zero_point", [-(2.0**40), 2.0**15, 2.0**16, 2.0**17 + 8, 1e30])
+def test_zero_points_far_from_all_codes_stay_packed(zero_point: float) -> None:
+    packed = packed_like(torch.ones(4, 8), 4, zero_point)
+    reason = why_not_onednn(nn.Linear(8, 4), packed, "cpu", ActivationQuantizer(0, 255, 0.1, 0.0))
+    assert "no 4-bit weights with zero points" in str(reason)
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(9, 4), nn.Conv2d(6, 4, 3, groups=2), nn.Conv2d(6, 4, 3)], ids=repr)
 @pytest.mark.parametrize("bits", [4, 8])
 @torch.no_grad()
