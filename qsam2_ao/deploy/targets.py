@@ -73,7 +73,7 @@ class Target:
             None if it can run, else the reason as a sentence. "auto" takes what there is and always can.
 
         Example:
-            >>> get_target("int8").why_not("cpu") is None  # on x86-64 with AVX512-VNNI, and a compiler
+            >>> get_target("int8").why_not("cpu") is None  # on x86-64 with AVX2, and a compiler
             True
         """
         device = torch.device(device)

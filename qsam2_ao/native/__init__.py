@@ -1,4 +1,4 @@
-"""The kernels that a lowered model runs on: in C++ with AVX-512 or NEON for CPUs, in Triton for NVIDIA GPUs."""
+"""The kernels that a lowered model runs on: in C++ with AVX-512, AVX2 or NEON for CPUs, in Triton for NVIDIA GPUs."""
 
 from .load import (
     code_offset,

@@ -28,15 +28,25 @@ def why_unfit_cpu() -> str | None:
     if platform.machine() == "aarch64":
         absent_on_arm = "The kernels need a CPU with dot products of int8 (asimddp: Cortex-A76, Neoverse N1 or newer)."
         return None if _cpu_has("asimddp") else absent_on_arm
+    if _kept_to() == "default":
+        return "The kernels need AVX2, and ATEN_CPU_CAPABILITY=default says to do without."
+    absent = ", ".join(name for name in compiler.X86["avx2"] if not _cpu_has(name))
+    return f"The kernels need a CPU with AVX2 (Haswell, Zen or newer); this one lacks {absent}." if absent else None
+
+
+def kind() -> str:
+    """The kind of CPU, of those in the compiler's ``KINDS``, whose kernels make the most of this one."""
+    if platform.machine() == "aarch64":
+        return "neon_i8mm" if _cpu_has("i8mm") else "neon"
     # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
-    absent = [name for name in compiler.ISA if not _cpu_has(name.replace("avx512vnni", "avx512_vnni"))]
-    if absent or not torch.cpu._is_vnni_supported():
-        detail = f"; this one lacks {', '.join(absent)}" if absent else ""
-        return f"The kernels need a CPU with AVX512-VNNI (Cascade Lake, Zen 4 or newer){detail}."
-    # How torch is told to run as on an older CPU.
-    if (chosen := os.environ.get("ATEN_CPU_CAPABILITY", "")).lower() in ("default", "avx2"):
-        return f"The kernels need AVX512-VNNI, and ATEN_CPU_CAPABILITY={chosen} says to do without."
-    return None
+    if _kept_to() == "avx2" or not torch.cpu._is_vnni_supported() or not all(map(_cpu_has, compiler.X86["avx512"])):
+        return "avx2"
+    return "avx512_bf16" if bf16_supported() else "avx512"
+
+
+def _kept_to() -> str:
+    """What torch is told to do with at most, as on an older CPU; empty without."""
+    return os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
 
 
 def why_no_cpu_kernels() -> str | None:
@@ -55,7 +65,9 @@ def why_no_cpu_kernels() -> str | None:
 
 
 def bf16_supported() -> bool:
-    """Whether the kernels multiply bfloat16 on this CPU (AVX512-BF16)."""
+    """Whether this CPU has, and is not told to do without, what multiplies bfloat16 (AVX512-BF16)."""
+    if _kept_to() in ("default", "avx2"):
+        return False
     return torch.cpu._is_avx512_bf16_supported() and (platform.system() != "Linux" or _cpu_has("avx512_bf16"))
 
 
@@ -133,10 +145,7 @@ def kernel_library() -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    """The compiler's, for the kernels that make the most of this CPU."""
-    if platform.machine() == "aarch64":
-        return compiler.flags("neon_i8mm" if _cpu_has("i8mm") else "neon")
-    return compiler.flags("avx512_bf16" if bf16_supported() else "avx512")
+    return compiler.flags(kind())
 
 
 def _build(library: Path) -> None:

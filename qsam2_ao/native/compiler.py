@@ -16,12 +16,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-ISA = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
-"""Of x86-64, as compilers name it."""
-_AVX512 = tuple(f"-m{name}" for name in ISA)
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma")
+X86 = {"avx2": ("avx2", "fma"), "avx512": _AVX512, "avx512_bf16": (*_AVX512, "avx512_bf16")}
+"""What each kind of x86-64 CPUs can do, as Linux names it; compilers leave the line out."""
 _NEON = "-march=armv8.2-a+dotprod"
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"avx512": _AVX512, "avx512_bf16": (*_AVX512, "-mavx512bf16")},
+    "x86_64": {kind: tuple(f"-m{name.replace('_', '')}" for name in features) for kind, features in X86.items()},
     "aarch64": {"neon": (_NEON,), "neon_i8mm": (f"{_NEON}+i8mm",)},
 }
 """By architecture the kinds of CPUs that there are kernels for, and what the compiler is told for each."""

@@ -22,7 +22,7 @@ def why_no_kernels(device: torch.device = _CPU) -> str | None:
         None if they can, else the reason as a sentence.
 
     Example:
-        >>> why_no_kernels() is None  # on Linux with AVX512-VNNI or Arm's dot products, and a compiler
+        >>> why_no_kernels() is None  # on Linux with AVX2 or Arm's dot products, and a compiler
         True
     """
     if device.type == "cpu":
@@ -107,7 +107,7 @@ def fast_float(device: torch.device = _CPU) -> torch.dtype:
 def code_offset(device: torch.device) -> int:
     """What a device's ``linear`` takes from the unsigned codes of its input before it multiplies them.
 
-    Tensor cores and Arm's NEON multiply int8 by int8, AVX512-VNNI uint8 by int8.
+    Tensor cores and Arm's NEON multiply int8 by int8, x86-64 CPUs uint8 by int8.
     """
     return 128 if device.type == "cuda" or platform.machine() == "aarch64" else 0
 

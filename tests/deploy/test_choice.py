@@ -55,7 +55,7 @@ def test_the_kernels_are_timed_against_bfloat16_once(tmp_path: Path) -> None:
 def test_the_encoder_is_timed_on_onednn_and_in_float(
     packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the kernels keep away
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # the kernels keep away
     model: Any = load_qsam2(packed_file)
     choice = choose(CPU, model, folder=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -81,7 +81,7 @@ def test_the_encoder_is_timed_on_onednn_and_in_float(
 def test_each_part_of_the_decoder_takes_what_is_faster(
     packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the kernels keep away
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # the kernels keep away
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     packed: Any = load_qsam2(packed_file)
     records = [record for record in stage_of(packed).layers if record.region == "mask_decoder"]
@@ -129,7 +129,7 @@ print(all(torch.equal(a, b) for a, b in zip(outs[0]["backbone_fpn"], outs[1]["ba
 
 def test_dequantized_weights_compute_what_packed_ones_do(packed_file: Path) -> None:
     """In a process without the kernels, to the bit."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", BOTH, str(packed_file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
@@ -139,7 +139,7 @@ def test_dequantized_weights_compute_what_packed_ones_do(packed_file: Path) -> N
 def test_where_bfloat16_is_emulated_dequantized_weights_keep_to_float32(
     packed_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the kernels keep away
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # the kernels keep away
     monkeypatch.setattr("qsam2_ao.deploy.targets.fast_float", lambda device: torch.float32)
     packed, model = load_qsam2(packed_file), load_qsam2(packed_file, target="dequantized")
     x = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Older processors: this one, kept to AVX2 from the start of a process; what "auto" takes there beside float32."""
+"""Older processors: this one, kept to AVX2 from the start of a process; what "auto" takes there beside its rivals."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
 from ..processes import alone
 from .methods import InferenceMethod, float_runs, one_dnn, runs
-from .parts import DECODER, ENCODER, Run
+from .parts import ATTENTION, DECODER, ENCODER, Run
+from .runtimes import openvino, openvino_file
 from .timing import measure
 from .workload import InferenceWorkload
 
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FLOAT = "torch fp32 eager"
-PARTS = (ENCODER, DECODER)
+PARTS = (ENCODER, DECODER, ATTENTION)
 
 
 def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
@@ -32,8 +33,8 @@ def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> lis
         parts: Of ``PARTS``.
 
     Returns:
-        Records as of :func:`~qsam2_ao.benchmark.inference.timing.measure`, whose ratios are to float32; none where
-        oneDNN's products do not run.
+        Records as of :func:`~qsam2_ao.benchmark.inference.timing.measure`, whose ratios are to float32; none on a CPU
+        without AVX2.
     """
     if why_no_onednn(torch.device("cpu")) is not None:
         return []
@@ -42,21 +43,29 @@ def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> lis
     return [record for records in found for record in records]
 
 
-def _auto(workload: InferenceWorkload, preset: str) -> Callable[[str], Run]:
-    return runs(load_qsam2(workload.packed(preset), target="auto"), workload, nullcontext)
+def _load(workload: InferenceWorkload, preset: str, target: str) -> Callable[[str], Run]:
+    return runs(load_qsam2(workload.packed(preset), target=target), workload, nullcontext)
+
+
+def _qsam2(preset: str, parts: Sequence[str], target: str = "auto") -> InferenceMethod:
+    name = f"qsam2 {preset.upper()}" + ("" if target == "auto" else f", {target}")
+    prepare, file = partial(_load, preset=preset, target=target), partial(InferenceWorkload.packed, preset=preset)
+    return InferenceMethod(name, prepare, tuple(parts), file)
 
 
 METHODS = (
     InferenceMethod(FLOAT, partial(float_runs, compiled=False, context=nullcontext), PARTS),
     InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (ENCODER,)),
     InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn), (ENCODER,)),
-    *(
-        InferenceMethod(
-            f"qsam2 {preset.upper()}",
-            partial(_auto, preset=preset),
-            parts,
-            partial(InferenceWorkload.packed, preset=preset),
-        )
-        for preset, parts in (("w8a8", (ENCODER, DECODER)), ("w4a8", PARTS), ("w2a8", (ENCODER, DECODER)))
+    InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
+    InferenceMethod(
+        "OpenVINO INT8",
+        partial(openvino, precision="f32", quantized=True),
+        (ENCODER,),
+        partial(openvino_file, quantized=True),
     ),
+    _qsam2("w4a8", PARTS, "onednn"),
+    _qsam2("w8a8", PARTS),
+    _qsam2("w4a8", PARTS),
+    _qsam2("w2a8", PARTS),
 )

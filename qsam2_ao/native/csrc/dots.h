@@ -107,5 +107,55 @@ template <int Rows, int Vectors>
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int kNarrow = 16;      // weights of which VPMADDUBSW takes the products
+constexpr int kNarrowSteps = 4;  // and adds so many pairs of them: 4 * 2 * 255 * 16 < 2^15
+
+// Adds to sums the products of the first Steps steps.
+template <int Steps, int Rows>
+[[gnu::always_inline]] inline void add_narrow(const uint8_t* x, int64_t k, const int8_t* panel,
+                                              int32_t (&sums)[Rows][1][kLanes]) {
+  const auto products = [](__m256i codes, __m256i weights) { return _mm256_maddubs_epi16(codes, weights); };
+  // _mm256_add_epi16, whose order GCC 12 changes until registers spill.
+  const auto add = [](__m256i p, __m256i q) {
+    asm("vpaddw %1, %0, %0" : "+x"(p) : "x"(q));
+    return p;
+  };
+  const auto widen = [](__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); };
+  Bits pairs[Rows];
+#pragma GCC unroll 4
+  for (int step = 0; step < Steps; ++step) {
+    const Bits w = load_bits(panel + 64 * step);
+#pragma GCC unroll 6
+    for (int i = 0; i < Rows; ++i) {
+      const Bits two = halves(products, broadcast_32(x + i * k + 4 * step), w);
+      pairs[i] = step == 0 ? two : halves(add, pairs[i], two);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < Rows; ++i) store_bits(sums[i][0], add_ints(load_bits(sums[i][0]), halves(widen, pairs[i])));
+}
+
+// sum_codes of weights between -kNarrow and kNarrow.
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void sum_narrow_codes(const uint8_t* x, int64_t k, const int8_t* panel,
+                                                    int32_t (&sums)[Rows][Vectors][kLanes]) {
+  static_assert(Vectors == 1);
+  std::fill_n(&sums[0][0][0], Rows * kLanes, 0);
+  int64_t steps = k / 4;
+  for (; steps >= kNarrowSteps; steps -= kNarrowSteps, x += 4 * kNarrowSteps, panel += 64 * kNarrowSteps)
+    add_narrow<kNarrowSteps, Rows>(x, k, panel, sums);
+  for (; steps > 0; --steps, x += 4, panel += 64) add_narrow<1, Rows>(x, k, panel, sums);
+}
+#else
+constexpr int kNarrow = 0;
+
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void sum_narrow_codes(const uint8_t* x, int64_t k, const int8_t* panel,
+                                                    int32_t (&sums)[Rows][Vectors][kLanes]) {
+  sum_codes<Rows, Vectors>(x, k, panel, sums);
+}
+#endif
+
 }  // namespace
 }  // namespace qsam2

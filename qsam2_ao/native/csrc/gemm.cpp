@@ -13,6 +13,7 @@
 #include "gemm.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "dots.h"
@@ -128,7 +129,8 @@ template <int Rows, int Vectors, Activation act>
 void tile(const GemmArgs& g, const int8_t* panel, int64_t row, int64_t column) {
   alignas(64) int32_t sums[Rows][Vectors][kLanes];
   prefetch<Rows>(g, row, column, Vectors);
-  sum_codes<Rows, Vectors>(g.x + row * g.k, g.k, panel, sums);
+  if (kNarrow > 0 && g.narrow) sum_narrow_codes<Rows, Vectors>(g.x + row * g.k, g.k, panel, sums);
+  else sum_codes<Rows, Vectors>(g.x + row * g.k, g.k, panel, sums);
   for (int j = 0; j < Vectors; ++j)
     finish<act>(g, sums[0][j], Vectors * kLanes, Rows, row, column + j * kLanes);
 }
@@ -198,7 +200,9 @@ void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, in
   });
 }
 
-void gemm(const GemmArgs& g) {
+void gemm(GemmArgs g) {
+  const auto fits = [](int8_t w) { return std::abs(w) <= kNarrow; };
+  g.narrow = g.bits < 8 && std::all_of(g.table, g.table + (1 << g.bits), fits);
   const std::vector<Panel> panels = panels_of(g.n);
   std::vector<const uint8_t*> packed;
   const uint8_t* at = g.weight;

@@ -24,6 +24,7 @@ struct GemmArgs {
   float* out_f32 = nullptr;
   uint8_t* out_u8 = nullptr;  // codes of `grid`
   Grid grid;
+  bool narrow = false;  // whether the weight's values are small (dots.h); gemm() looks
 };
 
 int64_t packed_bytes(int64_t n, int64_t k, int bits);
@@ -31,6 +32,6 @@ int64_t packed_bytes(int64_t n, int64_t k, int bits);
 // codes: [n, k], below 2^bits; out: packed_bytes zeros; sums: [n], of each channel's codes.
 void pack(const uint8_t* codes, int64_t n, int64_t k, int bits, uint8_t* out, int32_t* sums);
 
-void gemm(const GemmArgs& args);
+void gemm(GemmArgs args);
 
 }  // namespace qsam2

@@ -1,9 +1,9 @@
 // The vocabulary of all kernels: registers of 16 values of 32 bits (or 64 bytes), whatever the CPU calls them.
 //
-// simd_avx512.h and simd_neon.h, where one is a quadruple of 128 bits, implement it by hand. Highway would take more:
-// packed weights and tiles are made of blocks of 16 channels whatever the CPU's vectors are, which its vectors of
-// unknown length are not; the instructions that count (VPDPBUSD, SDOT, SMMLA) would still be written here; and the
-// compiler at first use would have to find its headers. Each implementation has:
+// simd_avx512.h, simd_avx2.h, where one is a pair of 256 bits, and simd_neon.h, where one is a quadruple of 128 bits,
+// implement it by hand. Highway would take more: packed weights and tiles are made of blocks of 16 channels whatever the
+// CPU's vectors are, which its vectors of unknown length are not; the instructions that count (VPDPBUSD, SDOT, SMMLA)
+// would still be written here; and the compiler at first use would have to find its headers. Each implementation has:
 //
 //   Floats, Bits, Lanes          16 float32; 16 int32 or 64 bytes; which lanes, the first of 16
 //   kVectors, kMostRows          registers of 16 columns side by side, and rows, of a tile of products, at most
@@ -35,10 +35,12 @@
 
 #if defined(__AVX512VNNI__)
 #include "simd_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "simd_avx2.h"
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "simd_neon.h"
 #else
-#error "The kernels need -mavx512vnni (with f, bw, vl and dq) or -march=armv8.2-a+dotprod."
+#error "The kernels need -mavx512vnni (with f, bw, vl and dq), -mavx2 -mfma or -march=armv8.2-a+dotprod."
 #endif
 
 namespace qsam2 {
