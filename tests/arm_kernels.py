@@ -27,6 +27,7 @@ CPUS = {"neon": "cortex-a76", "neon_i8mm": "max"}
 _HARNESS = Path(__file__).parent / "native" / "arm" / "harness.cpp"
 _OPTIMIZE = "-O1"  # 4 seconds instead of a minute
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+_NO_GRID = (1.0, 0.0, 255)
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 
 
@@ -121,16 +122,24 @@ class ArmKernels:
         found = padded.unfold(1, kh, sh).unfold(2, kw, sw).permute(0, 1, 2, 4, 5, 3).flatten(3)
         return F.pad(found, (0, -found.shape[-1] % 4), value=fill)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False,
+        out_dtype: torch.dtype = torch.bfloat16, *grid: float,
+    ) -> Tensor:  # fmt: skip
         batch, heads, queries, d = q.shape
         line = ("attention", batch, heads, queries, k.shape[2], d, v.shape[3], scale, int(int8_scores))
-        return self._call(line, [q, k, v], torch.bfloat16, (batch, queries, heads, v.shape[3]))
+        line = (*line, _KINDS[out_dtype], *grid, *_NO_GRID[len(grid) :])
+        return self._call(line, [q, k, v], out_dtype, (batch, queries, heads, v.shape[3]))
 
-    def window_attention(self, qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
+    def window_attention(
+        self, qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int, out_dtype: torch.dtype = torch.bfloat16,
+        *grid: float,
+    ) -> Tensor:  # fmt: skip
         batch, h, w, channels = qkv.shape
         d = channels // 3 // heads
-        line = ("window_attention", batch, h, w, heads, d, window, stride, d**-0.5)
-        return self._call(line, [qkv, pad], torch.bfloat16, (batch, h // stride, w // stride, heads * d))
+        line = ("window_attention", batch, h, w, heads, d, window, stride, d**-0.5, _KINDS[out_dtype])
+        line = (*line, *grid, *_NO_GRID[len(grid) :])
+        return self._call(line, [qkv, pad], out_dtype, (batch, h // stride, w // stride, heads * d))
 
     def rotate(self, x: Tensor, frequencies: Tensor, rotated: int) -> Tensor:
         line = ("rotate", _KINDS[x.dtype], *x.shape, frequencies.shape[0], rotated)

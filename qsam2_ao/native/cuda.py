@@ -119,12 +119,27 @@ def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return launch
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    int8_scores: bool = False,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: float = 1.0,
+    out_zero_point: float = 0.0,
+    out_max: int = 255,
+) -> Tensor:
     """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]`` -> ``[B, N, heads, d]``."""
     if int8_scores:
         raise UnsupportedLayerError("attention multiplies queries and keys as int8 on CPUs, not on GPUs")
     if v.shape[-1] < q.shape[-1]:
         from .triton_attention import narrow_attention
 
-        return narrow_attention(q, k, v, scale)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).contiguous()
+        return narrow_attention(q, k, v, scale, out_dtype, out_scale, out_zero_point, out_max)
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    if out_dtype == torch.uint8:
+        from .triton_kernels import quantize
+
+        out = quantize(out, out_scale, out_zero_point, out_max)
+    return out.contiguous()

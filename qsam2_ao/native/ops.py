@@ -20,8 +20,10 @@ _LIBRARY.define(
     "float zero_point, int max) -> Tensor"
 )
 _LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
-_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, bool int8_scores=False) -> Tensor")
-_LIBRARY.define("window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride) -> Tensor")
+_ROUNDED = "ScalarType out_dtype=bfloat16, float out_scale=1.0, float out_zero_point=0.0, int out_max=255"
+"""What attention takes to give, for uint8, the codes that ``quantize`` would give of its bfloat16."""
+_LIBRARY.define(f"attention(Tensor q, Tensor k, Tensor v, float scale, bool int8_scores=False, {_ROUNDED}) -> Tensor")
+_LIBRARY.define(f"window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride, {_ROUNDED}) -> Tensor")
 _LIBRARY.define("rotate(Tensor x, Tensor frequencies, SymInt rotated) -> Tensor")
 _LIBRARY.define("pixels(Tensor x, Tensor bias, int stride, ScalarType out_dtype) -> Tensor")
 _LIBRARY.define("gelu_planes(Tensor x, ScalarType out_dtype) -> Tensor")
@@ -71,15 +73,36 @@ def _layer_norm(
 
 
 @torch.library.register_fake("qsam2::attention")
-def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, int8_scores: bool = False) -> Tensor:
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    int8_scores: bool = False,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: float = 1.0,
+    out_zero_point: float = 0.0,
+    out_max: int = 255,
+) -> Tensor:
     batch, heads, tokens, _ = q.shape
-    return q.new_empty((batch, tokens, heads, v.shape[-1]))
+    return q.new_empty((batch, tokens, heads, v.shape[-1]), dtype=_result_dtype(q, out_dtype))
 
 
 @torch.library.register_fake("qsam2::window_attention")
-def _window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
+def _window_attention(
+    qkv: Tensor,
+    pad: Tensor,
+    heads: int,
+    window: int,
+    stride: int,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: float = 1.0,
+    out_zero_point: float = 0.0,
+    out_max: int = 255,
+) -> Tensor:
     batch, height, width, channels = qkv.shape
-    return qkv.new_empty((batch, height // stride, width // stride, channels // 3))
+    shape = batch, height // stride, width // stride, channels // 3
+    return qkv.new_empty(shape, dtype=_result_dtype(qkv, out_dtype))
 
 
 @torch.library.register_fake("qsam2::rotate")

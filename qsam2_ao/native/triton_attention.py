@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_linear import BLOCKS, has_warpgroups
+from .triton_linear import BLOCKS, has_warpgroups, rounded
 
 # Triton's interpreter would multiply the bits of bfloat16.
 _FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
@@ -25,8 +25,20 @@ _KEYS_OF_A_PART = 1024
 """The fewest that are worth a part of their own."""
 
 
-def narrow_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]``, bfloat16 -> ``[B, N, heads, d]``."""
+def narrow_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: float = 1.0,
+    out_zero_point: float = 0.0,
+    out_max: int = 255,
+) -> Tensor:
+    """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]``, bfloat16 -> ``[B, N, heads, d]``.
+
+    ``out_dtype`` uint8 stands for the codes that ``quantize`` gives of bfloat16.
+    """
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     batch, heads, queries, channels = q.shape
     keys, width = k.shape[2], v.shape[3]
@@ -35,11 +47,15 @@ def narrow_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     parts = max(1, min(2 * BLOCKS // blocks, keys // _KEYS_OF_A_PART))
     length = triton.cdiv(triton.cdiv(keys, parts), columns) * columns
     parts = triton.cdiv(keys, length)
-    out = q.new_empty((parts, batch, queries, heads, width), dtype=torch.bfloat16 if parts == 1 else torch.float32)
+    codes, grid = out_dtype == torch.uint8, (out_scale, out_zero_point, float(out_max))
+    out = q.new_empty((batch, queries, heads, width), dtype=torch.int8 if codes else out_dtype)
+    sums = out if parts == 1 else q.new_empty((parts, *out.shape), dtype=torch.float32)
     logs = q.new_empty((parts, batch, queries, heads), dtype=torch.float32)
     _narrow_attention[(triton.cdiv(queries, rows), batch * heads, parts)](
-        *(q, k, v, out, logs, queries, keys, length, scale * _LOG2_E, heads),
-        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        *(q, k, v, sums, logs, queries, keys, length, scale * _LOG2_E, heads),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grid),
+        SPLIT=parts > 1,
+        CODES=codes,
         C=channels,
         D=width,
         QUERIES=rows,
@@ -49,11 +65,13 @@ def narrow_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         num_warps=warps,
         num_stages=2,
     )
-    if parts == 1:
-        return out[0]
-    # The softmax over the parts' sums, to the base 2.
-    weights = torch.exp2(logs - logs.amax(0))
-    return ((weights / weights.sum(0)).unsqueeze(-1) * out).sum(0).to(torch.bfloat16)
+    if parts > 1:
+        block = triton.next_power_of_2(width)
+        height = max(1, 2048 // block)
+        _merge[(triton.cdiv(out.numel() // width, height),)](
+            *(sums, logs, out, out.numel() // width, parts, *grid), CODES=codes, D=width, ROWS=height, BLOCK=block
+        )
+    return out
 
 
 @triton.jit
@@ -77,6 +95,11 @@ def _narrow_attention(
     v_batch,
     v_head,
     v_token,
+    out_scale,
+    out_zero_point,
+    out_max,
+    SPLIT: tl.constexpr,
+    CODES: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -109,8 +132,11 @@ def _narrow_attention(
         )
     at = ((part * (tl.num_programs(1) // heads) + batch).to(tl.int64) * queries + query) * heads + head
     inside = query < queries
-    tl.store(logs + at, highest + tl.log2(total), inside)
-    result = (mixed / total[:, None]).to(out.dtype.element_ty)
+    result = mixed / total[:, None]
+    if SPLIT:
+        tl.store(logs + at, highest + tl.log2(total), inside)
+    else:
+        result = rounded(result, out_scale, out_zero_point, out_max, CODES)
     tl.store(out + at[:, None] * D + j[None, :], result, inside[:, None] & (j[None, :] < D))
 
 
@@ -148,6 +174,38 @@ def _attend(
     values = _tile(v + row[:, None] * v_token, j, D, BLOCK_D).to(_FACTOR)
     mixed = tl.dot(weights.to(tl.bfloat16).to(_FACTOR), values, mixed * kept[:, None])
     return mixed, highest, total * kept + tl.sum(weights, 1)
+
+
+@triton.jit
+def _merge(
+    sums,
+    logs,
+    out,
+    rows,
+    parts,
+    out_scale,
+    out_zero_point,
+    out_max,
+    CODES: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The mean of what the parts give, each by the sum of its softmax, of which ``logs`` are to the base 2."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    j = tl.arange(0, BLOCK)
+    at = row[:, None] * D + j[None, :]
+    inside = (row[:, None] < rows) & (j[None, :] < D)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    for part in range(parts):
+        highest = tl.maximum(highest, tl.load(logs + part * rows + row, row < rows, other=0.0))
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, BLOCK), tl.float32)
+    for part in range(parts):
+        weight = tl.exp2(tl.load(logs + part * rows + row, row < rows, other=0.0) - highest)
+        total += weight
+        mixed += weight[:, None] * tl.load(sums + tl.cast(part, tl.int64) * rows * D + at, inside, other=0.0)
+    tl.store(out + at, rounded(mixed / total[:, None], out_scale, out_zero_point, out_max, CODES), inside)
 
 
 @triton.jit

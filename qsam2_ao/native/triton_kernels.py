@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_linear import codes_of
+from .triton_linear import codes_of, divided_codes, rounded
 
 # Triton's interpreter would multiply the bits of bfloat16.
 _FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
@@ -35,8 +35,7 @@ def quantize(x: Tensor, scale: float, zero_point: float, max: int) -> Tensor:
 def _quantize(x, out, count, scale, zero_point, high, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, at < count, other=0.0).to(tl.float32)
-    steps = tl.div_rn(value, tl.full(value.shape, scale, tl.float32)) + zero_point  # equal to the fake-quantizer's
-    tl.store(out + at, codes_of(steps, high), at < count)
+    tl.store(out + at, divided_codes(value, scale, zero_point, high), at < count)
 
 
 def patches(x: Tensor, kh: int, kw: int, sh: int, sw: int, ph: int, pw: int, fill: int) -> Tensor:
@@ -156,16 +155,32 @@ def _layer_norm(
         tl.store(out + at, y.to(out.dtype.element_ty), mask)
 
 
-def window_attention(qkv: Tensor, pad: Tensor, heads: int, window: int, stride: int) -> Tensor:
-    """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``."""
+def window_attention(
+    qkv: Tensor,
+    pad: Tensor,
+    heads: int,
+    window: int,
+    stride: int,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out_scale: float = 1.0,
+    out_zero_point: float = 0.0,
+    out_max: int = 255,
+) -> Tensor:
+    """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``.
+
+    ``out_dtype`` uint8 stands for the codes that :func:`quantize` gives of bfloat16.
+    """
     batch, height, width, channels = qkv.shape
     c = channels // (3 * heads)
-    out = qkv.new_empty((batch, height // stride, width // stride, heads * c))
+    codes = out_dtype == torch.uint8
+    shape = batch, height // stride, width // stride, heads * c
+    out = qkv.new_empty(shape, dtype=torch.int8 if codes else out_dtype)
     down, across = triton.cdiv(height, window), triton.cdiv(width, window)
     queries = (window // stride) ** 2
     block = builtins.min(64, builtins.max(16, triton.next_power_of_2(queries)))
     _window_attention[(batch * down * across, heads, triton.cdiv(queries, block))](
-        *(qkv, pad, out, height, width, across, down * across, c**-0.5),
+        *(qkv, pad, out, height, width, across, down * across, c**-0.5, out_scale, out_zero_point, float(out_max)),
+        CODES=codes,
         HEADS=heads,
         C=c,
         WINDOW=window,
@@ -188,6 +203,10 @@ def _window_attention(
     across,
     windows,
     scale,
+    out_scale,
+    out_zero_point,
+    out_max,
+    CODES: tl.constexpr,
     HEADS: tl.constexpr,
     C: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -231,7 +250,8 @@ def _window_attention(
     rows, columns = height // STRIDE, width // STRIDE
     inside = (query < SIDE * SIDE) & (y < rows) & (x < columns)
     at = ((image.to(tl.int64) * rows + y) * columns + x) * (HEADS * C) + head * C
-    tl.store(out + at[:, None] + i[None, :], mixed.to(tl.bfloat16), inside[:, None] & (i[None, :] < C))
+    result = rounded(mixed, out_scale, out_zero_point, out_max, CODES)
+    tl.store(out + at[:, None] + i[None, :], result, inside[:, None] & (i[None, :] < C))
 
 
 @triton.jit

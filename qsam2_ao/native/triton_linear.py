@@ -387,3 +387,16 @@ def codes_of(steps, high):
     """
     moved = tl.minimum(tl.maximum(steps, 0.0), high) + 12582784.0
     return moved.to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def divided_codes(value, scale, zero_point, high):
+    """The codes of floats, equal to the fake-quantizer's."""
+    return codes_of(tl.div_rn(value, tl.full(value.shape, scale, tl.float32)) + zero_point, high)
+
+
+@triton.jit
+def rounded(value, scale, zero_point, high, CODES: tl.constexpr):
+    """What attention gives: bfloat16, or the codes of that."""
+    half = value.to(tl.bfloat16)
+    return divided_codes(half.to(tl.float32), scale, zero_point, high) if CODES else half

@@ -28,6 +28,7 @@ BIN = Path(triton.backends.nvidia.__file__).with_name("bin")
 _KERNELS = {
     "linear": triton_linear._linear,
     "attention": triton_attention._narrow_attention,
+    "merge": triton_attention._merge,
     "quantize": triton_kernels._quantize,
     "layer norm": triton_kernels._layer_norm,
     "patches": triton_kernels._patches,

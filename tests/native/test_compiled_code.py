@@ -22,7 +22,8 @@ pytestmark = [
 ]
 POINTERS = {"x": "*i8", "table": "*i8", "alpha": "*fp32", "beta": "*fp32", "residual": "*i8", "out": "*i8"}
 NUMBERS = {"rows": "i32", "n": "i32", "k": "i32", "stride": "i32"}
-FLOATS = dict.fromkeys(("out_steps", "out_zero_point", "out_max"), "fp32")
+STEPS = dict.fromkeys(("out_steps", "out_zero_point", "out_max"), "fp32")
+FLOATS = dict.fromkeys(("out_scale", "out_zero_point", "out_max"), "fp32")
 
 
 @cache
@@ -59,7 +60,7 @@ def linear(bits: int, capability: int, **changes: Any) -> dict[str, Any]:
         "EVEN_K": True,
         **changes,
     }
-    types = {**POINTERS, "weight": "*i8" if bits == 8 else "*u8", **NUMBERS, **FLOATS}
+    types = {**POINTERS, "weight": "*i8" if bits == 8 else "*u8", **NUMBERS, **STEPS}
     types = {name: kind for name, kind in types.items() if name not in constants}
     if not constants["CODES"]:
         types |= {"residual": "*bf16", "out": "*bf16"}
@@ -113,16 +114,19 @@ def test_one_row(bits: int) -> None:
     assert not found["spilled"]
 
 
+@pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize(
-    ("capability", "queries", "keys", "warps"), [(90, 128, 64, 8), (80, 64, 32, 4), (86, 64, 32, 4)]
+    ("capability", "queries", "keys", "warps"), [(90, 128, 64, 8), (80, 64, 32, 4), (86, 64, 32, 4), (89, 64, 32, 4)]
 )
 def test_attention_to_memories_keeps_its_numbers_in_registers(
-    capability: int, queries: int, keys: int, warps: int
+    capability: int, queries: int, keys: int, warps: int, split: bool
 ) -> None:
-    pointers = dict.fromkeys(("q", "k", "v"), "*bf16") | {"out": "*fp32", "logs": "*fp32"}
+    """Parts give floats, the whole gives codes."""
+    pointers = dict.fromkeys(("q", "k", "v"), "*bf16") | {"out": "*fp32" if split else "*i8", "logs": "*fp32"}
     strides = {f"{name}_{of}": "i32" for name in "qkv" for of in ("batch", "head", "token")}
-    numbers = dict.fromkeys(("queries", "keys", "length"), "i32") | {"scale": "fp32"}
+    numbers = dict.fromkeys(("queries", "keys", "length"), "i32") | {"scale": "fp32"} | FLOATS
     constants = {"heads": 1, "C": 256, "D": 64, "QUERIES": queries, "KEYS": keys, "BLOCK_C": 256, "BLOCK_D": 64}
+    constants |= {"SPLIT": split, "CODES": not split}
     found = code(
         json.dumps(
             {
@@ -229,16 +233,29 @@ OTHERS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {"x_channel": 1, "CHANNELS": 3, "KH": 7, "KW": 7, "LENGTH": 148, "ROWS": 16, "BLOCK": 256},
     ),
     "window attention": (
-        {**_types("qkv pad out", "*bf16"), **_types("height width across windows", "i32"), "scale": "fp32"},
-        {"HEADS": 1, "C": 96, "WINDOW": 8, "STRIDE": 1, "QUERIES": 64, "KEYS": 64, "BLOCK_C": 128},
+        {
+            **_types("qkv pad", "*bf16"),
+            "out": "*i8",
+            **_types("height width across windows", "i32"),
+            "scale": "fp32",
+            **FLOATS,
+        },
+        {"CODES": True, "HEADS": 1, "C": 96, "WINDOW": 8, "STRIDE": 1, "QUERIES": 64, "KEYS": 64, "BLOCK_C": 128},
+    ),
+    "merge": (
+        {**_types("sums logs", "*fp32"), "out": "*i8", **_types("rows parts", "i32"), **FLOATS},
+        {"CODES": True, "D": 64, "ROWS": 32, "BLOCK": 64},
     ),
 }
 
 
-@pytest.mark.parametrize("kernel", OTHERS)
-def test_the_other_kernels_compile(kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "capability"),
+    [*((kernel, 86) for kernel in OTHERS), *(("window attention", capability) for capability in (80, 89, 90))],
+)
+def test_the_other_kernels_compile(kernel: str, capability: int) -> None:
     types, constants = OTHERS[kernel]
-    shared = {"kernel": kernel, "types": types, "constants": constants, "capability": 86, "num_warps": 4}
+    shared = {"kernel": kernel, "types": types, "constants": constants, "capability": capability, "num_warps": 4}
     found = code(json.dumps(shared))
     assert not found["spilled"]
     assert found["shared"] <= 99 * 1024

@@ -315,6 +315,34 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "channels", "width"),
+    [(3, 70, 90, 24, 24), (1, 33, 50, 32, 24), (1, 70, 2100, 64, 24)],
+    ids=["values as wide as keys", "narrow values", "narrow values, keys in parts"],
+)
+def test_attention_gives_the_codes_of_its_bfloat16_to_the_bit(
+    ops: Ops, heads: int, queries: int, keys: int, channels: int, width: int
+) -> None:
+    """Some of them beyond both ends of the grid."""
+    q, k, v = attention_inputs(2, heads, queries, keys, channels, width, seeded())
+    floats = ops.attention(q, k, v, 0.5)
+    scale = torch.tensor(float(floats.abs().max()) / 150)
+    expected = quantize_affine(floats.float(), scale, torch.tensor(100.0), 0, 200).to(torch.uint8)
+    assert (expected.min(), expected.max()) == (0, 200)
+    assert torch.equal(ops.attention(q, k, v, 0.5, False, torch.uint8, float(scale), 100.0, 200), expected)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 2), (14, 1)])
+def test_window_attention_gives_the_codes_of_its_bfloat16_to_the_bit(ops: Ops, window: int, stride: int) -> None:
+    qkv = torch.randn(1, 6, 10, 3 * 2 * 24, generator=seeded()).bfloat16()
+    arguments = qkv, torch.randn(3 * 2 * 24, generator=seeded(1)).bfloat16(), 2, window, stride
+    floats = ops.window_attention(*arguments)
+    scale = torch.tensor(float(floats.abs().max()) / 150)
+    expected = quantize_affine(floats.float(), scale, torch.tensor(100.0), 0, 200).to(torch.uint8)
+    assert (expected.min(), expected.max()) == (0, 200)
+    assert torch.equal(ops.window_attention(*arguments, torch.uint8, float(scale), 100.0, 200), expected)
+
+
 @needs_kernels
 def test_every_operator_is_described_for_the_compiler() -> None:
     load_kernels()
@@ -324,17 +352,20 @@ def test_every_operator_is_described_for_the_compiler() -> None:
     q = torch.randn(1, 2, 5, 8).bfloat16()
     qkv, pad = torch.randn(1, 8, 8, 3 * 16).bfloat16(), torch.zeros(48).bfloat16()
     gain = torch.ones(8)
-    for name, arguments in {
-        "linear": (x, packed, 4, table, ones, ones, None, "gelu", torch.bfloat16, 1.0, 0.0, 255),
-        "quantize": (torch.randn(3, 4), 0.1, 3.0, 255),
-        "layer_norm": (torch.randn(3, 8), gain, gain, 1e-6, torch.uint8, 0.1, 3.0, 255),
-        "attention": (q, q, q[..., :3], 0.3),
-        "window_attention": (qkv, pad, 2, 4, 2),
-        "rotate": (q, torch.randn(5, 8), 5),
-        "patches": (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0),
-        "pixels": (torch.randn(1, 2, 3, 4 * 8), gain, 2, torch.bfloat16),
-        "gelu_planes": (torch.randn(1, 3, 4, 5), torch.bfloat16),
-    }.items():
+    codes = torch.uint8, 0.1, 3.0, 255
+    for name, arguments in (
+        ("linear", (x, packed, 4, table, ones, ones, None, "gelu", torch.bfloat16, 1.0, 0.0, 255)),
+        ("quantize", (torch.randn(3, 4), 0.1, 3.0, 255)),
+        ("layer_norm", (torch.randn(3, 8), gain, gain, 1e-6, *codes)),
+        ("attention", (q, q, q[..., :3], 0.3)),
+        ("attention", (q, q, q, 0.3, False, *codes)),
+        ("window_attention", (qkv, pad, 2, 4, 2)),
+        ("window_attention", (qkv, pad, 2, 4, 2, *codes)),
+        ("rotate", (q, torch.randn(5, 8), 5)),
+        ("patches", (torch.randint(0, 9, (1, 8, 8, 3), dtype=torch.uint8), 3, 3, 2, 2, 1, 1, 0)),
+        ("pixels", (torch.randn(1, 2, 3, 4 * 8), gain, 2, torch.bfloat16)),
+        ("gelu_planes", (torch.randn(1, 3, 4, 5), torch.bfloat16)),
+    ):
         torch.library.opcheck(getattr(torch.ops.qsam2, name).default, arguments)
 
 

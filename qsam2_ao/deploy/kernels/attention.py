@@ -7,7 +7,13 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from ...errors import UnsupportedLayerError
+from .codes import NO_GRID, CodeGrid
 from .machine import OfThisMachine
+
+
+def _rounding(grid: CodeGrid | None) -> tuple[torch.dtype, float, float, int]:
+    """What attention is told of its result: codes of a grid, or bfloat16."""
+    return (torch.bfloat16, *NO_GRID) if grid is None else (torch.uint8, *grid.arguments)
 
 
 class Attention(nn.Module):
@@ -15,18 +21,21 @@ class Attention(nn.Module):
 
     Attributes:
         int8_scores: Whether queries are multiplied with keys as int8 codes, each token with a scale of its own.
+        grid: The codes that come out; None for bfloat16.
     """
 
     int8_scores = False
+    grid: CodeGrid | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend."""
         q, k, v = (t.to(torch.bfloat16) for t in (q, k, v))
-        return torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, self.int8_scores).transpose(1, 2)
+        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, self.int8_scores, *_rounding(self.grid))
+        return out.transpose(1, 2)
 
     def extra_repr(self) -> str:
-        """How scores are computed."""
-        return f"int8_scores={self.int8_scores}"
+        """How scores are computed, and what comes out."""
+        return f"int8_scores={self.int8_scores}, to {self.grid or torch.bfloat16}"
 
 
 def use_int8_scores(model: SAM2Base) -> SAM2Base:
@@ -70,9 +79,13 @@ class WindowAttention(OfThisMachine):
         heads: Attention heads.
         window: Side of a window in tokens; None for one window, the whole image.
         stride: Side of the squares that queries are max-pooled over.
+
+    Attributes:
+        grid: The codes that come out; None for bfloat16.
     """
 
     pad: Tensor
+    grid: CodeGrid | None = None
 
     def __init__(self, pad: Tensor, heads: int, window: int | None, stride: int) -> None:
         super().__init__()
@@ -83,7 +96,8 @@ class WindowAttention(OfThisMachine):
         """``[B, H, W, 3 * heads * channels]`` -> ``[B, H / stride, W / stride, heads * channels]``."""
         qkv = qkv.to(torch.bfloat16)
         if self.window is not None:
-            return torch.ops.qsam2.window_attention(qkv, self.pad, self.heads, self.window, self.stride)
+            where = self.heads, self.window, self.stride
+            return torch.ops.qsam2.window_attention(qkv, self.pad, *where, *_rounding(self.grid))
         batch, height, width, _ = qkv.shape
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).flatten(1, 2).permute(2, 0, 3, 1, 4).unbind()
         if self.stride > 1:
@@ -91,9 +105,10 @@ class WindowAttention(OfThisMachine):
             grid = nn.functional.max_pool2d(grid, self.stride)
             height, width = grid.shape[-2:]
             q = grid.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
-        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5)
+        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, False, *_rounding(self.grid))
         return out.reshape(batch, height, width, -1)
 
     def extra_repr(self) -> str:
-        """Heads, window and stride."""
-        return f"heads={self.heads}, window={self.window}, stride={self.stride}"
+        """Heads, window and stride, and what comes out."""
+        sizes = f"heads={self.heads}, window={self.window}, stride={self.stride}"
+        return f"{sizes}, to {self.grid or torch.bfloat16}"

@@ -92,3 +92,8 @@ def back(node: Any, method: str, arguments: tuple[Any, ...] | None = None) -> fx
 def only_user(node: fx.Node | None) -> fx.Node | None:
     """The one node that reads a node; None if several do, or none."""
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+
+
+def leads_to(node: fx.Node, end: fx.Node) -> bool:
+    """Whether all that is computed from a node, its shape included, serves to compute another alone."""
+    return node is end or (bool(node.users) and all(leads_to(user, end) for user in node.users))

@@ -19,7 +19,7 @@ from .bands import run_in_bands
 from .casts import caller_dtype, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
 from .editing import GraphEditor
-from .hiera_block import back, hiera_block
+from .hiera_block import back, hiera_block, leads_to
 from .linear import Int8Conv2d, Int8Linear, build_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
@@ -60,6 +60,7 @@ def lower_part(
     lowered.fold_activations(Int8Linear)
     lowered.residuals()
     lowered.fold_codes(Int8Linear, QuantizeCodes, lambda layer, grid: type(layer) is Int8Linear)
+    lowered.attended_codes()
     lowered.tokens()
     lowered.dtypes()
     carry_nonfinite(lowered.part, batch_dim)
@@ -192,6 +193,17 @@ class _Lowering(GraphEditor):
                         fused = self.graph.call_method("permute", (fused, 0, 2, 3, 1))
                     self.replace(node, fused)
                     break
+
+    def attended_codes(self) -> None:
+        """Rounding of what an attention gives, behind the merging of its heads too -> into the attention."""
+        attentions = dict(self.called_once(Attention) + self.called_once(WindowAttention))
+        for node, rounding in self.nodes(QuantizeCodes):
+            source: Any = node.args[0]
+            while (inside := back(source, "transpose") or back(source, "reshape")) is not None:
+                source = inside
+            if source in attentions and leads_to(source, node):
+                attentions[source].grid = rounding.grid
+                self.replace(node, node.args[0])  # type: ignore[arg-type]
 
     def tokens(self) -> None:
         """An image read as tokens -> laid out as tokens once, not strided in every addition."""

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ...native import code_offset, fast_float
 from ..packed import PackedIntxTensor
 from .codes import CodeGrid
-from .hiera_block import back, only_user
+from .hiera_block import back, leads_to, only_user
 from .linear import weight_centre
 from .machine import OfThisMachine
 
@@ -98,15 +98,10 @@ def wide_values(sdpa: fx.Node, module: Callable[[Any], nn.Module | None]) -> Val
     if heads is None or node is None or len(heads.args) != 5 or heads.args[3] != 1:
         return None
     layer = module(node)
-    if type(layer) is not nn.Linear or layer.in_features >= layer.out_features or not _leads_to(node, heads):
+    if type(layer) is not nn.Linear or layer.in_features >= layer.out_features or not leads_to(node, heads):
         return None
     attended = [user for user in sdpa.users if back(user, "transpose", (1, 2)) is sdpa]
     merged = only_user(attended[0]) if len(attended) == 1 else None
-    if merged is None or merged.target != "reshape" or len(merged.args) != 4 or not _leads_to(sdpa, merged):
+    if merged is None or merged.target != "reshape" or len(merged.args) != 4 or not leads_to(sdpa, merged):
         return None
     return Values(node, merged)
-
-
-def _leads_to(node: fx.Node, end: fx.Node) -> bool:
-    """Whether all that is computed from a node, its shape included, serves to compute another alone."""
-    return node is end or (bool(node.users) and all(_leads_to(user, end) for user in node.users))

@@ -204,10 +204,19 @@ class Block {
     }
   }
 
-  void result(int64_t r, bf16* to) const {
+  void result(int64_t r, const Rounded& to, int64_t at) const {
     const Floats factor = all(1.0f / sum_[r]);
-    for (int64_t c = 0; c < sizes.value_d; c += kLanes)
-      store(to + c, load(out_ + r * sizes.columns + c) * factor, first_lanes(sizes.value_d - c));
+    for (int64_t c = 0; c < sizes.value_d; c += kLanes) {
+      const Floats x = load(out_ + r * sizes.columns + c) * factor;
+      const Lanes lanes = first_lanes(sizes.value_d - c);
+      if (to.halves) {
+        store(to.halves + at + c, x, lanes);
+        continue;
+      }
+      bf16 half[kLanes];
+      store(half, x, lanes);
+      store_u8(to.codes + at + c, codes_of(to.grid, load(half, lanes)), lanes);
+    }
   }
 
  private:
@@ -310,7 +319,7 @@ void attend(const AttentionArgs& a, const Sizes& s, const Pack& pack, const Keys
       for (int64_t r = 0; r < rows; ++r) query(block, r, q + r * a.q.token);
       block.run(rows, keys_of(i), values + i * s.values_size(a.keys), a.keys, a.scale * kLog2e);
       for (int64_t r = 0; r < rows; ++r)
-        block.result(r, a.out + ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.value_d);
+        block.result(r, a.out, ((i / a.heads * a.queries + first + r) * a.heads + i % a.heads) * s.value_d);
     });
   });
 }
@@ -370,7 +379,7 @@ void window_attention(const WindowArgs& a) {
           block.run(rows, packed_keys, packed_values, keys, a.scale * kLog2e);
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t y = top / a.stride + (first + r) / side, x = left / a.stride + (first + r) % side;
-            if (y < out_h && x < out_w) block.result(r, a.out + ((b * out_h + y) * out_w + x) * part + at);
+            if (y < out_h && x < out_w) block.result(r, a.out, ((b * out_h + y) * out_w + x) * part + at);
           }
         }
       }

@@ -13,12 +13,19 @@ struct Heads {
   int64_t batch, head, token;
 };
 
+// Rows of float: in bfloat16, or the codes of that.
+struct Rounded {
+  bf16* halves = nullptr;  // exactly one of the two
+  uint8_t* codes = nullptr;
+  Grid grid;
+};
+
 struct AttentionArgs {
   Heads q, k, v;
   int64_t batches, heads, queries, keys, d, value_d;  // channels of queries and keys, and of values
   float scale;
   bool int8_scores;  // multiply queries and keys as codes
-  bf16* out;  // [batches, queries, heads, value_d]
+  Rounded out;  // [batches, queries, heads, value_d]
 };
 
 void attention(const AttentionArgs& args);
@@ -29,7 +36,7 @@ struct WindowArgs {
   int64_t b, h, w, heads, d;
   int64_t window, stride;  // the queries of a window are max-pooled by stride
   float scale;
-  bf16* out;  // [b, h / stride, w / stride, heads, d]
+  Rounded out;  // [b, h / stride, w / stride, heads, d]
 };
 
 void window_attention(const WindowArgs& args);

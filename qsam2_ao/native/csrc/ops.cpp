@@ -155,11 +155,23 @@ Tensor patches(const Tensor& x, int64_t kh, int64_t kw, int64_t sh, int64_t sw, 
   return out;
 }
 
+// Where attention writes.
+qsam2::Rounded rounded(const Tensor& out, double scale, double zero_point, double high) {
+  const ScalarType dtype = out.scalar_type();
+  require(dtype == ScalarType::BFloat16 || dtype == ScalarType::Byte, "no output of ", dtype);
+  qsam2::Rounded to;
+  if (dtype == ScalarType::Byte) to.codes = mutable_data<uint8_t>(out);
+  else to.halves = mutable_bits(out);
+  to.grid = {(float)scale, (float)zero_point, (float)high};
+  return to;
+}
+
 qsam2::Heads heads_of(const Tensor& t) { return {bits(t), t.stride(0), t.stride(1), t.stride(2)}; }
 
 // q [B, heads, N, d], k [B, heads, M, d], v [B, heads, M, e] in bfloat16, any strides but contiguous rows ->
-// [B, N, heads, e].
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool int8_scores) {
+// [B, N, heads, e] in bfloat16 or as codes.
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool int8_scores,
+                 ScalarType out_dtype, double out_scale, double out_zero_point, int64_t out_max) {
   for (const Tensor* t : {&q, &k, &v})
     require(t->dim() == 4 && t->scalar_type() == ScalarType::BFloat16 && (t->stride(3) == 1 || t->size(3) == 1) &&
                 t->size(0) == q.size(0) && t->size(1) == q.size(1) && (t == &v || t->size(3) == q.size(3)),
@@ -168,22 +180,23 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
   require(q.size(3) > 0 && (!int8_scores || q.size(3) <= 1 << 17), "attention of ", q.sizes(),
           int8_scores ? " as codes" : "");
   require(k.size(2) == v.size(2) && k.size(2) > 0, "attention with ", k.size(2), " keys and ", v.size(2), " values");
-  Tensor out = pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, q.scalar_type());
+  Tensor out = pooled({q.size(0), q.size(2), q.size(1), v.size(3)}, out_dtype);
   qsam2::attention({heads_of(q), heads_of(k), heads_of(v), q.size(0), q.size(1), q.size(2), k.size(2), q.size(3),
-                    v.size(3), (float)scale, int8_scores, mutable_bits(out)});
+                    v.size(3), (float)scale, int8_scores, rounded(out, out_scale, out_zero_point, out_max)});
   return out;
 }
 
-Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int64_t window, int64_t stride) {
+Tensor window_attention(const Tensor& qkv, const Tensor& pad, int64_t heads, int64_t window, int64_t stride,
+                        ScalarType out_dtype, double out_scale, double out_zero_point, int64_t out_max) {
   check(qkv, ScalarType::BFloat16, "qkv");
   check(pad, ScalarType::BFloat16, "pad");
   require(qkv.dim() == 4 && heads > 0 && qkv.size(3) > 0 && qkv.size(3) % (3 * heads) == 0 &&
               pad.numel() == qkv.size(3) && window > 0 && stride > 0 && window % stride == 0,
           "window attention of ", qkv.sizes(), " with ", heads, " heads, window ", window, ", stride ", stride);
   const int64_t d = qkv.size(3) / 3 / heads;
-  Tensor out = pooled({qkv.size(0), qkv.size(1) / stride, qkv.size(2) / stride, heads * d}, qkv.scalar_type());
+  Tensor out = pooled({qkv.size(0), qkv.size(1) / stride, qkv.size(2) / stride, heads * d}, out_dtype);
   qsam2::window_attention({bits(qkv), bits(pad), qkv.size(0), qkv.size(1), qkv.size(2), heads, d, window, stride,
-                           (float)(1.0 / std::sqrt((double)d)), mutable_bits(out)});
+                           (float)(1.0 / std::sqrt((double)d)), rounded(out, out_scale, out_zero_point, out_max)});
   return out;
 }
 

@@ -20,6 +20,7 @@ import qsam2_ao.deploy.kernels.linear as linear_module
 import qsam2_ao.deploy.kernels.passes as passes
 import qsam2_ao.deploy.kernels.values as values_module
 from qsam2_ao import load_qsam2
+from qsam2_ao.deploy.kernels.attention import Attention, WindowAttention
 from qsam2_ao.deploy.kernels.linear import Int8Linear
 from qsam2_ao.native import cuda, ops  # noqa: F401 - declares the operators
 
@@ -72,6 +73,13 @@ def main(path: str) -> dict[str, float]:
                 layer.keep_eight_bits()
     names = [type(module).__name__ for module in attention.modules()]
     assert "ValueProjection" in names, "values are projected after"
+    coded = {
+        path: module.grid is not None
+        for part in (encoder, attention)
+        for path, module in part.named_modules()
+        if isinstance(module, Attention | WindowAttention)
+    }
+    assert all(gives_codes != ("cross_attn" in path) for path, gives_codes in coded.items()), coded
     return found
 
 

@@ -117,28 +117,32 @@ void layer_norm(std::istream& line) {
 
 void attention(std::istream& line) {
   qsam2::AttentionArgs a{};
-  line >> a.batches >> a.heads >> a.queries >> a.keys >> a.d >> a.value_d >> a.scale >> a.int8_scores;
+  int out_kind;
+  line >> a.batches >> a.heads >> a.queries >> a.keys >> a.d >> a.value_d >> a.scale >> a.int8_scores >> out_kind;
+  line >> a.out.grid.scale >> a.out.grid.zero_point >> a.out.grid.high;
   const int64_t heads = a.batches * a.heads;
   const auto q = read<bf16>(heads * a.queries * a.d), k = read<bf16>(heads * a.keys * a.d);
   const auto v = read<bf16>(heads * a.keys * a.value_d);
-  std::vector<bf16> out(heads * a.queries * a.value_d);
+  Values out(out_kind, heads * a.queries * a.value_d);
   a.q = {q.data(), a.heads * a.queries * a.d, a.queries * a.d, a.d};
   a.k = {k.data(), a.heads * a.keys * a.d, a.keys * a.d, a.d};
   a.v = {v.data(), a.heads * a.keys * a.value_d, a.keys * a.value_d, a.value_d};
-  a.out = out.data();
+  a.out.halves = out.as_half(), a.out.codes = out.as_codes();
   qsam2::attention(a);
-  write(out);
+  out.answer();
 }
 
 void window_attention(std::istream& line) {
   qsam2::WindowArgs a{};
-  line >> a.b >> a.h >> a.w >> a.heads >> a.d >> a.window >> a.stride >> a.scale;
+  int out_kind;
+  line >> a.b >> a.h >> a.w >> a.heads >> a.d >> a.window >> a.stride >> a.scale >> out_kind;
+  line >> a.out.grid.scale >> a.out.grid.zero_point >> a.out.grid.high;
   const int64_t channels = 3 * a.heads * a.d;
   const auto qkv = read<bf16>(a.b * a.h * a.w * channels), pad = read<bf16>(channels);
-  std::vector<bf16> out(a.b * (a.h / a.stride) * (a.w / a.stride) * a.heads * a.d);
-  a.qkv = qkv.data(), a.pad = pad.data(), a.out = out.data();
+  Values out(out_kind, a.b * (a.h / a.stride) * (a.w / a.stride) * a.heads * a.d);
+  a.qkv = qkv.data(), a.pad = pad.data(), a.out.halves = out.as_half(), a.out.codes = out.as_codes();
   qsam2::window_attention(a);
-  write(out);
+  out.answer();
 }
 
 void rotate(std::istream& line) {
