@@ -131,12 +131,10 @@ def attention(
     out_max: int = 255,
 ) -> Tensor:
     """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]`` -> ``[B, N, heads, d]``."""
-    if int8_scores:
-        raise UnsupportedLayerError("attention multiplies queries and keys as int8 on CPUs, not on GPUs")
-    if v.shape[-1] < q.shape[-1]:
-        from .triton_attention import narrow_attention
+    if int8_scores or v.shape[-1] < q.shape[-1]:
+        from .triton_attention import attention_in_parts
 
-        return narrow_attention(q, k, v, scale, out_dtype, out_scale, out_zero_point, out_max)
+        return attention_in_parts(q, k, v, scale, int8_scores, out_dtype, out_scale, out_zero_point, out_max)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
     if out_dtype == torch.uint8:
         from .triton_kernels import quantize

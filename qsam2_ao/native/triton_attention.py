@@ -1,7 +1,10 @@
-"""Attention to values that are narrower than the keys, on an NVIDIA GPU, in Triton.
+"""Attention that torch's fast kernels do not compute, on an NVIDIA GPU, in Triton.
 
-Memory attention has keys of 256 channels and memories of 64, which torch's fast kernels do not take. It has one head
-and, in a batch of one, too few blocks of queries for a large GPU: keys are split, and what the parts give is weighed.
+Memory attention has keys of 256 channels and memories of 64. It has one head and, in a batch of one, too few blocks of
+queries for a large GPU: keys are split, and what the parts give is weighed.
+
+Scores may also be products of int8 codes (SageAttention, Zhang et al. 2024): every query and every key is rounded to a
+grid of its own, keys less their mean over all keys, which takes the same from all scores of a query.
 """
 
 # Functions under triton.jit are of Triton's language: their arguments have no types of Python.
@@ -25,11 +28,12 @@ _KEYS_OF_A_PART = 1024
 """The fewest that are worth a part of their own."""
 
 
-def narrow_attention(
+def attention_in_parts(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     scale: float,
+    int8_scores: bool = False,
     out_dtype: torch.dtype = torch.bfloat16,
     out_scale: float = 1.0,
     out_zero_point: float = 0.0,
@@ -42,7 +46,8 @@ def narrow_attention(
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     batch, heads, queries, channels = q.shape
     keys, width = k.shape[2], v.shape[3]
-    rows, columns, warps = (128, 64, 8) if has_warpgroups(q.device) else (64, 32, 4)  # at most 99 KB but on Hopper
+    block_d = max(16, triton.next_power_of_2(width))
+    rows, columns, warps = _blocks(has_warpgroups(q.device), int8_scores, block_d)
     blocks = triton.cdiv(queries, rows) * batch * heads
     parts = max(1, min(2 * BLOCKS // blocks, keys // _KEYS_OF_A_PART))
     length = triton.cdiv(triton.cdiv(keys, parts), columns) * columns
@@ -51,17 +56,23 @@ def narrow_attention(
     out = q.new_empty((batch, queries, heads, width), dtype=torch.int8 if codes else out_dtype)
     sums = out if parts == 1 else q.new_empty((parts, *out.shape), dtype=torch.float32)
     logs = q.new_empty((parts, batch, queries, heads), dtype=torch.float32)
-    _narrow_attention[(triton.cdiv(queries, rows), batch * heads, parts)](
-        *(q, k, v, sums, logs, queries, keys, length, scale * _LOG2_E, heads),
+    scale *= _LOG2_E
+    q_scales = k_scales = logs  # not read
+    if int8_scores:
+        q, q_scales = _coded(q, None, scale)
+        k, k_scales = _coded(k, k.mean(2, dtype=torch.float32), 1.0)
+    _attention_of_a_part[(triton.cdiv(queries, rows), batch * heads, parts)](
+        *(q, k, v, q_scales, k_scales, sums, logs, queries, keys, length, scale, heads),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grid),
         SPLIT=parts > 1,
         CODES=codes,
+        INT8=int8_scores,
         C=channels,
         D=width,
         QUERIES=rows,
         KEYS=columns,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        BLOCK_D=max(16, triton.next_power_of_2(width)),
+        BLOCK_C=max(32 if int8_scores else 16, triton.next_power_of_2(channels)),
+        BLOCK_D=block_d,
         num_warps=warps,
         num_stages=2,
     )
@@ -74,11 +85,72 @@ def narrow_attention(
     return out
 
 
+def _blocks(warpgroups: bool, int8_scores: bool, width: int) -> tuple[int, int, int]:
+    """Queries and keys at a time, and warps: nothing spills, in at most 99 KB of shared memory but on Hopper."""
+    if warpgroups:
+        return 128, 64, 8
+    return (32 if width > 128 else 64, 64, 4) if int8_scores else (64, 32, 4)
+
+
+def _coded(x: Tensor, mean: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
+    """``[B, heads, N, c]`` less a mean ``[B, heads, c]`` -> int8 codes, and steps times a factor ``[B, heads, N]``."""
+    batch, heads, tokens, channels = x.shape
+    codes = x.new_empty(x.shape, dtype=torch.int8)
+    scales = x.new_empty((batch, heads, tokens), dtype=torch.float32)
+    block = triton.next_power_of_2(channels)
+    rows = max(1, 4096 // block)
+    _code_rows[(triton.cdiv(tokens, rows), batch * heads)](
+        *(x, scales if mean is None else mean, codes, scales, tokens, heads, factor, *x.stride()[:3]),
+        LESS_MEAN=mean is not None,
+        C=channels,
+        ROWS=rows,
+        BLOCK=block,
+    )
+    return codes, scales
+
+
 @triton.jit
-def _narrow_attention(
+def _code_rows(
+    x,
+    mean,
+    codes,
+    scales,
+    tokens,
+    heads,
+    factor,
+    x_batch,
+    x_head,
+    x_token,
+    LESS_MEAN: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Round each token to a grid of its own, whose step is NaN where a value is not finite."""
+    head = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, BLOCK)
+    inside = (token < tokens)[:, None] & (i < C)[None, :]
+    x += head // heads * x_batch + head % heads * x_head
+    value = tl.load(x + token.to(tl.int64)[:, None] * x_token + i[None, :], inside, other=0.0).to(tl.float32)
+    if LESS_MEAN:
+        value = tl.where(inside, value - tl.load(mean + head * C + i, i < C, other=0.0)[None, :], 0.0)
+    step = tl.max(tl.abs(value), 1) / 127 + tl.sum(value * 0.0, 1)
+    inverse = 1.0 / tl.maximum(step, 1e-30)
+    # The lowest byte of 1.5 * 2^23 and an integer is that integer.
+    rounded_values = (value * inverse[:, None] + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    row = head * tokens + token
+    tl.store(codes + row[:, None] * C + i[None, :], rounded_values, inside)
+    tl.store(scales + row, step * factor, token < tokens)
+
+
+@triton.jit
+def _attention_of_a_part(
     q,
     k,
     v,
+    q_scales,
+    k_scales,
     out,
     logs,
     queries,
@@ -100,6 +172,7 @@ def _narrow_attention(
     out_max,
     SPLIT: tl.constexpr,
     CODES: tl.constexpr,
+    INT8: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -112,7 +185,12 @@ def _narrow_attention(
     row = tl.minimum(query, queries - 1)
     i, j = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
     q += batch.to(tl.int64) * q_batch + head * q_head
-    tile = _tile(q + row.to(tl.int64)[:, None] * q_token + i[None, :], i, C, BLOCK_C).to(_FACTOR)
+    tile = _tile(q + row.to(tl.int64)[:, None] * q_token + i[None, :], i, C, BLOCK_C)
+    if INT8:
+        scale = tl.load(q_scales + tl.program_id(1).to(tl.int64) * queries + row)[:, None]
+        k_scales += tl.program_id(1).to(tl.int64) * keys
+    else:
+        tile = tile.to(_FACTOR)
     k += batch.to(tl.int64) * k_batch + head * k_head + i[None, :]
     v += batch.to(tl.int64) * v_batch + head * v_head + j[None, :]
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
@@ -122,13 +200,13 @@ def _narrow_attention(
     whole = first + (last - first) // KEYS * KEYS
     for start in range(first, whole, KEYS):
         mixed, highest, total = _attend(
-            *(tile, k, v, start, keys, k_token, v_token, scale, mixed, highest, total, i, j),
-            *(C, D, KEYS, BLOCK_C, BLOCK_D, False),
+            *(tile, k, v, k_scales, start, keys, k_token, v_token, scale, mixed, highest, total, i, j),
+            *(INT8, C, D, KEYS, BLOCK_C, BLOCK_D, False),
         )
     if whole < last:
         mixed, highest, total = _attend(
-            *(tile, k, v, whole, keys, k_token, v_token, scale, mixed, highest, total, i, j),
-            *(C, D, KEYS, BLOCK_C, BLOCK_D, True),
+            *(tile, k, v, k_scales, whole, keys, k_token, v_token, scale, mixed, highest, total, i, j),
+            *(INT8, C, D, KEYS, BLOCK_C, BLOCK_D, True),
         )
     at = ((part * (tl.num_programs(1) // heads) + batch).to(tl.int64) * queries + query) * heads + head
     inside = query < queries
@@ -145,6 +223,7 @@ def _attend(
     tile,
     k,
     v,
+    k_scales,
     start,
     keys,
     k_token,
@@ -155,6 +234,7 @@ def _attend(
     total,
     i,
     j,
+    INT8: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     KEYS: tl.constexpr,
@@ -165,7 +245,12 @@ def _attend(
     """Take a block of keys in."""
     key = start + tl.arange(0, KEYS)
     row = (tl.minimum(key, keys - 1) if TAIL else key).to(tl.int64)
-    scores = tl.dot(tile, tl.trans(_tile(k + row[:, None] * k_token, i, C, BLOCK_C).to(_FACTOR))) * scale
+    tokens = tl.trans(_tile(k + row[:, None] * k_token, i, C, BLOCK_C))
+    if INT8:
+        products = tl.dot(tile, tokens, out_dtype=tl.int32).to(tl.float32)
+        scores = products * scale * tl.load(k_scales + row)[None, :]
+    else:
+        scores = tl.dot(tile, tokens.to(_FACTOR)) * scale
     if TAIL:
         scores = tl.where(key[None, :] < keys, scores, float("-inf"))
     before, highest = highest, tl.maximum(highest, tl.max(scores, 1))
@@ -211,4 +296,4 @@ def _merge(
 @triton.jit
 def _tile(at, i, C: tl.constexpr, BLOCK: tl.constexpr):
     """Load rows of ``C`` channels; there is no mask where they fill the block."""
-    return tl.load(at) if C == BLOCK else tl.load(at, i[None, :] < C, other=0.0)
+    return tl.load(at) if C == BLOCK else tl.load(at, i[None, :] < C, other=0)

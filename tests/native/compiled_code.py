@@ -27,7 +27,8 @@ from qsam2_ao.quantizers import lsc_range_triton, lsc_triton
 BIN = Path(triton.backends.nvidia.__file__).with_name("bin")
 _KERNELS = {
     "linear": triton_linear._linear,
-    "attention": triton_attention._narrow_attention,
+    "attention": triton_attention._attention_of_a_part,
+    "code rows": triton_attention._code_rows,
     "merge": triton_attention._merge,
     "quantize": triton_kernels._quantize,
     "layer norm": triton_kernels._layer_norm,

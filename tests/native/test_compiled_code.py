@@ -26,6 +26,10 @@ STEPS = dict.fromkeys(("out_steps", "out_zero_point", "out_max"), "fp32")
 FLOATS = dict.fromkeys(("out_scale", "out_zero_point", "out_max"), "fp32")
 
 
+def _types(names: str, kind: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), kind)
+
+
 @cache
 def code(arguments: str) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -114,34 +118,39 @@ def test_one_row(bits: int) -> None:
     assert not found["spilled"]
 
 
-@pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize(
-    ("capability", "queries", "keys", "warps"), [(90, 128, 64, 8), (80, 64, 32, 4), (86, 64, 32, 4), (89, 64, 32, 4)]
-)
-def test_attention_to_memories_keeps_its_numbers_in_registers(
-    capability: int, queries: int, keys: int, warps: int, split: bool
-) -> None:
-    """Parts give floats, the whole gives codes."""
-    pointers = dict.fromkeys(("q", "k", "v"), "*bf16") | {"out": "*fp32" if split else "*i8", "logs": "*fp32"}
+def attention(capability: int, width: int, *, split: bool, int8: bool = False) -> dict[str, Any]:
+    """Memory attention; parts give floats, the whole gives codes."""
+    from qsam2_ao.native.triton_attention import _blocks
+
+    queries, keys, warps = _blocks(capability == 90, int8, width)
+    pointers = {**dict.fromkeys("qk", "*i8" if int8 else "*bf16"), "v": "*bf16", **_types("q_scales k_scales", "*fp32")}
+    pointers |= {"out": "*fp32" if split else "*i8", "logs": "*fp32"}
     strides = {f"{name}_{of}": "i32" for name in "qkv" for of in ("batch", "head", "token")}
     numbers = dict.fromkeys(("queries", "keys", "length"), "i32") | {"scale": "fp32"} | FLOATS
-    constants = {"heads": 1, "C": 256, "D": 64, "QUERIES": queries, "KEYS": keys, "BLOCK_C": 256, "BLOCK_D": 64}
-    constants |= {"SPLIT": split, "CODES": not split}
-    found = code(
-        json.dumps(
-            {
-                "kernel": "attention",
-                "types": {**pointers, **numbers, **strides},
-                "constants": constants,
-                "capability": capability,
-                "num_warps": warps,
-                "num_stages": 2,
-            }
-        )
-    )
-    assert found["loop_counts"]["HGMMA" if capability == 90 else "HMMA"] > 0
+    constants = {"heads": 1, "C": 256, "D": width, "QUERIES": queries, "KEYS": keys, "BLOCK_C": 256, "BLOCK_D": width}
+    constants |= {"SPLIT": split, "CODES": not split, "INT8": int8}
+    shared = {"kernel": "attention", "types": {**pointers, **numbers, **strides}, "constants": constants}
+    found = code(json.dumps({**shared, "capability": capability, "num_warps": warps, "num_stages": 2}))
     assert not found["spilled"]
-    assert found["shared"] <= (227 if capability == 90 else 99) * 1024
+    assert found["shared"] <= {80: 163, 90: 227}.get(capability, 99) * 1024
+    return found
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("capability", [80, 86, 89, 90])
+def test_attention_to_memories_keeps_its_numbers_in_registers(capability: int, split: bool) -> None:
+    found = attention(capability, 64, split=split)
+    assert found["loop_counts"]["HGMMA" if capability == 90 else "HMMA"] > 0
+
+
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("capability", [80, 86, 89, 90])
+def test_scores_in_int8_are_of_int8_tensor_cores(capability: int, width: int) -> None:
+    """Of memory attention, and of its attention to the frame itself, whose values are as wide as its keys."""
+    counts = attention(capability, width, split=width == 64, int8=True)["loop_counts"]
+    scores, weighed = ("IGMMA", "HGMMA") if capability == 90 else ("IMMA", "HMMA")
+    assert counts[scores] > 0
+    assert counts[weighed] > 0, "weights and values stay bfloat16"
 
 
 @pytest.mark.parametrize("kernel", ["lsc forward", "lsc backward"])
@@ -164,10 +173,6 @@ def test_training_kernels_are_short(kernel: str) -> None:
     )
     assert not found["spilled"]
     assert found["total"] < 1500, "16 elements a thread"
-
-
-def _types(names: str, kind: str) -> dict[str, str]:
-    return dict.fromkeys(names.split(), kind)
 
 
 RANGE = """base_mean base_std base_low base_high earlier_mean earlier_var earlier_low earlier_high pool mean_out std_out
@@ -241,6 +246,16 @@ OTHERS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
             **FLOATS,
         },
         {"CODES": True, "HEADS": 1, "C": 96, "WINDOW": 8, "STRIDE": 1, "QUERIES": 64, "KEYS": 64, "BLOCK_C": 128},
+    ),
+    "code rows": (
+        {
+            "x": "*bf16",
+            "codes": "*i8",
+            **_types("mean scales", "*fp32"),
+            **_types("tokens x_batch x_head x_token", "i32"),
+            "factor": "fp32",
+        },
+        {"heads": 1, "LESS_MEAN": True, "C": 256, "ROWS": 16, "BLOCK": 256},
     ),
     "merge": (
         {**_types("sums logs", "*fp32"), "out": "*i8", **_types("rows parts", "i32"), **FLOATS},

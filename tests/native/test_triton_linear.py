@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from qsam2_ao.native import triton_linear
 from qsam2_ao.native.cuda import decodable
-from qsam2_ao.native.triton_attention import narrow_attention
+from qsam2_ao.native.triton_attention import attention_in_parts
 from qsam2_ao.native.triton_kernels import patches
 from qsam2_ao.native.triton_linear import TILES, Tile, as_eight_bits, choose_tile, linear, pack_weight
 
@@ -167,7 +167,7 @@ def test_attention_to_narrow_values_in_parts(queries: int, keys: int, batch: int
         torch.randn(batch, n, 1, c, generator=generator).bfloat16().transpose(1, 2).to(DEVICE)
         for n, c in ((queries, 64), (keys, 64), (keys, 24))
     )
-    out = narrow_attention(q, k, v, 0.3).transpose(1, 2).cpu()
+    out = attention_in_parts(q, k, v, 0.3).transpose(1, 2).cpu()
     exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=0.3).cpu()
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 

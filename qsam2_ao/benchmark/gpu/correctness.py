@@ -123,8 +123,14 @@ def _attention(device: torch.device) -> Iterable[Record]:
             torch.randn(2, 1, n, c, generator=_seeded()).bfloat16() for n, c in ((150, 64), (keys, 64), (keys, width))
         )
         exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
-        found = run["attention"](q.to(device), k.to(device), v.to(device), 64**-0.5).transpose(1, 2).cpu()
-        yield _record(f"attention, {name}", (found - exact).abs().max(), 2e-2)
+        there = q.to(device), k.to(device), v.to(device), 64**-0.5
+        for form, int8_scores, allowed in (("", False, 2e-2), (", scores in int8", True, 5e-2)):
+            found = run["attention"](*there, int8_scores).transpose(1, 2).cpu()
+            yield _record(f"attention, {name}{form}", (found - exact).abs().max(), allowed)
+        floats = found.transpose(1, 2).float()
+        codes = run["attention"](*there, True, torch.uint8, 0.01, 128.0, 255).cpu().int() + 128
+        rounded = quantize_affine(floats, torch.tensor(0.01), torch.tensor(128.0), 0, 255)
+        yield _record(f"codes of attention, {name}", (codes - rounded.int()).abs().max(), 0)
     heads, c, window = 2, 24, 8
     qkv = torch.randn(1, 16, 16, 3 * heads * c, generator=_seeded()).bfloat16()
     pad = torch.zeros(3 * heads * c).bfloat16()
@@ -136,6 +142,10 @@ def _attention(device: torch.device) -> Iterable[Record]:
     exact = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     exact = exact.reshape(1, 2, 2, window, window, heads * c).transpose(2, 3).reshape(1, 16, 16, heads * c)
     yield _record("attention in windows", (found - exact).abs().max(), 2e-2)
+    arguments = qkv.to(device), pad.to(device), heads, window, 1
+    codes = run["window_attention"](*arguments, torch.uint8, 0.01, 128.0, 255).cpu().int() + 128
+    rounded = quantize_affine(found.float(), torch.tensor(0.01), torch.tensor(128.0), 0, 255)
+    yield _record("codes of attention in windows", (codes - rounded.int()).abs().max(), 0)
 
 
 def _training(device: torch.device) -> Iterable[Record]:

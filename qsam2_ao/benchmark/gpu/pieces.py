@@ -90,7 +90,9 @@ def time_attention(
         for backend in _BACKENDS:
             with sdpa_kernel(getattr(SDPBackend, backend)):
                 found[backend.lower()] = _ms(clock, partial(F.scaled_dot_product_attention, q, k, v), rounds)
-        found["qsam2"] = _ms(clock, partial(kernels()["attention"], q, k, v, q.shape[-1] ** -0.5), rounds)
+        for method, int8_scores in (("qsam2", False), ("qsam2, int8 scores", True)):
+            ours = partial(kernels()["attention"], q, k, v, q.shape[-1] ** -0.5, int8_scores)
+            found[method] = _ms(clock, ours, rounds)
         records.append({"attention": name, "ms": found})
     return records
 

@@ -45,24 +45,22 @@ def use_int8_scores(model: SAM2Base) -> SAM2Base:
     Zhang et al. 2024). What is multiplied with the values stays bfloat16.
 
     Args:
-        model: A model from ``load_qsam2(..., target="int8")`` or ``lower_float``, on a CPU.
+        model: A model from ``load_qsam2(..., target="int8")`` or ``lower_float``.
 
     Returns:
         The model.
 
     Raises:
-        UnsupportedLayerError: Its memory attention does not run on the CPU's kernels.
+        UnsupportedLayerError: Its memory attention does not run on the int8 kernels.
 
     Example:
         >>> predictor = use_int8_scores(lower_float(model))
     """
     found = [module for module in model.memory_attention.modules() if isinstance(module, Attention)]
-    device = next(model.parameters()).device
-    if not found or device.type != "cpu":
-        what = f"runs on {device}" if found else "is not lowered to the int8 kernels"
+    if not found:
         raise UnsupportedLayerError(
-            f"memory attention {what}, and scores in int8 are the CPU's: load the file there, with "
-            'target="int8", or call lower_float on a float model'
+            'memory attention is not lowered to the int8 kernels: load the file with target="int8", or call '
+            "lower_float on a float model"
         )
     for module in found:
         module.int8_scores = True

@@ -19,7 +19,7 @@ from torch import Tensor
 import qsam2_ao.deploy.kernels.linear as linear_module
 import qsam2_ao.deploy.kernels.passes as passes
 import qsam2_ao.deploy.kernels.values as values_module
-from qsam2_ao import load_qsam2
+from qsam2_ao import load_qsam2, use_int8_scores
 from qsam2_ao.deploy.kernels.attention import Attention, WindowAttention
 from qsam2_ao.deploy.kernels.linear import Int8Linear
 from qsam2_ao.native import cuda, ops  # noqa: F401 - declares the operators
@@ -51,7 +51,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def main(path: str) -> dict[str, float]:
-    """Relative errors of the image encoder and of memory attention, packed and with weights as int8."""
+    """Relative errors of the image encoder and of memory attention, packed, with weights as int8, and with scores."""
     packed = load_qsam2(path, target="packed")
     lowered = load_qsam2(path, target="packed")
     encoder, _ = passes.lower_part(lowered.image_encoder)
@@ -71,6 +71,9 @@ def main(path: str) -> dict[str, float]:
             assert layers
             for layer in layers:
                 layer.keep_eight_bits()
+        lowered.memory_attention = attention
+        use_int8_scores(lowered)
+        found["memory attention, int8 scores"] = error(attention(**tokens, num_obj_ptr_tokens=8), attended)
     names = [type(module).__name__ for module in attention.modules()]
     assert "ValueProjection" in names, "values are projected after"
     coded = {

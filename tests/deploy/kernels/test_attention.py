@@ -1,4 +1,4 @@
-"""Memory attention with scores in int8: off unless asked for, near to bfloat16, and the CPU's alone."""
+"""Memory attention with scores in int8: off unless asked for, near to bfloat16, and the kernels' alone."""
 
 from __future__ import annotations
 
