@@ -20,8 +20,12 @@ _LIBRARY.define(
     "float zero_point, int max) -> Tensor"
 )
 _LIBRARY.define("patches(Tensor x, int kh, int kw, int sh, int sw, int ph, int pw, int fill) -> Tensor")
-_ROUNDED = "ScalarType out_dtype=bfloat16, float out_scale=1.0, float out_zero_point=0.0, int out_max=255"
-"""What attention takes to give, for uint8, the codes that ``quantize`` would give of its bfloat16."""
+_ROUNDED = "ScalarType out_dtype=bfloat16, float out_scale=1.0, float out_zero_point=0.0, int out_max=0"
+"""What attention takes to give, for uint8, the codes that ``quantize`` would give of its bfloat16.
+
+Layers give all of it, and never that last default: torch.export leaves out what ends in defaults, and AOTInductor reads
+the default of a dtype as an integer.
+"""
 _LIBRARY.define(f"attention(Tensor q, Tensor k, Tensor v, float scale, bool int8_scores=False, {_ROUNDED}) -> Tensor")
 _LIBRARY.define(f"window_attention(Tensor qkv, Tensor pad, int heads, int window, int stride, {_ROUNDED}) -> Tensor")
 _LIBRARY.define("rotate(Tensor x, Tensor frequencies, SymInt rotated) -> Tensor")
@@ -82,7 +86,7 @@ def _attention(
     out_dtype: torch.dtype = torch.bfloat16,
     out_scale: float = 1.0,
     out_zero_point: float = 0.0,
-    out_max: int = 255,
+    out_max: int = 0,
 ) -> Tensor:
     batch, heads, tokens, _ = q.shape
     return q.new_empty((batch, tokens, heads, v.shape[-1]), dtype=_result_dtype(q, out_dtype))
@@ -98,7 +102,7 @@ def _window_attention(
     out_dtype: torch.dtype = torch.bfloat16,
     out_scale: float = 1.0,
     out_zero_point: float = 0.0,
-    out_max: int = 255,
+    out_max: int = 0,
 ) -> Tensor:
     batch, height, width, channels = qkv.shape
     shape = batch, height // stride, width // stride, channels // 3

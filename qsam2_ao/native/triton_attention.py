@@ -37,7 +37,7 @@ def attention_in_parts(
     out_dtype: torch.dtype = torch.bfloat16,
     out_scale: float = 1.0,
     out_zero_point: float = 0.0,
-    out_max: int = 255,
+    out_max: int = 0,
 ) -> Tensor:
     """``[B, heads, N, c]``, ``[B, heads, M, c]`` and ``[B, heads, M, d]``, bfloat16 -> ``[B, N, heads, d]``.
 

@@ -164,7 +164,7 @@ def window_attention(
     out_dtype: torch.dtype = torch.bfloat16,
     out_scale: float = 1.0,
     out_zero_point: float = 0.0,
-    out_max: int = 255,
+    out_max: int = 0,
 ) -> Tensor:
     """``[B, H, W, 3 * heads * c]`` -> ``[B, H / stride, W / stride, heads * c]``; tokens of padding are ``pad``.
 

@@ -65,7 +65,7 @@ METHODS = (
         partial(openvino_file, quantized=True),
     ),
     _qsam2("w4a8", PARTS, "onednn"),
-    _qsam2("w8a8", PARTS),
+    _qsam2("w8a8", (ENCODER, DECODER)),
     _qsam2("w4a8", PARTS),
-    _qsam2("w2a8", PARTS),
+    _qsam2("w2a8", (ENCODER, DECODER)),
 )
