@@ -203,7 +203,10 @@ _KEPT = (
     "VNNI computes, though not at its speed."
 )
 _IS = "This processor has AVX2 and neither AVX512 nor VNNI."
-_AVX2 = "CPU time of one thread. Ours runs on what the target `auto` takes there. The reference is eager float32."
+_AVX2 = (
+    "CPU time of one thread. Ours runs on what the target `auto` takes there where no other is named. The reference is\n"
+    "eager float32."
+)
 _COMPILING = (
     "From the model in memory to its first mask, in a process that finds torch.compile's cache empty, and in the next\n"
     "one. What runs with the int8 kernels is not compiled."
