@@ -204,8 +204,8 @@ _KEPT = (
 )
 _IS = "This processor has AVX2 and neither AVX512 nor VNNI."
 _AVX2 = (
-    "CPU time of one thread. Ours runs on what the target `auto` takes there where no other is named. The reference is\n"
-    "eager float32."
+    "CPU time of one thread. Ours runs on what the target `auto` takes there where no other is named. The reference\n"
+    "is eager float32."
 )
 _COMPILING = (
     "From the model in memory to its first mask, in a process that finds torch.compile's cache empty, and in the next\n"
