@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "common.h"
+#include "simd_counted.h"
 
 namespace qsam2 {
 
@@ -18,11 +19,6 @@ struct Bits {
   __m256i a, b;
 };
 
-struct Lanes {
-  int64_t n;  // the first ones
-};
-
-constexpr int64_t kLanes = 16;
 constexpr int kVectors = 1;
 constexpr int kMostRows = 6;
 constexpr int32_t kCodesLess = 0;
@@ -34,8 +30,6 @@ template <typename F, typename... X>
 [[gnu::always_inline]] inline auto halves(const F& f, const X&... x) {
   return pair(f(x.a...), f(x.b...));
 }
-
-inline Lanes first_lanes(int64_t n) { return {n < kLanes ? n : kLanes}; }
 
 inline Floats all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Bits all_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -104,14 +98,6 @@ inline void store_bits(void* p, Bits x) {
   auto* to = (__m256i*)p;
   _mm256_storeu_si256(to, x.a);
   _mm256_storeu_si256(to + 1, x.b);
-}
-// write(to), which writes 16 values, of which only `lanes` reach p.
-template <typename T, typename Write>
-[[gnu::always_inline]] inline void store_lanes(T* p, Lanes lanes, const Write& write) {
-  if (lanes.n == kLanes) return write(p);
-  T part[kLanes];
-  write(part);
-  std::memcpy(p, part, lanes.n * sizeof(T));
 }
 inline void store_ints(int32_t* p, Bits x, Lanes lanes) {
   store_lanes(p, lanes, [&](int32_t* to) { store_bits(to, x); });

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "common.h"
+#include "simd_counted.h"
 
 namespace qsam2 {
 
@@ -19,11 +20,6 @@ struct Quad {
 using Floats = Quad<float32x4_t>;
 using Bits = Quad<int32x4_t>;
 
-struct Lanes {
-  int64_t n;  // the first ones
-};
-
-constexpr int64_t kLanes = 16;
 constexpr int kVectors = 1;
 constexpr int kMostRows = 6;
 constexpr int32_t kCodesLess = 128;  // SDOT and SMMLA multiply int8 by int8
@@ -33,8 +29,6 @@ template <typename F, typename... X>
 [[gnu::always_inline]] inline auto quarters(const F& f, const X&... x) {
   return Quad<decltype(f(x.a...))>{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
 }
-
-inline Lanes first_lanes(int64_t n) { return {n < kLanes ? n : kLanes}; }
 
 inline Floats all(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x)}; }
 inline Bits all_ints(int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}; }
@@ -95,14 +89,6 @@ inline void store_bits(void* p, Bits x) {
   vst1q_s32(to + 4, x.b);
   vst1q_s32(to + 8, x.c);
   vst1q_s32(to + 12, x.d);
-}
-// write(to), which writes 16 values, of which only `lanes` reach p.
-template <typename T, typename Write>
-[[gnu::always_inline]] inline void store_lanes(T* p, Lanes lanes, const Write& write) {
-  if (lanes.n == kLanes) return write(p);
-  T part[kLanes];
-  write(part);
-  std::memcpy(p, part, lanes.n * sizeof(T));
 }
 inline void store_ints(int32_t* p, Bits x, Lanes lanes) {
   store_lanes(p, lanes, [&](int32_t* to) { store_bits(to, x); });
