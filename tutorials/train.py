@@ -63,11 +63,11 @@ for layer in prepared.qsam2_info["vrc"]["layers"][:5]:
 # %% [markdown]
 # ## Train
 #
-# A prepared model trains in any loop: SAM2's own trainer, yours, or this one. `distill_from` makes the float model's
-# features further targets.
+# A prepared model trains in any loop: SAM2's own trainer, yours, or this one. With `partwise` each part of
+# SAM2 learns to answer as its float twin does to the same inputs; labels serve as prompts alone.
 
 # %%
-result = train_qat(prepared, steps=STEPS, distill_from=model, progress=False)
+result = train_qat(prepared, steps=STEPS, lr=1e-3, distill_from=model, partwise=True, progress=False)
 print(f"loss: {result.losses[0]:.2f} in the first step, {result.losses[-1]:.2f} in the last")
 
 # %% [markdown]

@@ -23,7 +23,7 @@ def demo(
         "outputs/demo"
     ),
     preset: Annotated[list[str], typer.Option(help=f"Among {PRESET_NAMES}. Repeatable.")] = ["w4a8", "w2a8"],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 80,
+    steps: Annotated[int, typer.Option(min=0, help="Training steps for each preset.")] = 30,
     images: Annotated[int, typer.Option(min=1, help="Calibrate on so many images.")] = 50,
     videos: Annotated[int, typer.Option(min=1, help="Evaluate on so many videos of the test split.")] = 16,
     lr: Annotated[

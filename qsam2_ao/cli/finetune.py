@@ -18,6 +18,7 @@ from .training_options import (
     Freeze,
     LogDir,
     Objects,
+    Rate,
     TrainData,
     ValData,
     ValidateEvery,
@@ -33,7 +34,7 @@ def finetune(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .pt checkpoint.", show_default=False)
     ],
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-5,
+    lr: Rate = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     train_data: TrainData = None,
     val_data: ValData = None,

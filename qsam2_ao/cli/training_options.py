@@ -42,11 +42,11 @@ ValidateEvery: TypeAlias = Annotated[
 ]
 Rate: TypeAlias = Annotated[
     float | None,
-    _option("Peak learning rate of weights; by default 3e-4 with quantizers, 1e-4 in qsam2 finetune.", "--lr", min=0),
+    _option("Peak learning rate of weights; by default 1e-3 with quantizers, 1e-5 in qsam2 finetune.", "--lr", min=0),
 ]
 RangeRate: TypeAlias = Annotated[
     float | None,
-    _option("Peak learning rate of clipping ranges; by default three times --lr.", "--range-lr", min=0),
+    _option("Peak learning rate of clipping ranges; by default ten times --lr.", "--range-lr", min=0),
 ]
 BatchSize: TypeAlias = Annotated[
     int | None, _option("Clips of a step, over all processes and parts; by default 1 each (4 procedural ones).", min=1)

@@ -1,4 +1,4 @@
-"""Training SAM2 in float and with fake-quantizers: one loop, procedural batches and SAM2's own losses."""
+"""Training SAM2 in float and with fake-quantizers: one loop, SAM2's own losses or a float model's answers."""
 
 from ..optional import needed
 

@@ -6,8 +6,10 @@ batches that it would have seen.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
+from ..data.decoding import max_pixels
 from ..data.pictures import IMAGE_MEAN, IMAGE_STD
 from ..data.procedural import Sequence, generate_sequence
-from ..errors import DataError
+from ..errors import DataError, QSAM2Error
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,8 @@ def stream_of(
     """Batches by their step as :func:`qsam2_ao.training.loop.train` takes them; see ``ProceduralBatches.stream``."""
 
     def start(first: int) -> Iterator[BatchedVideoDatapoint]:
-        loader: DataLoader[RawBatch] = DataLoader(
-            batches,
+        loader: DataLoader[RawBatch | QSAM2Error] = DataLoader(
+            _ErrorsAsItems(batches) if workers else batches,
             batch_size=None,
             sampler=range(first, steps),
             num_workers=workers,
@@ -219,11 +222,32 @@ def stream_of(
             # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
             multiprocessing_context="spawn" if workers else None,
             collate_fn=_unchanged,
+            worker_init_fn=partial(_limit_pixels, max_pixels()),
         )
         for raw in loader:
+            if isinstance(raw, QSAM2Error):
+                raise raw
             yield to_datapoint(raw, device)
 
     return start
+
+
+class _ErrorsAsItems(Dataset[RawBatch | QSAM2Error]):
+    """What cannot be read comes out as its error, to which torch's workers would add their traceback."""
+
+    def __init__(self, batches: Dataset[RawBatch]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> RawBatch | QSAM2Error:
+        try:
+            return self._batches[step]
+        except QSAM2Error as error:
+            return error
+
+
+def _limit_pixels(pixels: int, worker: int) -> None:
+    """Workers read as large pictures as this process does."""
+    os.environ["QSAM2_MAX_PIXELS"] = str(pixels)
 
 
 def _unchanged(raw: Any) -> Any:

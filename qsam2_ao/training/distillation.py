@@ -74,6 +74,32 @@ class _Seen:
         return [frame["multistep_pred_multimasks"][0] for frame in self.outputs]
 
 
+class Teacher:
+    """The float model, which answers to the prompts that a student will get.
+
+    Args:
+        model: Of any SAM2 class; it is copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = as_class(frozen, SAM2Train, **TRAIN_OVERRIDES)
+        # A choice between masks that SAM2 makes in eval mode alone would have the student learn from another one.
+        self.model.sam_mask_decoder.dynamic_multimask_via_stability = False
+
+    @torch.no_grad()
+    def answer(self, student: Any, batch: BatchedVideoDatapoint) -> _Seen:
+        """What the float model computes on a batch, prompted as the student, a ``SAM2Train``, is about to be."""
+        devices = {p.device for p in student.parameters() if p.is_cuda}
+        # SAM2Train draws prompts from torch's generators and its own: start both models from the same state.
+        with torch.random.fork_rng(devices=list(devices)):
+            self.model.rng = copy.deepcopy(student.rng)
+            for name in _PROMPTING:
+                setattr(self.model, name, getattr(student, name))
+            self.model.training = True  # chooses the training's prompts; its parts stay in eval mode
+            return _run(self.model, self.model, batch)
+
+
 class Distillation:
     """Forward and loss for :func:`qsam2_ao.training.loop.train` with a float model as the teacher.
 
@@ -90,10 +116,7 @@ class Distillation:
     """
 
     def __init__(self, teacher: nn.Module, weights: DistillationWeights) -> None:
-        frozen = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.teacher: Any = as_class(frozen, SAM2Train, **TRAIN_OVERRIDES)
-        # A choice between masks that SAM2 makes in eval mode alone would have the student learn from another one.
-        self.teacher.sam_mask_decoder.dynamic_multimask_via_stability = False
+        self._teacher = Teacher(teacher)
         self.weights, self.own = weights, SAM2Loss()
         self.terms: dict[str, Tensor] = {}
         """The terms of the last loss, before they are weighted: those of SAM2's own, and of the distillation."""
@@ -104,16 +127,9 @@ class Distillation:
         if not (self.weights.masks or self.weights.memory):
             seen = _run(model, student, batch)
             with torch.no_grad():
-                features = self.teacher.image_encoder(batch.flat_img_batch)["backbone_fpn"]
+                features = self._teacher.model.image_encoder(batch.flat_img_batch)["backbone_fpn"]
             return seen, _Seen(features)
-        rng, devices = copy.deepcopy(student.rng), {p.device for p in student.parameters() if p.is_cuda}
-        # SAM2Train draws prompts from torch's generators and its own: start both models from the same state.
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-            self.teacher.rng = rng
-            for name in _PROMPTING:
-                setattr(self.teacher, name, getattr(student, name))
-            self.teacher.training = True  # chooses the training's prompts; its parts stay in eval mode
-            wanted = _run(self.teacher, self.teacher, batch)
+        wanted = self._teacher.answer(student, batch)
         return _run(model, student, batch), wanted
 
     def loss(self, seen: tuple[_Seen, _Seen], batch: BatchedVideoDatapoint) -> Tensor:
@@ -122,12 +138,14 @@ class Distillation:
         total = weights.labels * self.own(own.outputs, batch)
         terms: dict[str, Tensor] = {}
         if weights.features:
-            terms["features"] = _distance(own.features, wanted.features)
+            terms["features"] = mean_distance(own.features, wanted.features)
         if weights.memory:
-            terms["memory"] = _distance(own.memories, wanted.memories)
+            terms["memory"] = mean_distance(own.memories, wanted.memories)
         if weights.masks:
             entropies = [
-                _mean(F.binary_cross_entropy_with_logits(logits.float(), target.float().sigmoid(), reduction="none"))
+                mean_over_all(
+                    F.binary_cross_entropy_with_logits(logits.float(), target.float().sigmoid(), reduction="none")
+                )
                 for logits, target in zip(own.logits, wanted.logits, strict=True)
             ]
             terms["masks"] = torch.stack(entropies).mean()
@@ -160,16 +178,18 @@ def _listening(module: nn.Module, hear: Callable[[Any], Any]) -> Iterator[None]:
         handle.remove()
 
 
-def _distance(own: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """Mean over tensors of the squared distance relative to the target's variance."""
-    terms = [
-        _mean(F.mse_loss(a.float(), b.float(), reduction="none")) / _variance(b.float()).clamp(min=1e-8)
-        for a, b in zip(own, wanted, strict=True)
-    ]
-    return torch.stack(terms).mean()
+def mean_distance(own: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """The mean of the :func:`relative_distance` of several tensors."""
+    return torch.stack([relative_distance(a, b) for a, b in zip(own, wanted, strict=True)]).mean()
 
 
-def _mean(values: Tensor) -> Tensor:
+def relative_distance(own: Tensor, wanted: Tensor) -> Tensor:
+    """The squared distance relative to the target's variance."""
+    squares = F.mse_loss(own.float(), wanted.float(), reduction="none")
+    return mean_over_all(squares) / _variance(wanted.float()).clamp(min=1e-8)
+
+
+def mean_over_all(values: Tensor) -> Tensor:
     """The mean, such that the mean over data-parallel ranks is that of all their values, however many each has."""
     if world_size() == 1:
         return values.mean()
@@ -179,9 +199,8 @@ def _mean(values: Tensor) -> Tensor:
 def _variance(values: Tensor) -> Tensor:
     """The variance, over all data-parallel ranks."""
     if world_size() == 1:
-        return values.var()
+        return values.var(correction=0)
     exact = values.double()
     count = torch.tensor(float(values.numel()), device=values.device, dtype=torch.float64)
     count, total, squares = mean_over_ranks(torch.stack([count, exact.sum(), exact.square().sum()]))
-    everything = count * world_size()
-    return ((squares - total.square() / count) * world_size() / (everything - 1)).float()
+    return ((squares - total.square() / count) / count).float()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..graph import check_regions
+from ..graph.paths import is_inside
 from ..graph.regions import region_of
 from ..quantizers.base import QuantizerBase
 
@@ -29,11 +30,16 @@ def frozen(model: nn.Module, regions: Iterable[str]) -> Iterator[None]:
     """
     wanted = set(regions)
     check_regions(wanted)
-    parameters = [p for name, p in model.named_parameters() if p.requires_grad and region_of(name) in wanted]
+
+    def in_them(name: str) -> bool:
+        # Of the decoder also what is never quantized: its tokens, and what makes masks larger.
+        return region_of(name) in wanted or ("mask_decoder" in wanted and is_inside(name, "sam_mask_decoder"))
+
+    parameters = [p for name, p in model.named_parameters() if p.requires_grad and in_them(name)]
     quantizers = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizerBase) and region_of(name) in wanted and bool(module.observer_enabled)
+        if isinstance(module, QuantizerBase) and in_them(name) and bool(module.observer_enabled)
     ]
     for parameter in parameters:
         parameter.requires_grad_(False)

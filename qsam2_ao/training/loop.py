@@ -34,7 +34,6 @@ __all__ = ["TrainResult", "read_checkpoint", "train"]
 
 Batch = TypeVar("Batch")
 Output = TypeVar("Output")
-_randomness_of_step = randomness_of_step
 
 
 def train(

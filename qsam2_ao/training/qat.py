@@ -1,6 +1,6 @@
-"""Quantization-aware training of a prepared model with SAM2's own losses, and fine-tuning of a float one.
+"""Quantization-aware training of a prepared model, and fine-tuning of a float one.
 
-It is :func:`qsam2_ao.training.loop.train` with the losses and prompts of the float training.
+It is :func:`qsam2_ao.training.loop.train` with SAM2's own losses and prompts, or with a float model's answers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
+from ..errors import QConfigError
 from ..models.config import as_class
 from ..quantizers import range_parameters
-from ..ranks import bare, rank
+from ..ranks import bare, from_first_rank, rank
 from .batches import BatchKind, ProceduralBatches, Stage
 from .distillation import Distillation, DistillationWeights
 from .loop import TrainResult, train
 from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 from .metrics import MetricsLog
+from .partwise import PartwiseDistillation
 from .selection import Selection
 
 #: How often a training is judged by held-out batches, if nothing else is said.
@@ -51,6 +54,7 @@ def train_qat(
     seed: int = 0,
     distill_from: nn.Module | None = None,
     distill: DistillationWeights | None = None,
+    partwise: bool = False,
     batches: Callable[[int], Iterator[BatchedVideoDatapoint]] | None = None,
     held_out: Iterable[BatchedVideoDatapoint] | None = None,
     judge_every: int | None = None,
@@ -71,6 +75,8 @@ def train_qat(
         seed: Seed of data and prompts.
         distill_from: The float model; its answers become further targets.
         distill: Which of them, and their weights; the image features by default.
+        partwise: Every part learns apart, from what its float twin reads and answers and nothing else; see
+            :class:`~qsam2_ao.training.partwise.PartwiseDistillation`. It takes ``distill_from`` and no ``distill``.
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
         held_out: Batches that are not trained on, which choose between the averaged weights and the start: the model
             ends with those that have the least loss on them. None keeps the last weights, whatever they are.
@@ -86,6 +92,8 @@ def train_qat(
     Raises:
         CheckpointError: The checkpoint to resume from does not fit.
         NonFiniteError: The training diverged.
+        QConfigError: ``partwise`` or ``distill`` without a float model, both of them, or ``judge_every`` without
+            ``held_out``.
 
     Example:
         >>> result = train_qat(prepared, steps=1, batches=lambda first: [batch])
@@ -104,13 +112,24 @@ def train_qat(
     loss: Callable[[Any, BatchedVideoDatapoint], Tensor] = own
     forward: Callable[[nn.Module, BatchedVideoDatapoint], Any] = prompted_forward
     terms: Callable[[], Mapping[str, Tensor]] = lambda: own.terms  # noqa: E731
+    if partwise and (distill_from is None or distill is not None):
+        raise QConfigError("partwise=True learns from distill_from, the float model, and takes no distill")
+    if distill is not None and distill_from is None:
+        raise QConfigError("distill weighs what is learned from distill_from, the float model; give that too")
+    if judge_every is not None and held_out is None:
+        raise QConfigError("judge_every is how often held_out judges; give held-out batches too")
     if distill_from is not None:
-        distillation = Distillation(distill_from, distill or DistillationWeights())
+        distillation: Distillation | PartwiseDistillation = (
+            PartwiseDistillation(distill_from)
+            if partwise
+            else Distillation(distill_from, distill or DistillationWeights())
+        )
         loss, forward, terms = distillation.loss, distillation.forward, lambda: distillation.terms
     options = {"description": "QAT", "warmup": min(steps // 10, 50), **options}
     if "optimizer" not in options:
         options["optimizer"] = qat_optimizer(inner, lr if isinstance(lr, Rates) else Rates(lr))
     options["checkpoint"] = checkpoint
+    best = None if checkpoint is None else from_first_rank(partial(_best_of, Path(checkpoint)), "begin a training")
     selection: Selection[BatchedVideoDatapoint, Any] | None = None
     log: MetricsLog | None = None
     try:
@@ -123,7 +142,7 @@ def train_qat(
                 every=judge_every or math.ceil(steps / _JUDGEMENTS),
                 steps=steps,
                 seed=seed,
-                path=None if checkpoint is None else Path(checkpoint).with_suffix(".best.pt"),
+                path=best,
             )
             options["on_resume"] = selection
             if options.get("ema") is None:
@@ -151,6 +170,14 @@ def train_qat(
         if log is not None:
             log.close()
         prepared.train(mode)
+
+
+def _best_of(checkpoint: Path) -> Path:
+    """The file with the best weights; without a checkpoint it is of an earlier training, and goes."""
+    best = checkpoint.with_suffix(".best.pt")
+    if not checkpoint.exists():
+        best.unlink(missing_ok=True)
+    return best
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def run_demo(
     output: str | os.PathLike[str],
     presets: Sequence[str] = ("w4a8", "w2a8"),
     *,
-    steps: int = 80,
+    steps: int = 30,
     images: int = 50,
     videos: int = 16,
     lr: float | None = None,

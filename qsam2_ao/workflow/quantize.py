@@ -44,7 +44,8 @@ class QuantizationJob:
         images: Calibrate on at most so many images.
         training: How to train with fake-quantizers; None is post-training quantization.
         seed: Seed of everything random.
-        first_last_bits: Bits of the first and last layers; None for the preset's own.
+        first_last_bits: Bits of the first and last layers and of the decoder's attention to prompts; None for the
+            preset's own.
         assignment: Bits of the weights layer by layer, in place of the preset's.
         activation_bits: Bits of the layers' inputs, for an assignment; None keeps them in float.
     """
@@ -122,14 +123,14 @@ def quantize_to_file(
     several: the first calibrates and writes, and all train.
 
     Args:
-        model: "embedded", or an official name or config with its checkpoint.
+        model: What ``load_model`` takes: "embedded", a checkpoint or folder of transformers, an official name.
         job: How.
         output: The packed ``.safetensors`` file to write.
         calibration: A folder of images, or "embedded" for procedural ones.
         train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
             clips; for a job with training.
         val_data: Likewise, to judge the training by; by default a part of ``train_data`` is set aside.
-        checkpoint: The ``.pt`` file of an official config.
+        checkpoint: Of an official name or config.
         device: Where to calibrate and train.
         log_dir: A folder for the training's metrics.
 
@@ -277,17 +278,16 @@ def quantize_model(
     # The other ranks read what the first has written.
     prepared = made[0] if made else _prepare(model, job, path, calibration_data)
     if job.training is not None:
-        from ..training.distillation import RECOMMENDED
         from .training import train_as, training_data
 
-        _say(f"{job.preset}: training (LSC, distilled from the float model), {counted(job.training.steps, 'step')}")
+        _say(f"{job.preset}: training (LSC, each part from its float twin), {counted(job.training.steps, 'step')}")
         result = train_as(
             job.training,
             prepared,
             training or training_data(EMBEDDED, None, job.training, model, job.seed),
             seed=job.seed,
             distill_from=model,
-            distill=RECOMMENDED,
+            partwise=True,
             checkpoint=work.folder / f"{job.preset}-training.pt",
             log_dir=log_dir,
             description=f"{job.preset} QAT",
@@ -326,7 +326,7 @@ def _prepare(model: SAM2Base, job: QuantizationJob, path: Path, calibration_data
     if job.assignment is not None:
         info["qconfig"] = job.preset
     elif job.first_last_bits is not None:
-        info["qconfig"] = f"{job.preset}, first and last layers {job.first_last_bits} bits"
+        info["qconfig"] = f"{job.preset}, first and last layers and attention to prompts {job.first_last_bits} bits"
     set_stage(prepared, replace(stage, info=info))
     save_torch({"state": prepared.state_dict(), "info": info}, path)
     keep.unlink(missing_ok=True)

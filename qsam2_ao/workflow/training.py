@@ -17,11 +17,10 @@ from ..quantizers.statistics import world_size
 from ..ranks import rank
 from ..reporting.notes import note
 from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips
-from ..training.distillation import DistillationWeights
 from ..training.freezing import frozen
 from ..training.loop import TrainResult
 from ..training.qat import Rates, as_trainable, data_parallel, train_qat
-from ..training.settings import FLOAT_RATE, RATE, SMALL_PARTS, TrainingSettings
+from ..training.settings import FLOAT_RATE, RANGE_RATE, RATE, TrainingSettings
 from . import EMBEDDED
 
 HELD_OUT_BATCHES = 8
@@ -108,12 +107,12 @@ def rates_of(settings: TrainingSettings, *, distilled: bool) -> Rates:
 
     Example:
         >>> rates_of(TrainingSettings(1, lr=1e-4), distilled=True)
-        Rates(lr=0.0001, vectors=3.0, ranges=3.0)
+        Rates(lr=0.0001, vectors=1.0, ranges=10.0)
     """
     if not distilled:
         return Rates(settings.lr or FLOAT_RATE)
     lr = settings.lr or RATE
-    return Rates(lr, SMALL_PARTS, SMALL_PARTS if settings.range_lr is None else settings.range_lr / lr)
+    return Rates(lr, ranges=RANGE_RATE if settings.range_lr is None else settings.range_lr / lr)
 
 
 def train_as(
@@ -123,7 +122,7 @@ def train_as(
     *,
     seed: int,
     distill_from: nn.Module | None = None,
-    distill: DistillationWeights | None = None,
+    partwise: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
     description: str = "train",
@@ -136,7 +135,7 @@ def train_as(
         data: What to train on and to judge by.
         seed: Of the data and prompts.
         distill_from: As for ``train_qat``.
-        distill: As for ``train_qat``.
+        partwise: As for ``train_qat``.
         checkpoint: A file to continue from; the best weights so far are kept beside it.
         log_dir: A folder for the metrics.
         description: The progress bar's title.
@@ -156,7 +155,7 @@ def train_as(
             held_out=data.held_out,
             judge_every=settings.validate_every,
             distill_from=distill_from,
-            distill=distill,
+            partwise=partwise,
             checkpoint=checkpoint,
             log_dir=log_dir,
             accumulate=settings.accumulate,

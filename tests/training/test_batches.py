@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+from qsam2_ao.data.decoding import max_pixels, pixel_limit
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import DataError
 from qsam2_ao.training.batches import (
@@ -13,6 +15,7 @@ from qsam2_ao.training.batches import (
     ProceduralBatches,
     RawBatch,
     Stage,
+    stream_of,
     to_datapoint,
 )
 
@@ -98,6 +101,19 @@ def test_stream_starts_anywhere(workers):
     assert len(stream) == 2
     assert torch.equal(stream[0].img_batch, to_datapoint(batches[2]).img_batch)
     assert torch.equal(stream[1].masks, to_datapoint(batches[3]).masks)
+
+
+class Unreadable(Dataset[RawBatch]):
+    def __getitem__(self, step: int) -> RawBatch:
+        raise DataError(f"batch {step} cannot be read; {max_pixels()} pixels are the limit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_error_and_limit_are_those_of_this_process(workers: int) -> None:
+    with pixel_limit(77), pytest.raises(DataError) as caught:
+        list(stream_of(Unreadable(), 1, device="cpu", workers=workers)(0))
+    assert str(caught.value) == "batch 0 cannot be read; 77 pixels are the limit"
 
 
 def test_bad_batches_are_refused():

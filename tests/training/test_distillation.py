@@ -83,4 +83,4 @@ def test_the_teacher_stays_as_it_is(batch):
     distillation.forward(student_of(teacher), batch)
     assert not teacher.training
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
-    assert not any(module.training for name, module in distillation.teacher.named_modules() if name)
+    assert not any(module.training for name, module in distillation._teacher.model.named_modules() if name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qsam2_ao import prepare_qsam2
 from qsam2_ao.errors import CheckpointError, DataError
-from qsam2_ao.models.embedded import build_embedded
+from qsam2_ao.models.embedded import build_embedded, load_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.loop import train
 from qsam2_ao.training.qat import train_qat
@@ -140,3 +140,23 @@ def test_a_prepared_model_ends_no_worse_than_it_began(tmp_path: Path) -> None:
         states.append(model.state_dict())
         assert all(torch.equal(value, before[key]) for key, value in states[-1].items())
         assert (tmp_path / f"{name}.best.pt").exists()
+
+
+def test_what_was_best_in_an_earlier_training_is_forgotten_with_its_checkpoint(tmp_path: Path) -> None:
+    model = load_embedded(SAM2VideoPredictor)
+    batches = list(ProceduralBatches((Stage(0, ((BatchKind(1, 1, 1, images=True), 1.0),)),)).stream(3)(0))
+    path = tmp_path / "training.pt"
+
+    def train(seed: int) -> dict[int, float]:
+        own = copy.deepcopy(model)
+        options = {"held_out": batches[2:], "judge_every": 1, "checkpoint": path, "progress": False}
+        selected = train_qat(
+            own, steps=2, lr=1e-5, seed=seed, batches=lambda first: batches[first:2], **options
+        ).selected
+        assert selected is not None
+        return selected.losses
+
+    first = train(0)
+    assert train(0) == first, "it went on"
+    path.unlink()
+    assert train(1) != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qsam2_ao.errors import QConfigError
+from qsam2_ao.graph import REGIONS
 from qsam2_ao.training.settings import TrainingSettings
 
 
@@ -19,6 +20,7 @@ from qsam2_ao.training.settings import TrainingSettings
         ({"workers": -1}, "workers of a training must not be negative"),
         ({"ema": 1.0}, "ema is a decay"),
         ({"freeze": ("image_encodr",)}, "image_encoder"),
+        ({"freeze": REGIONS}, "every region is frozen"),
     ],
 )
 def test_what_cannot_be_is_refused(values, message):

@@ -10,7 +10,7 @@ from data_layouts import video, write_maps
 
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training.qat import Rates
-from qsam2_ao.training.settings import FLOAT_RATE, RATE, SMALL_PARTS, TrainingSettings
+from qsam2_ao.training.settings import FLOAT_RATE, RATE, TrainingSettings
 from qsam2_ao.workflow.training import HELD_OUT_BATCHES, rates_of, training_data
 
 SETTINGS = TrainingSettings(1, frames=1, objects=1)
@@ -43,10 +43,10 @@ def test_procedural_clips_judge_where_they_are_asked_for(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("values", "distilled", "rates"),
     [
-        ({}, True, Rates(RATE, SMALL_PARTS, SMALL_PARTS)),
-        ({"lr": 1e-5}, True, Rates(1e-5, SMALL_PARTS, SMALL_PARTS)),
-        ({"lr": 1e-3, "range_lr": 0.0}, True, Rates(1e-3, SMALL_PARTS, 0.0)),
-        ({"range_lr": RATE}, True, Rates(RATE, SMALL_PARTS, 1.0)),
+        ({}, True, Rates(RATE, ranges=10.0)),
+        ({"lr": 1e-5}, True, Rates(1e-5, ranges=10.0)),
+        ({"lr": 1e-3, "range_lr": 0.0}, True, Rates(1e-3, ranges=0.0)),
+        ({"range_lr": 2 * RATE}, True, Rates(RATE, ranges=2.0)),
         ({}, False, Rates(FLOAT_RATE)),
         ({"lr": 1e-5}, False, Rates(1e-5)),
     ],
