@@ -31,7 +31,7 @@ from .deploy.packed import PackedIntxTensor
 from .deploy.record import LayerRecord
 from .deploy.targets import lower_to
 from .devices import usable_device
-from .errors import CheckpointError, QSAM2Error
+from .errors import CheckpointError, GraphTraceError, QSAM2Error
 from .files import save_tensors
 from .graph import SINGLE_LAYER, PartGraph, as_part, trace_part
 from .models.config import build_from_config, model_config
@@ -112,10 +112,19 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         for name, module in model.named_modules()
         if isinstance(module, ActivationQuantizer)
     }
+    config = model_config(model)
+    own: set[str] = build_from_config(config, meta=True).state_dict().keys() | {
+        f"{name}.{inner}" for name in quantizers for inner in ("scale", "zero_point")
+    }
+    if added := sorted(model.state_dict().keys() - own):
+        raise CheckpointError(
+            f"the model cannot be saved: {added[0]} is no part of SAM2 ({len(added)} such tensors); take it off, and "
+            "save it apart"
+        )
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(model_config(model), sort_keys=True),
+        "config": json.dumps(config, sort_keys=True),
         "plan": json.dumps([layer.to_dict() for layer in stage.layers]),
         "quantizers": json.dumps(quantizers, sort_keys=True),
         "dtypes": json.dumps(dtypes, sort_keys=True),
@@ -283,35 +292,42 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
         }
         deploy_part(graphs[part], layers, weights, quantizers, compiled=False)
         model.set_submodule(part, as_part(graphs[part]))
-    _fill_float(model, file)
+    _fill_float(model, file, path)
     set_stage(
         model, ModelStage(config=header.config, info=header.info, images_only=bool(header.info.get("images_only")))
     )
     record_layers(model, header.plan)
 
 
-def _fill_float(model: SAM2Base, file: _Tensors) -> None:
+def _fill_float(model: SAM2Base, file: _Tensors, where: str | os.PathLike[str]) -> None:
     """Give a model, whose names and shapes were checked, what is neither a packed weight nor of an input quantizer.
 
     ``load_state_dict`` would do the same, and first look at all of it.
     """
+
+    def like(wanted: Tensor, name: str) -> Tensor:
+        tensor = file.get_tensor(name)
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise CheckpointError(f"{where}: tensor {name!r} is {tensor.dtype}, and the model's is {wanted.dtype}")
+        return tensor
+
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ActivationQuantizer):
             continue
         prefix = f"{path}." if path else ""
         for name, parameter in module._parameters.items():
             if parameter is not None and not isinstance(parameter, PackedIntxTensor):
-                tensor = file.get_tensor(prefix + name)
+                tensor = like(parameter, prefix + name)
                 module._parameters[name] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                module._buffers[name] = file.get_tensor(prefix + name)
+                module._buffers[name] = like(buffer, prefix + name)
 
 
 def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx.GraphModule:
     try:
         return trace_part(model.get_submodule(part), part, compiled=False)
-    except AttributeError as error:
+    except (AttributeError, GraphTraceError) as error:
         raise CheckpointError(f"{path}: its plan names a part {part!r} that its model does not have") from error
 
 
@@ -322,9 +338,12 @@ def _check_names(path: str | os.PathLike[str], file: _Tensors, model: SAM2Base, 
         name = f"{layer.name}.weight"
         if expected.pop(name, None) != layer.shape:
             raise CheckpointError(f"{path}: its plan has a layer {layer.name!r} {layer.shape} that its model has not")
-        packed = PackedIntxTensor.empty(
-            layer.shape, layer.bits, layer.granularity, layer.group_size, device="meta"
-        ).inner_tensors()
+        try:
+            packed = PackedIntxTensor.empty(
+                layer.shape, layer.bits, layer.granularity, layer.group_size, device="meta"
+            ).inner_tensors()
+        except QSAM2Error as error:
+            raise CheckpointError(f"{path}: its plan has no such layer as {layer.name!r}: {error}") from error
         expected.update({f"{name}.{inner}": tuple(packed[inner].shape) for inner in _INNER})
     named = {f"{layer.part}.{layer.activation}" for layer in header.plan if layer.activation}
     if odd := sorted(named ^ set(header.quantizers)):

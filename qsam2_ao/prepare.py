@@ -18,8 +18,9 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
-from .calibration.kept import KeptCalibration
+from .calibration.kept import KeptCalibration, content_hash
 from .calibration.rounding import ROUNDINGS, start_layer
+from .calibration.vrc import is_damping
 from .compat import adapt_predictors
 from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .graph import check_regions
@@ -102,6 +103,8 @@ def prepare_qsam2(
     check_regions(vrc_regions)
     if rounding not in ROUNDINGS:
         raise QConfigError(unknown_name("rounding", rounding, ROUNDINGS))
+    if vrc is not None and not is_damping(vrc):
+        raise QConfigError(f'vrc must be "auto", a number that is not negative, or None, got {vrc!r}')
     _check_memory(model, recipe)
     _check_finite(model)
     adapt_predictors()
@@ -123,7 +126,9 @@ def prepare_qsam2(
             if keep is not None:
                 chosen = {"vrc": vrc, "vrc_regions": list(vrc_regions), "rounding": rounding, "seed": seed}
                 quantizers = {name: str(layer.weight_fake_quant) for name, layer in layers.items()}
-                kept = KeptCalibration(keep, {**chosen, "images": len(images), "layers": quantizers})
+                kept = KeptCalibration(
+                    keep, {**chosen, "images": images.names, "layers": quantizers, "weights": content_hash(model)}
+                )
             report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress, kept)
             _start_inputs(prepared, images, images_at_once(model), seed, progress, kept)
     info = {

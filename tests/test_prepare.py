@@ -302,6 +302,9 @@ def test_what_is_not_used_any_more_is_freed() -> None:
 
 
 def test_bad_calls_are_refused(model: SAM2Base, prepared: SAM2Base) -> None:
+    for vrc in ("atuo", -5.0, float("nan")):
+        with pytest.raises(QConfigError, match='vrc must be "auto", a number'):
+            prepare_qsam2(model, {"obj_ptr_proj": "w4a8"}, vrc=vrc, calibration_data=photos(1))
     with pytest.raises(QConfigError, match="unknown preset 'w5'"):
         prepare_qsam2(model, "w5")
     with pytest.raises(QConfigError, match="names no layer"):

@@ -133,7 +133,11 @@ def calibrate_layers(
 
     Returns:
         The report, with an entry for each calibrated layer.
+
+    Raises:
+        CalibrationError: Two of the layers share a weight.
     """
+    refuse_shared_weights(layers)
     floats = {name: model.get_submodule(name) for name in layers}
     report = VRCReport([], images=len(images), passes=len(list(in_chunks(floats, max_gram_bytes))))
     solved: set[str] = set()
@@ -158,6 +162,24 @@ def calibrate_layers(
         if keep is not None:
             keep.solve(name, layers[name], report.layers)
     return report
+
+
+def refuse_shared_weights(layers: Mapping[str, Any]) -> None:
+    """Refuse layers that share a weight, since each would get one of its own.
+
+    Args:
+        layers: By name.
+
+    Raises:
+        CalibrationError: Two of them share it, naming both.
+    """
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        if (first := owners.setdefault(id(layer.weight), name)) != name:
+            raise CalibrationError(
+                f"layer {name!r} shares its weight with {first!r}, and calibration gives each its own: give one of "
+                "them a copy, or leave one out"
+            )
 
 
 def calibrate_layer(

@@ -133,7 +133,8 @@ class VRCObserver(ObserverBase):
         """Add the rows of ``x`` to the statistics.
 
         Args:
-            x: [..., d_in] or, with layout "nchw", [N, d_in, H, W]; any floating dtype.
+            x: [..., d_in] or, with layout "nchw", [N, d_in, H, W] or [d_in, H, W]; any floating dtype. An empty one
+                is ignored.
 
         Returns:
             ``x``, unchanged.
@@ -141,9 +142,11 @@ class VRCObserver(ObserverBase):
         Raises:
             CalibrationError: ``x`` has another width than the inputs before it.
         """
+        if x.numel() == 0:
+            return x
         observed = x.detach()
         if self.layout == "nchw":
-            observed = observed.movedim(1, -1)
+            observed = observed.movedim(-3, -1)
         rows = observed.reshape(-1, observed.shape[-1])
         count = len(rows) if self.max_rows is None else min(len(rows), self.max_rows)
         sampled = count < len(rows)
@@ -152,11 +155,7 @@ class VRCObserver(ObserverBase):
             rows = rows[torch.arange(count, device=x.device) * len(rows) // count]
         width = rows.shape[1]
         if self.mean.numel() == 0:
-            self.mean = torch.zeros(width, dtype=torch.float64, device=x.device)
-            self.centred = torch.zeros(width, width, dtype=torch.float64, device=x.device)
-            self.count = self.count.to(x.device)
-            self.sample = torch.zeros(0, width, device=x.device)
-            self.keys = self.keys.to(x.device)
+            self._begin(width, x.device)
         elif len(self.mean) != width:
             raise CalibrationError(
                 f"layer {self.name!r}: got inputs of width {width} after inputs of width {len(self.mean)}"
@@ -169,6 +168,13 @@ class VRCObserver(ObserverBase):
         if sum(map(len, self._waiting)) >= width:
             self._add_waiting()
         return x
+
+    def _begin(self, width: int, device: torch.device) -> None:
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.centred = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.count = self.count.to(device)
+        self.sample = torch.zeros(0, width, device=device)
+        self.keys = self.keys.to(device)
 
     def _add(self, rows: Tensor) -> None:
         with torch.autocast(rows.device.type, enabled=False):
@@ -210,6 +216,13 @@ class VRCObserver(ObserverBase):
         if world_size() > 1:
             count, own = int(self.count), self.mean.clone()
             dist.all_reduce(self.count)
+            if not int(self.count):  # no rank saw anything
+                return
+            width = torch.tensor([len(own)], device=self.count.device)
+            dist.all_reduce(width, dist.ReduceOp.MAX)
+            if not count:
+                self._begin(int(width), self.count.device)
+                own = self.mean.clone()
             self.mean *= count / int(self.count)
             dist.all_reduce(self.mean)
             self.centred += count * torch.outer(own - self.mean, own - self.mean)

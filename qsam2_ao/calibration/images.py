@@ -41,7 +41,8 @@ class CalibrationImages:
 
             - paths of image files, PIL images, uint8 arrays [H, W, 3],
             - tensors [3, H, W] or [B, 3, H, W], uint8 or float with values in 0..1,
-            - tuples whose first element, or mappings whose "image", is one of these,
+            - lists of such paths (as ``Path``), images, arrays or tensors, as of ``DataLoader(..., collate_fn=list)``,
+            - tuples or lists whose first element, or mappings whose "image", is one of these,
             - SAM2's own training batches (``flat_img_batch``), which are normalised already.
         max_images: Number of images to use. Of a folder or a sequence with more, a random choice; an iterator
             or DataLoader is read until it has given that many.
@@ -63,6 +64,11 @@ class CalibrationImages:
         self._items: list[_Item] = list(islice(chosen, max_images))
         if not self._items:
             raise CalibrationError("the calibration set is empty: give at least one image")
+
+    @property
+    def names(self) -> list[str]:
+        """What errors call each image: its path, or its place."""
+        return [item.name for item in self._items]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -171,6 +177,9 @@ def _single_images(items: Iterable[tuple[str, object]]) -> Iterator[_Item]:
             if "image" not in item:
                 raise CalibrationError(f"{name}: a mapping without 'image': {sorted(map(str, item))}")
             item = item["image"]
+        elif isinstance(item, list) and item and all(map(_is_picture, item)):
+            yield from (_Item(f"{name}[{k}]", picture, normalized) for k, picture in enumerate(item))
+            continue
         elif isinstance(item, (tuple, list)) and item:
             item = item[0]
         if isinstance(item, (str, os.PathLike)):
@@ -180,6 +189,12 @@ def _single_images(items: Iterable[tuple[str, object]]) -> Iterator[_Item]:
                 yield _Item(f"{name}[{k}]", image, normalized)
         else:
             yield _Item(name, item, normalized)
+
+
+def _is_picture(item: object) -> bool:
+    if isinstance(item, (torch.Tensor, np.ndarray)):
+        return item.ndim == 3 and item.shape[0 if isinstance(item, torch.Tensor) else 2] == 3
+    return isinstance(item, (os.PathLike, Image.Image))  # a text may be a label
 
 
 def _to_tensor(name: str, item: object) -> Tensor:

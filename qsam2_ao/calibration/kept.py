@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -31,6 +33,26 @@ class Pass:
     done: int = 0
     random: Tensor | None = None
     after: Callable[[int, Tensor | None], None] = lambda done, random: None
+
+
+def content_hash(model: nn.Module) -> str:
+    """What tells a model's weights and buffers from others.
+
+    Args:
+        model: Any module, on any device.
+
+    Returns:
+        A SHA-256 of the names and bytes of its state.
+
+    Example:
+        >>> len(content_hash(network))
+        64
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class KeptCalibration:

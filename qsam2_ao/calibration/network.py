@@ -14,7 +14,8 @@ from ..errors import CalibrationError
 from ..graph.exported import ExportedLayer, exported_layers
 from ..progress import tqdm
 from ..quantizers import LSCFakeQuantize
-from .calibrate import Model, QuantizerFactory, calibrate_layer, is_calibratable
+from ..spelling import did_you_mean
+from .calibrate import Model, QuantizerFactory, calibrate_layer, is_calibratable, refuse_shared_weights
 from .exercise import inference
 from .gram import VRCObserver
 from .observe import feed, in_chunks, make_observer
@@ -59,7 +60,8 @@ def calibrate_network(
         A calibrated copy of the model, and the report.
 
     Raises:
-        CalibrationError: No batch or no such layer, a layer that saw no data, or one that cannot be solved.
+        CalibrationError: No batch or no such layer, layers that share a weight, a layer that saw no data, or one that
+            cannot be solved.
         NonFiniteError: A layer's inputs hold NaN or infinity.
 
     Example:
@@ -67,14 +69,20 @@ def calibrate_network(
         >>> calibrated, report = calibrate_network(exported, [inputs], bits=4)
         >>> prepared = prepare_qat_pt2e(calibrated, QSAM2Quantizer("w4a8"))
     """
-    batches = batches if hasattr(batches, "__len__") else list(batches)
-    count = len(batches)  # type: ignore[arg-type]
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader of an iterable has a length that raises
+        batches = list(batches)
+        count = len(batches)
     if count == 0:
         raise CalibrationError("there are no calibration inputs; give some batches")
     calibrated = copy.deepcopy(model)
+    if quantizers is not None:
+        _check_names(model, quantizers)
     layers = {name: layer for name, layer in _layers(calibrated).items() if quantizers is None or name in quantizers}
     if not layers:
         raise CalibrationError("the network has no linear layer or 1x1 convolution to calibrate")
+    refuse_shared_weights(layers)
     factory = LSCFakeQuantize.with_args(bits=bits, is_weight=True)
     report = VRCReport([], images=count)
     chunks = list(in_chunks(layers, max_gram_bytes))
@@ -102,6 +110,15 @@ class _Layer(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
+
+
+def _check_names(model: nn.Module, names: Iterable[str]) -> None:
+    known = {name for name, _ in model.named_modules()}
+    if isinstance(model, fx.GraphModule):
+        known |= {layer.name for layer in exported_layers(model)}
+    for name in names:
+        if name not in known:
+            raise CalibrationError(f"quantizers: the network has no layer {name!r}{did_you_mean(name, known)}")
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -140,7 +157,10 @@ def _attribute(graph: fx.GraphModule, node: Any) -> Tensor:
 def _observe(model: nn.Module, observers: dict[str, VRCObserver], batches: Iterable[Any], run: Run | None) -> None:
     modules = dict(model.named_modules())
     if observers.keys() <= modules.keys() and all(is_calibratable(modules[name]) for name in observers):
-        hooks = [modules[name].register_forward_pre_hook(feed(observer)) for name, observer in observers.items()]
+        hooks = [
+            modules[name].register_forward_pre_hook(feed(observer), with_kwargs=True)
+            for name, observer in observers.items()
+        ]
         try:
             with inference(model):
                 for batch in batches:

@@ -102,7 +102,7 @@ def observe_inputs(
     hooks = []
     for path, layer in layers.items():
         observers[path] = make_observer(path, cast(Tensor, layer.weight), len(images), batch_size)
-        hooks.append(layer.register_forward_pre_hook(feed(observers[path])))
+        hooks.append(layer.register_forward_pre_hook(feed(observers[path]), with_kwargs=True))
     over = Pass() if keep is None else _kept_pass(keep, name, model, observers)
     try:
         if all(is_inside(path, IMAGE_ENCODER) for path in layers):
@@ -147,13 +147,13 @@ def make_observer(name: str, weight: Tensor, inputs: int, batch_size: int = 1) -
     return VRCObserver(layout, name=name, max_rows=math.ceil(wanted / max(1, inputs)))
 
 
-def feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    """A forward pre-hook that shows a layer's inputs to an observer."""
+def feed(observer: VRCObserver) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    """A forward pre-hook, with keyword arguments, that shows a layer's inputs to an observer."""
     thread = threading.get_ident()
 
-    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if threading.get_ident() == thread:  # another one may use the same model
-            observer(inputs[0])
+            observer(inputs[0] if inputs else named["input"])
 
     return hook
 

@@ -28,6 +28,11 @@ _WORTHWHILE, _CHANGE_COUNTS = 0.9, 2.0
 _NOISE = torch.finfo(torch.float32).eps
 
 
+def is_damping(value: object) -> bool:
+    """Whether a value is what ``damping`` may be: "auto", or a finite number that is not negative."""
+    return value == "auto" or (isinstance(value, (int, float)) and 0 <= value < float("inf"))
+
+
 def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -> Tensor:
     """W_hat = W G (G + lambda I)^-1, the ridge regression of the layer's own output on its input.
 
@@ -56,7 +61,7 @@ def solve_vrc(weight: Tensor, gram: Tensor, damping: float, *, name: str = "") -
         >>> w_hat = solve_vrc(linear.weight, inputs.T @ inputs, damping=0.01)
     """
     flat = _flatten(weight, gram, name)
-    if damping < 0:
+    if not 0 <= damping < float("inf"):
         raise CalibrationError(f"layer {name!r}: damping must be zero or positive, got {damping}")
     gram = gram.double()
     lam = damping * typical_energy(gram)
@@ -169,7 +174,7 @@ def calibrate_weight(
     """
     weight = weight.detach()
     _flatten(weight, gram, name)
-    if damping != "auto" and not (isinstance(damping, (int, float)) and 0 <= damping < float("inf")):
+    if not is_damping(damping):
         raise CalibrationError(f'damping must be "auto" or a finite number >= 0, got {damping!r}')
     gram = gram.double()
     layer = _Layer(weight, gram, quantize, name)

@@ -81,9 +81,13 @@ class ThreadTracer(fx.Tracer):
 def _record_wrapped(forward: Callable[..., Any]) -> None:
     """Record what a graph's own code says is wrapped: it was executed in globals that are nobody else's."""
     own: dict[str, Any] = getattr(forward, "__globals__", {})
-    for (identity, name), globals_ in list(_wrapped_fns_to_patch.items()):
-        if identity == id(own) and globals_ is own and name in own:
-            own[name] = recorded(own[name])
+    for name in _wrapped(own):
+        own[name] = recorded(own[name])
+
+
+def _wrapped(own: dict[str, Any]) -> list[str]:
+    """The names in these globals of which ``torch.fx.wrap`` was told; other threads tell it of theirs meanwhile."""
+    return [name for name in list(own) if (id(own), name) in _wrapped_fns_to_patch]
 
 
 class _CodeTracer(ThreadTracer):
@@ -108,7 +112,7 @@ def read_graph(state: dict[str, Any], imports: str) -> tuple[nn.Module, fx.Graph
     # Each call of a function was one node. The code says so of functions that were wrapped, not of those that were put
     # into the graph afterwards, which would run with proxies.
     own = forward.__globals__
-    wrapped = {name for identity, name in list(_wrapped_fns_to_patch) if identity == id(own)}
+    wrapped = set(_wrapped(own))
     for name, value in own.items():
         if isinstance(value, FunctionType) and name not in wrapped:
             own[name] = recorded(value)

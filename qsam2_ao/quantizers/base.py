@@ -163,7 +163,10 @@ def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)
-        return result.float() if tensor.is_floating_point() else result
+        if not tensor.is_floating_point():
+            return result
+        # The numbers do not go through the shorter type.
+        return (result if result.dtype == tensor.dtype else tensor.to(result.device)).float()
 
     return moved
 

@@ -29,6 +29,8 @@ class LSCTraining(LSCRange):
 
     momentum: float
     stats_momentum: float
+    learned: bool = False
+    """Whether an optimizer has had its range."""
     _settings: LSCSettings
     _TRANSIENT: ClassVar[tuple[str, ...]] = (*LSCRange._TRANSIENT, "_alpha_version", "_number", "_at_limit")
 

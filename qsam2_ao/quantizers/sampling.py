@@ -22,6 +22,7 @@ class CalibrationSample:
         self.stats: list[RangeStats] = []
         self.counts: list[int] = []
         self.samples: list[Tensor] = []
+        self._every = 1  # of each call's share: all calls count alike, however many there are
 
     def add(self, x: Tensor) -> None:
         """Take in one tensor; an empty one is ignored."""
@@ -29,13 +30,15 @@ class CalibrationSample:
             return
         self.stats.append(tensor_statistics(x))
         self.counts.append(x.numel())
-        self.samples.append(even_sample(x))
+        self.samples.append(_thinned(even_sample(x), self._every))
         if sum(sample.numel() for sample in self.samples) > _SAMPLES:
-            self.samples = [sample[::2] for sample in self.samples]
+            self.samples = [_thinned(sample, 2) for sample in self.samples]
+            self._every *= 2
 
     def progress(self) -> dict[str, Any]:
         """All that was seen so far, as plain values and tensors that :meth:`go_on` takes."""
-        return {"stats": [tuple(stats) for stats in self.stats], "counts": self.counts, "samples": self.samples}
+        stats = [tuple(stats) for stats in self.stats]
+        return {"stats": stats, "counts": self.counts, "samples": self.samples, "every": self._every}
 
     def go_on(self, progress: Mapping[str, Any], device: torch.device) -> None:
         """Continue from another one's :meth:`progress`.
@@ -47,6 +50,7 @@ class CalibrationSample:
         self.stats = [RangeStats(*(value.to(device) for value in stats)) for stats in progress["stats"]]
         self.counts = list(progress["counts"])
         self.samples = [sample.to(device) for sample in progress["samples"]]
+        self._every = progress["every"]
 
     def statistics(self, device: torch.device | None = None) -> RangeStats | None:
         """Statistics of everything seen, on all data-parallel ranks; shape [1] each, None if nothing was.
@@ -70,6 +74,11 @@ class CalibrationSample:
     def sample(self) -> Tensor:
         """The sample, one float32 vector."""
         return torch.cat(self.samples) if self.samples else torch.empty(0)
+
+
+def _thinned(sample: Tensor, every: int) -> Tensor:
+    """One in so many elements; a copy, since a view would keep all of them."""
+    return sample if every == 1 else sample[::every].clone()
 
 
 def even_sample(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ collective of a step, so that ranks that called other layers, or called them mor
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import weakref
@@ -24,6 +25,7 @@ from .statistics import world_size
 if TYPE_CHECKING:
     from .lsc_training import LSCTraining
 
+logger = logging.getLogger(__name__)
 _NOTHING = Pool(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -36,6 +38,7 @@ class Step:
         started: What the range was started from, where this step's first call started it.
         ended: Whether the next call opens a new step. Until it does, recomputation finds the range here.
         thread: Which thread is training.
+        outlived: How many steps of optimizers it has seen end without ending itself.
     """
 
     def __init__(self, base: tuple[Any, ...], started: Pool | None = None) -> None:
@@ -43,6 +46,7 @@ class Step:
         self.pool: Pool | None = None
         self.started = started
         self.ended = False
+        self.outlived = 0
         self.thread = threading.get_ident()
 
 
@@ -137,6 +141,7 @@ def _before_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None
         del under_way[under_way.index(id(optimizer)) :]
     under_way.append(id(optimizer))
     for quantizer in _learned_by(optimizer):
+        quantizer.learned = True
         quantizer.drop_widening()
 
 
@@ -152,10 +157,24 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     end_step(_learned_by(optimizer))
     # A range that is not learned is in no optimizer's list; it follows the data of the thread that trains.
     thread = threading.get_ident()
+    forgotten = []
     for quantizer in living:
         step = quantizer.step
-        if step is not None and not step.ended and step.thread == thread and not quantizer.log_alpha.requires_grad:
+        if step is None or step.ended or step.thread != thread:
+            continue
+        if not quantizer.log_alpha.requires_grad:
             quantizer.end_step()
+        elif not quantizer.learned:
+            step.outlived += 1
+            if step.outlived == 2:  # the first may be another model's
+                forgotten.append(quantizer.who)
+    if forgotten:
+        logger.warning(
+            "no optimizer has the learned ranges of %d input quantizers (first: %s), which stay as they are: give it "
+            "range_parameters(model) too, or switch their requires_grad off for ranges that follow the data",
+            len(forgotten),
+            forgotten[0],
+        )
 
 
 def _learned_by(optimizer: torch.optim.Optimizer) -> list[LSCTraining]:

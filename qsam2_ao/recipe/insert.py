@@ -218,9 +218,12 @@ def _new_quantizer(constructor: Callable[[], nn.Module] | type[nn.Module]) -> Fa
 
 
 def _settings(quantizer: FakeQuantizeBase) -> tuple[Any, ...]:
-    values = vars(quantizer)
-    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, bool, type(None)))}
-    return (type(quantizer), *sorted((k, str(v)) for k, v in plain.items()))
+    """Its own, and those of the observer in it."""
+    plain = (int, float, str, bool, type(None), torch.dtype, torch.qscheme)
+    return tuple(
+        (type(module), *((k, str(v)) for k, v in sorted(vars(module).items()) if isinstance(v, plain)))
+        for module in quantizer.modules()
+    )
 
 
 def _name_quantizers(graph: fx.GraphModule, part: Part) -> None:

@@ -45,6 +45,25 @@ def test_convolution_input():
     torch.testing.assert_close(observer.gram, rows.T @ rows, rtol=1e-5, atol=1e-5)
 
 
+def test_a_single_image_of_a_convolution_has_its_channels_first():
+    x = torch.randn(4, 4, 4)
+    single, batched = VRCObserver("nchw"), VRCObserver("nchw")
+    single(x)
+    batched(x[None])
+    assert torch.equal(single.gram, batched.gram)
+
+
+def test_empty_inputs_are_ignored():
+    x = torch.randn(10, 4)
+    observer, expected = VRCObserver(), VRCObserver()
+    observer(torch.randn(0, 4))
+    observer(x)
+    observer(torch.randn(2, 0, 4))
+    expected(x)
+    assert observer.n == 10
+    assert torch.equal(observer.gram, expected.gram)
+
+
 def test_autocast_does_not_lower_the_precision():
     x = torch.randn(100, 6)
     plain, cast = VRCObserver(), VRCObserver()

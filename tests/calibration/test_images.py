@@ -64,6 +64,9 @@ def test_every_kind_of_input_gives_what_sam2s_own_transforms_give(folder):
         [{"image": a} for a in arrays],
         [str(path) for path in paths],
         DataLoader(as_float, batch_size=3),
+        DataLoader(as_uint8, batch_size=3, collate_fn=list),
+        [paths],
+        [[a, "label"] for a in arrays],
     ):
         torch.testing.assert_close(tensors(images), expected, rtol=1e-5, atol=1e-5)
     from_folder = tensors(folder)

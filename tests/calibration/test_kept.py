@@ -88,3 +88,30 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: object, me
         torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"calibration\.pt.*{message}"):
         KeptCalibration(path, {"seed": 0})
+
+
+def test_a_file_of_other_weights_or_pictures_is_refused(tmp_path: Path):
+    path = tmp_path / "calibration.pt"
+    images = [torch.rand(3, 96, 96) for _ in range(3)]
+    options = {"vrc_regions": ("obj_ptr_proj",), "rounding": "gptq", "progress": False, "keep": path}
+    model = build_embedded(SAM2VideoPredictor)
+
+    def prepare_on(data: list[torch.Tensor]) -> None:
+        prepare_qsam2(model, {"obj_ptr_proj": "w4a8"}, calibration_data=data, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        save = KeptCalibration._save_if_due
+
+        def always(kept: KeptCalibration) -> None:
+            kept._every = 0
+            save(kept)
+
+        patch.setattr(KeptCalibration, "_save_if_due", always)
+        prepare_on(images)
+    prepare_on(images)
+    with pytest.raises(CheckpointError, match="other settings"):
+        prepare_on(images[:2])
+    with torch.no_grad():
+        model.obj_ptr_proj.layers[0].weight[0, 0] += 1
+    with pytest.raises(CheckpointError, match="other settings"):
+        prepare_on(images)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from networks import images, network
 from torch import nn
+from torch.utils.data import DataLoader
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from qsam2_ao import LSCFakeQuantize, lsc_qconfig
@@ -112,3 +113,30 @@ def test_what_cannot_be_calibrated_is_refused():
         calibrate_network(nn.ReLU(), BATCHES)
     with pytest.raises(NonFiniteError, match="'1'"):
         calibrate_network(net, [torch.full((2, 3, 8, 8), float("nan"))])
+    tied = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1), nn.Conv2d(3, 8, 1))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(CalibrationError, match="layer '2' shares its weight with '0'"):
+        calibrate_network(tied, BATCHES)
+    factory = lsc_qconfig(4, 8).weight
+    with pytest.raises(CalibrationError, match=r"no layer '7'"):
+        calibrate_network(net, BATCHES, quantizers={"1": factory, "7": factory})
+
+
+def test_layers_may_be_called_by_keyword_and_batches_have_no_length():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(192, 4)
+
+        def forward(self, x):
+            return self.fc(input=x.flatten(1))
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(BATCHES)
+
+    net = Keyword()
+    found, _ = calibrate_network(net, DataLoader(Endless(), batch_size=None), damping=0.01)
+    expected, _ = calibrate_network(nn.Sequential(nn.Flatten(), net.fc), BATCHES, damping=0.01)
+    assert torch.equal(found.fc.weight, expected[1].weight)
+    assert not torch.equal(found.fc.weight, net.fc.weight)

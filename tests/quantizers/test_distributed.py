@@ -90,7 +90,19 @@ def train_unevenly(rank):
     nowhere = LSCFakeQuantize(8)
     with nowhere.calibrating():
         pass
-    return {"states": states, "collectives": per_step, "only": only_here.state_dict(), "no": nowhere.is_initialized}
+    inputs, unseen = VRCObserver(), VRCObserver()
+    if rank == 0:
+        inputs(batch(0, 0))
+    inputs.synchronize()
+    unseen.synchronize()
+    return {
+        "states": states,
+        "collectives": per_step,
+        "only": only_here.state_dict(),
+        "no": nowhere.is_initialized,
+        "inputs": inputs.state_dict(),
+        "unseen": unseen.n,
+    }
 
 
 def count(name, calls):
@@ -117,6 +129,12 @@ def test_ranks_that_do_different_work_finish_with_equal_ranges(tmp_path):
         assert torch.equal(value, second["only"][key]), key
     assert first["only"]["initialized"] == 1
     assert not first["no"]
+    alone = VRCObserver()
+    alone(batch(0, 0))
+    for rank in (first, second):
+        assert rank["unseen"] == 0
+        for key, value in alone.state_dict().items():
+            torch.testing.assert_close(rank["inputs"][key], value, rtol=1e-12, atol=1e-12)
 
 
 def train_whole(rank):

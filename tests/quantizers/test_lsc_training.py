@@ -183,7 +183,10 @@ def test_state_stays_float32_when_the_model_is_cast():
     x = torch.randn(10, 16)
     layer(x)
     before = [t.clone() for t in layer.input_fake_quant.qparams()]
+    state = {name: t.clone() for name, t in layer.input_fake_quant.state_dict().items()}
     layer.bfloat16()
+    for name, value in layer.input_fake_quant.state_dict().items():
+        assert torch.equal(value, state[name]), name
     assert layer.linear.weight.dtype == torch.bfloat16
     assert layer(x.bfloat16()).dtype == torch.bfloat16
     layer.eval()

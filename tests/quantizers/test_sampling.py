@@ -30,3 +30,18 @@ def test_statistics_are_exact_however_small_the_sample():
     torch.testing.assert_close(stats.std.double().squeeze(), everything.std(correction=0), rtol=1e-5, atol=0)
     assert stats.low == everything.min().float()
     assert stats.high == everything.max().float()
+
+
+def test_all_calls_are_in_the_sample_alike():
+    collected = CalibrationSample()
+    for number in range(60):
+        collected.add(torch.full((20_000,), float(number)))
+    _, counts = collected.sample().unique(return_counts=True)
+    assert len(counts) == 60
+    assert counts.max() <= counts.min() + 1
+    assert sum(sample.untyped_storage().nbytes() for sample in collected.samples) <= 4 << 18
+    again = CalibrationSample()
+    again.go_on(collected.progress(), torch.device("cpu"))
+    for one in (again, collected):
+        one.add(torch.full((20_000,), 60.0))
+    assert torch.equal(again.sample(), collected.sample())

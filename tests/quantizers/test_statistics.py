@@ -5,6 +5,7 @@ import torch
 
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.quantizers.grids import RangeStats
+from qsam2_ao.quantizers.scalar_ranges import scalar_statistics
 from qsam2_ao.quantizers.statistics import (
     check_granularity,
     merge_statistics,
@@ -66,3 +67,14 @@ def test_merging_parts_gives_the_statistics_of_the_whole():
 def test_granularity_and_group_size_must_go_together(granularity, group):
     with pytest.raises(QConfigError, match="granularity"):
         check_granularity(granularity, group)
+
+
+@pytest.mark.parametrize("values", [(2.0494, 1.7), (0.29, 0.31), (-9.9991, 9.9991)])
+def test_many_equal_numbers_have_the_deviation_that_they_have(values):
+    """As a white background has: long sums of equal float32 numbers drift."""
+    x = torch.full((2, 3, 1024, 1024), values[0])
+    x[torch.rand(x.shape) < 0.05] = values[1]
+    expected = x.double()
+    found = scalar_statistics(x)
+    assert found.mean == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert found.std == pytest.approx(expected.std(correction=0).item(), rel=2e-3)

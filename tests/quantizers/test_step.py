@@ -201,6 +201,35 @@ def test_an_optimizer_of_another_model_ends_no_step():
     assert not held.ended
 
 
+def test_learned_ranges_that_no_optimizer_has_are_told_of_once(caplog):
+    layer = started()
+    optimizer = torch.optim.SGD(layer.linear.parameters(), lr=0.01)
+
+    def steps(count):
+        for _ in range(count):
+            layer(torch.randn(32, 16)).sum().backward()
+            optimizer.step()
+
+    steps(1)
+    assert not caplog.records
+    steps(3)
+    (record,) = caplog.records
+    assert "no optimizer has the learned ranges of 1 input quantizers" in record.getMessage()
+    assert "range_parameters(model)" in record.getMessage()
+
+
+def test_ranges_that_an_optimizer_has_or_that_are_not_learned_are_not_told_of(caplog):
+    for learned in (True, False):
+        layer = started()
+        layer.input_fake_quant.log_alpha.requires_grad_(learned)
+        optimizers = [sgd(layer), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)]
+        for _ in range(3):
+            layer(torch.randn(32, 16)).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert not caplog.records
+
+
 def test_an_optimizer_inside_another_ends_a_step_once():
     class Outer(torch.optim.SGD):
         def step(self, closure=None):

@@ -100,6 +100,31 @@ def test_layers_that_ask_for_different_bits_do_not_share() -> None:
     assert (a[1].bits, b[1].bits) == (8, 4)
 
 
+def test_layers_that_ask_for_different_observers_do_not_share() -> None:
+    affine = FakeQuantize.with_args(
+        observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=torch.quint8
+    )
+    others = [
+        affine.with_args(observer=MinMaxObserver),
+        affine.with_args(qscheme=torch.per_tensor_symmetric),
+        affine.with_args(averaging_constant=0.5),
+    ]
+    weight = default_per_channel_weight_fake_quant
+    for other in others:
+        mapping = QConfigMapping().set_module_name("part.a", QConfig(affine, weight))
+        mapping.set_module_name("part.b", QConfig(other, weight))
+        prepared = quantize(fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), mapping)
+        found = [input_quantizer(prepared, name) for name in "ab"]
+        assert found[0][0] != found[1][0]  # type: ignore[index]
+        wanted = other()
+        assert type(found[1][1].activation_post_process) is type(wanted.activation_post_process)  # type: ignore[index]
+        assert found[1][1].qscheme == wanted.qscheme  # type: ignore[index]
+    mapping = QConfigMapping().set_module_name("part.a", QConfig(affine, weight))
+    mapping.set_module_name("part.b", QConfig(affine.with_args(), weight))
+    prepared = quantize(fx.symbolic_trace(_Fork()), Part("obj_ptr_proj", "part"), mapping)
+    assert input_quantizer(prepared, "a") == input_quantizer(prepared, "b")
+
+
 class _Fork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
