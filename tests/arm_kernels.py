@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qsam2_ao.deploy.kernels.codes import NO_GRID
 from qsam2_ao.native import compiler
 
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
@@ -27,7 +28,6 @@ CPUS = {"neon": "cortex-a76", "neon_i8mm": "max"}
 _HARNESS = Path(__file__).parent / "native" / "arm" / "harness.cpp"
 _OPTIMIZE = "-O1"  # 4 seconds instead of a minute
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
-_NO_GRID = (1.0, 0.0, 255)
 _ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 
 
@@ -128,7 +128,7 @@ class ArmKernels:
     ) -> Tensor:  # fmt: skip
         batch, heads, queries, d = q.shape
         line = ("attention", batch, heads, queries, k.shape[2], d, v.shape[3], scale, int(int8_scores))
-        line = (*line, _KINDS[out_dtype], *grid, *_NO_GRID[len(grid) :])
+        line = (*line, _KINDS[out_dtype], *grid, *NO_GRID[len(grid) :])
         return self._call(line, [q, k, v], out_dtype, (batch, queries, heads, v.shape[3]))
 
     def window_attention(
@@ -138,7 +138,7 @@ class ArmKernels:
         batch, h, w, channels = qkv.shape
         d = channels // 3 // heads
         line = ("window_attention", batch, h, w, heads, d, window, stride, d**-0.5, _KINDS[out_dtype])
-        line = (*line, *grid, *_NO_GRID[len(grid) :])
+        line = (*line, *grid, *NO_GRID[len(grid) :])
         return self._call(line, [qkv, pad], out_dtype, (batch, h // stride, w // stride, heads * d))
 
     def rotate(self, x: Tensor, frequencies: Tensor, rotated: int) -> Tensor:

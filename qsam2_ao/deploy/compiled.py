@@ -11,6 +11,9 @@ from torch import fx, nn
 from ..errors import UnsupportedLayerError
 from ..graph import find_parts
 from ..stage import stage_of
+from .memories.merging import FewerMemories
+
+_COMPILED = (fx.GraphModule, nn.Linear, nn.Conv2d)
 
 
 def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
@@ -26,24 +29,33 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
     Returns:
         The model, with its names and classes as they were: predictors and ``save_qsam2`` take it. The image encoder
         compiles once for each size of image. The other parts have dynamic shapes: they compile again for the second
-        object, and then no more, however many objects, clicks, memory frames and object pointers there are.
+        object, and then no more, however many objects, clicks, memory frames and object pointers there are. Parts of
+        which nothing was quantized stay SAM2's own modules, and run as those do.
 
     Raises:
-        UnsupportedLayerError: A part is not a graph, or the model was lowered to "onednn".
+        UnsupportedLayerError: A part is not a graph, the model was lowered to "onednn", or memory attention chooses its
+            frames (``use_compact_memories(frames=...)``).
 
     Example:
         >>> model = compile_qsam2(load_qsam2("tiny-w4a8.safetensors"))  # each part compiles when it first runs
     """
     refuse_opaque_weights(model, "compiled")
-    parts = find_parts(model)
+    found = {part: model.get_submodule(part.path) for part in find_parts(model)}
+    quantized = bool(stage_of(model).layers)
+    parts = [part for part, module in found.items() if isinstance(module, _COMPILED) or not quantized]
     for part in parts:
-        if not isinstance(model.get_submodule(part.path), (fx.GraphModule, nn.Linear, nn.Conv2d)):
+        if any(isinstance(hook, FewerMemories) for hook in found[part]._forward_pre_hooks.values()):
+            raise UnsupportedLayerError(
+                f"{part.path} chooses its frames (use_compact_memories(frames=...)), which torch.compile cannot "
+                "follow; use tokens instead, or leave one of the two out"
+            )
+        if not isinstance(found[part], _COMPILED):
             raise UnsupportedLayerError(
                 f"{part.path} is no graph: compile_qsam2 takes models from convert_qsam2 and load_qsam2; SAM2 compiles "
                 "float models itself (vos_optimized=True)"
             )
     for part in parts:
-        module = model.get_submodule(part.path)
+        module = found[part]
         _keep_positions(module, part.region, model.image_size)
         dynamic = None if part.region == "image_encoder" else True
         module.compile(fullgraph=True, dynamic=dynamic, **options)

@@ -101,10 +101,10 @@ def _machine() -> dict[str, object]:
 def _path(key: Mapping[str, object], folder: Path | None) -> Path | None:
     """Where times are kept; None where there is no place for them."""
     if folder is None:
-        from ..native.build import kernel_library
+        from ..native.build import cache_folder
 
         try:
-            folder = kernel_library().parent
+            folder = cache_folder()
         except RuntimeError:  # there is no home
             return None
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -166,7 +166,7 @@ def _lower_auto(model: nn.Module) -> Taken:
         _dequantize(model, in_float)
         taken |= {record.name: LayerTarget("dequantized", slower[record.part]) for record in in_float}
     else:
-        taken = _LOWER[choice.target](model)
+        taken = get_target(choice.target).lower(model)
     return {name: LayerTarget(found, why or choice.reason) for name, (found, why) in taken.items()}
 
 
@@ -257,13 +257,6 @@ def _why_not_in_float(module: nn.Module, packed: PackedIntxTensor, *_: object) -
     return why_not_packed(module, packed)
 
 
-_LOWER: dict[str, Callable[[nn.Module], Taken]] = {
-    "int8": _lower_parts,
-    "onednn": _lower_onednn,
-    "dequantized": _lower_dequantized,
-    "packed": _lower_packed,
-}
-"""What "auto" chooses from."""
 _QUANTIZED_INPUT = "Its input is quantized, and this target runs weight-only layers."
 TARGETS: dict[str, Target] = {
     target.name: target

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from torch._inductor.exc import CppCompileError, InductorError
 
 from ..deploy.compiled import refuse_opaque_weights
-from ..errors import UnsupportedLayerError
+from ..errors import QSAM2Error
 from ..files import atomic_write
 from ..progress import tqdm
-from .parts import ExportPart, export_parts
+from .parts import ExportPart, check_on_cpu, export_parts
 from .rope import use_real_rope
 from .settings import SIZE_KEY, ExportSettings
 
@@ -37,13 +40,12 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     Raises:
         UnsupportedLayerError: The model is not on the CPU, was lowered to "onednn", or has a memory that is not
             configured as in the official models.
-        QSAM2Error: A file cannot be written.
+        QSAM2Error: There is no C++ compiler, or it fails, or a file cannot be written.
 
     Example:
         >>> export_aoti(load_qsam2("tiny-w4a8.safetensors", target="auto"), "tiny-w4a8-aoti")  # doctest: +SKIP
     """
-    if (device := next(model.parameters()).device.type) != "cpu":
-        raise UnsupportedLayerError(f"packages are compiled for the CPU, and the model is on {device}: load it there")
+    check_on_cpu(model, "packages are compiled for the CPU")
     refuse_opaque_weights(model, "packaged")
     model = copy.deepcopy(model).eval()
     use_real_rope(model)
@@ -52,13 +54,29 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         path = Path(folder) / f"{part.name}.pt2"
         program = _traced(part)
         kernels |= any(getattr(node.target, "namespace", "") == "qsam2" for node in program.graph.nodes)
-        with atomic_write(path) as temporary:
-            # settings.json may be another export's: what the network was compiled for stands inside it, too.
-            configs = {"aot_inductor.metadata": {SIZE_KEY: str(model.image_size)}}
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=configs)
+        with tempfile.TemporaryDirectory(prefix="qsam2-aoti-") as build:
+            package = Path(build) / path.name
+            _compile(part.name, program, package, model.image_size)
+            with atomic_write(path) as temporary:
+                shutil.copyfile(package, temporary)
         files.append(path)
     ExportSettings.of(model, "aoti", kernels).save(Path(folder))
     return files
+
+
+def _compile(name: str, program: torch.export.ExportedProgram, package: Path, image_size: int) -> None:
+    """The compiler's errors are told as its own, not as those of the place that the file goes to."""
+    # settings.json may be another export's: what the network was compiled for stands inside it, too.
+    configs = {"aot_inductor.metadata": {SIZE_KEY: str(image_size)}}
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=configs)
+    except (InductorError, CppCompileError, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        said = next((line for line in lines if "error: " in line), lines[0])
+        raise QSAM2Error(
+            f"cannot compile {name}: {said.strip()}; it takes a C++ compiler (g++, or what CXX names) and space in "
+            f"{tempfile.gettempdir()}"
+        ) from error
 
 
 def _traced(part: ExportPart) -> torch.export.ExportedProgram:

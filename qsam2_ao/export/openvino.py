@@ -62,8 +62,10 @@ def openvino_from_onnx(sources: Iterable[Path], folder: str | os.PathLike[str]) 
             whole = Path(work) / f"{source.stem}.xml"
             ov.save_model(ov.convert_model(source), whole, compress_to_fp16=False)
             path = Path(folder) / whole.name
-            for suffix in (".bin", ".xml"):  # the .xml last: where it is, both are
-                with atomic_write(path.with_suffix(suffix)) as temporary:
-                    temporary.write_bytes(whole.with_suffix(suffix).read_bytes())
+            # The .bin is renamed first: where the .xml is, both are, of one export.
+            with atomic_write(path) as xml, atomic_write(path.with_suffix(".bin")) as weights:
+                xml.write_bytes(whole.read_bytes())
+                weights.write_bytes(whole.with_suffix(".bin").read_bytes())
+                path.unlink(missing_ok=True)
             files.append(path)
     return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -205,14 +206,44 @@ class ExportPart:
     dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
+#: Settings of SAM2's that change masks, with the values that :class:`~qsam2_ao.export.tracker.ExportedTracker` has.
+_USUAL: dict[str, Any] = {
+    "max_cond_frames_in_attn": -1,
+    "non_overlap_masks": False,
+    "non_overlap_masks_for_mem_enc": False,
+    "clear_non_cond_mem_around_input": False,
+}
+
+
+def check_on_cpu(model: SAM2Base, why: str) -> None:
+    """Refuse a model on another device.
+
+    Args:
+        model: The model.
+        why: Why it has to be there, which the error begins with.
+
+    Raises:
+        UnsupportedLayerError: It is on another device.
+    """
+    if (device := next(model.parameters()).device.type) != "cpu":
+        raise UnsupportedLayerError(f"{why}, and the model is on {device}: load it there")
+
+
 def export_parts(model: SAM2Base) -> list[ExportPart]:
     """The networks of a model whose layers the runtime knows, for one image and one object.
 
     Raises:
-        UnsupportedLayerError: The model's memory is not configured as in the official models.
+        UnsupportedLayerError: The model's memory is not configured as in the official models, or a setting of SAM2's
+            predictors, which the error names, is not.
     """
     if not (model.num_maskmem and model.use_obj_ptrs_in_encoder and model.directly_add_no_mem_embed):
         raise UnsupportedLayerError("cannot export this model: its memory is not configured as in the official models")
+    for name, usual in _USUAL.items():
+        if (value := getattr(model, name, usual)) != usual:
+            raise UnsupportedLayerError(
+                f"cannot export this model: its {name} is {value}, which the runner of exported files does not follow; "
+                f"export it with {usual}"
+            )
     size, side, dim = model.image_size, model.image_size // 16, model.hidden_dim
     generator = torch.Generator().manual_seed(0)
 

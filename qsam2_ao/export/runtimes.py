@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -121,10 +122,13 @@ def _openvino(path: Path, image_size: int | None) -> Network:
         "ENABLE_MMAP": False,  # so that the weights stay as they are when the file changes
     }
     compiled = openvino_core().compile_model(str(path), "CPU", settings)
-    request, outputs = compiled.create_infer_request(), len(compiled.outputs)
+    requests, outputs = threading.local(), len(compiled.outputs)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        out = request.infer([x.numpy() for x in inputs])
+        # A request holds its results: each thread has its own.
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        out = requests.own.infer([x.numpy() for x in inputs])
         return tuple(torch.from_numpy(out[i].copy()) for i in range(outputs))
 
     return run

@@ -13,8 +13,9 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ..files import atomic_write
 from ..optional import needed
+from ..predictors import check_float32
 from ..progress import tqdm
-from .parts import ExportPart, export_parts
+from .parts import ExportPart, check_on_cpu, export_parts
 from .qdq import for_export, saturating_layers
 from .settings import ExportSettings
 
@@ -39,14 +40,17 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     Warns where weights may saturate on CPUs without VNNI.
 
     Raises:
-        QSAM2Error: The packages ``onnx`` and ``onnxscript`` are missing, or a file cannot be written.
-        UnsupportedLayerError: A layer has no form in ONNX, naming it.
+        QSAM2Error: The packages ``onnx`` and ``onnxscript`` are missing, the model was cast to another dtype than
+            float32, or a file cannot be written.
+        UnsupportedLayerError: A layer or a setting has no form in ONNX, naming it, or the model is not on the CPU.
 
     Example:
         >>> export_onnx(load_qsam2("tiny-w4a8.safetensors"), "tiny-w4a8-onnx")  # doctest: +SKIP
     """
     for package in ("onnx", "onnxscript"):
         needed(package)
+    check_on_cpu(model, "files are exported on the CPU")
+    check_float32(model)
     parts = export_parts(for_export(model))
     if wide := saturating_layers(model):
         warnings.warn(

@@ -77,7 +77,7 @@ class ExportedTracker:
         """Find every object on the current frame."""
         for object_id, memory in self._objects.items():
             image = self._encoded()
-            found = self._segment(image, self._conditioned(image[0], memory), None)
+            found = self._segment(image, self._conditioned(image, memory), None)
             self._masks[object_id], memory.frames[self._index], memory.pointers[self._index] = found
             self._forget(memory)
             self._tracked.add(object_id)
@@ -91,7 +91,7 @@ class ExportedTracker:
         """
         memory = self._objects.get(object_id, _Remembered())
         tracked, image = object_id in self._tracked, self._encoded()
-        features = self._conditioned(image[0], memory) if tracked else image[1]
+        features = self._conditioned(image, memory) if tracked else image[1]
         if not isinstance(given, PromptArrays):
             self._settings.check_mask_prompts(f"object {object_id} has a mask")
             large = torch.from_numpy(given)[None, None].float()
@@ -205,9 +205,10 @@ class ExportedTracker:
         (memory,) = self._networks.memory_encoder(image[0], large, object_score)
         return memory.to(torch.bfloat16)
 
-    def _conditioned(self, features: Tensor, kept: _Remembered) -> Tensor:
-        """Features of the current frame, conditioned on the frames before it."""
+    def _conditioned(self, image: tuple[Tensor, ...], kept: _Remembered) -> Tensor:
+        """Features of the current frame, conditioned on the frames before it, if there are any."""
         s = self._settings
+        features, bare = image[:2]
         frames, ages, pointers, distances = [], [], [], []
         for index, (memory, pointer) in kept.prompted.items():
             if index == self._index:  # it is being corrected
@@ -226,6 +227,8 @@ class ExportedTracker:
             if at in kept.pointers:
                 pointers.append(kept.pointers[at])
                 distances.append(ago)
+        if not frames:
+            return bare
         distance = torch.tensor(distances, dtype=torch.float32) / max(self._most_pointers - 1, 1)
         memories = torch.cat(frames).float()
         return self._networks.memory_attention(features, memories, torch.tensor(ages), torch.cat(pointers), distance)[0]

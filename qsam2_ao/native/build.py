@@ -140,8 +140,16 @@ def kernel_library() -> Path:
     packaged = compiler.packaged_library(_flags())
     if compiler.is_whole(packaged):
         return packaged
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "qsam2_ao" / f"kernels-{digest()[:16]}-{''.join(platform.libc_ver())}.so"
+    return cache_folder() / f"kernels-{digest()[:16]}-{''.join(platform.libc_ver())}.so"
+
+
+def cache_folder() -> Path:
+    """Where what was compiled or measured on this machine is kept.
+
+    Raises:
+        RuntimeError: There is no home folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qsam2_ao"
 
 
 def _flags() -> tuple[str, ...]:

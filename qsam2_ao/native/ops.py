@@ -5,8 +5,17 @@ Shapes and dtypes alone are enough for torch.compile and torch.export.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, _prims_common
+
+_SHAPES: Any = _prims_common
+# The name depends on the version of torch.
+_is_dense: Callable[[Tensor], bool] = (
+    getattr(_SHAPES, "is_non_overlapping_and_dense_or_false", None) or _SHAPES.is_non_overlapping_and_dense
+)
 
 _LIBRARY = torch.library.Library("qsam2", "DEF")
 _LIBRARY.define("pack_weight(Tensor codes, int bits) -> (Tensor, Tensor)")
@@ -59,7 +68,9 @@ def _linear(
 
 @torch.library.register_fake("qsam2::quantize")
 def _quantize(x: Tensor, scale: float, zero_point: float, max: int) -> Tensor:
-    return torch.empty_like(x, dtype=_result_dtype(x, torch.uint8))
+    # The kernel of CPUs goes through memory; what has gaps it makes contiguous first.
+    like = x if x.device.type == "cuda" or _is_dense(x) else x.contiguous()
+    return torch.empty_like(like, dtype=_result_dtype(x, torch.uint8))
 
 
 @torch.library.register_fake("qsam2::layer_norm")

@@ -71,6 +71,9 @@ def test_the_encoder_is_timed_on_onednn_and_in_float(
     model.image_size = 1024  # what is slower on small images need not be on large ones
     write(path, onednn=3.0, dequantized=2.0)
     assert choose(CPU, model, folder=tmp_path).target == "onednn"
+    path.unlink()
+    assert choose(CPU, model, folder=tmp_path).target == "onednn"
+    assert not path.exists()  # they are not timed
     assert choose(CPU, folder=tmp_path).target == "onednn"
     records = [record for record in stage_of(model).layers if record.part == "image_encoder"]
     assert set(encoder_times(model.image_encoder, records, 96, "packed", tmp_path)) == {"onednn", "packed"}

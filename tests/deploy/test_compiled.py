@@ -16,7 +16,15 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.ao.quantization import QConfigMapping
 
-from qsam2_ao import build_embedded, compile_qsam2, convert_qsam2, load_qsam2, lsc_qconfig, save_qsam2
+from qsam2_ao import (
+    build_embedded,
+    compile_qsam2,
+    convert_qsam2,
+    load_qsam2,
+    lsc_qconfig,
+    save_qsam2,
+    use_compact_memories,
+)
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.graph import find_parts
 from qsam2_ao.native import why_no_kernels
@@ -63,6 +71,11 @@ def fresh() -> Iterator[None]:
     counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def partly() -> SAM2Base:
+    return convert_qsam2(build_embedded(SAM2VideoPredictor), {"memory_attention": "w4a16"}, progress=False)
 
 
 @pytest.mark.slow
@@ -146,6 +159,20 @@ def test_encoders_compile_once(once_file: Path) -> None:
         model.memory_encoder(features, mask, skip_mask_sigmoid=True)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 1
+
+
+def test_parts_that_were_not_quantized_stay_as_they_are(partly: SAM2Base) -> None:
+    compile_qsam2(partly, backend="eager")
+    compiled = {name for name, module in partly.named_modules() if module._compiled_call_impl is not None}
+    assert "memory_attention" in compiled
+    assert "image_encoder" not in compiled
+
+
+def test_a_choice_of_frames_cannot_be_compiled(partly: SAM2Base) -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"memory_attention chooses its frames"):
+        compile_qsam2(use_compact_memories(partly, frames=3), backend="eager")
+    with pytest.raises(UnsupportedLayerError, match="memory attention is compiled"):
+        use_compact_memories(compile_qsam2(use_compact_memories(partly), backend="eager"), frames=3)
 
 
 def test_a_float_model_is_refused() -> None:

@@ -33,6 +33,20 @@ def four_bits(trained_file: Path) -> SAM2Base:
     return load_qsam2(trained_file)
 
 
+@pytest.mark.parametrize("setting", ["max_cond_frames_in_attn", "non_overlap_masks", "non_overlap_masks_for_mem_enc"])
+def test_settings_that_exported_files_do_not_follow_are_named(packed_file: Path, setting: str) -> None:
+    model = load_qsam2(packed_file)
+    setattr(model, setting, 2 if setting.startswith("max") else True)
+    with pytest.raises(UnsupportedLayerError, match=f"its {setting} is"):
+        export_parts(model)
+
+
+def test_a_model_in_another_dtype_is_refused(packed_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(QSAM2Error, match="bfloat16"):
+        export_onnx(load_qsam2(packed_file).bfloat16(), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def two_bits(trained: Callable[..., Path]) -> SAM2Base:
     """With first and last layers of 7 bits, which runtimes compute alike on all CPUs."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exported_parts import check_files, check_quantized_layers, in_onnx_runtime, in_openvino
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from torch._inductor import config as inductor_config
@@ -19,8 +20,8 @@ from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error, UnsupportedLayerError
-from qsam2_ao.export import ExportedSAM2, export_aoti, export_onnx, export_openvino
-from qsam2_ao.export.parts import export_parts
+from qsam2_ao.export import ExportedSAM2, aoti, export_aoti, export_onnx, export_openvino
+from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export
 from qsam2_ao.export.settings import SIZE_KEY, ExportSettings
 from qsam2_ao.native import why_no_kernels
@@ -183,7 +184,7 @@ def test_the_command_line_runs_the_folder(
     assert iou(*(ids == 1 for ids in first)) > 0.7  # SAM2 keeps masks at a quarter of the input: 24 x 24
     other = run("evaluate", exported)
     assert other.exit_code == 2
-    assert "only qsam2 segment and qsam2 track" in " ".join(other.stderr.split())
+    assert "exported files are for qsam2 segment, track" in " ".join(other.stderr.split())
 
 
 def test_folders_that_hold_no_export(tmp_path: Path) -> None:
@@ -244,6 +245,17 @@ def test_packages_of_older_versions_tell_no_size_and_still_run(exported: Path, t
         sam.set_image(picture)
         results.append(sam.predict(np.array([[20, 20]]), np.array([1]), return_logits=True)[0])
     np.testing.assert_array_equal(*results)
+
+
+def test_a_compiler_that_is_not_there_is_named(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ExportPart("image_encoder", torch.nn.Linear(2, 2), {"x": torch.ones(1, 2)}, ("y",))
+    monkeypatch.setattr(aoti, "export_parts", lambda model: [small])
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-g++")))
+    with pytest.raises(QSAM2Error, match=r"cannot compile image_encoder: .*no-g\+\+.*it takes a C\+\+ compiler"):
+        export_aoti(load_qsam2(packed_file), tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.slow

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from qsam2_ao.export.runtimes import open_network
 
 _TWO_GO_IN_THE_ORDER_THEY_CAME = """
 import signal, sys
@@ -26,6 +31,21 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+
+
+def test_threads_have_their_own_answers(tmp_path: Path) -> None:
+    ov = pytest.importorskip("openvino")
+    from openvino import opset13 as ops
+
+    x = ops.parameter([1, 256], ov.Type.f32)
+    weights = np.eye(256, dtype=np.float32) * 2
+    ov.save_model(ov.Model([ops.matmul(ops.relu(x), weights, False, False)], [x]), tmp_path / "part.xml")
+    network = open_network(tmp_path, "part", "openvino")
+    inputs = [torch.full((1, 256), float(number)) for number in range(64)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda value: network(value)[0], inputs))
+    for value, answer in zip(inputs, answers, strict=True):
+        assert torch.equal(answer, value * 2)
 
 
 @pytest.mark.slow

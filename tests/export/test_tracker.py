@@ -229,6 +229,24 @@ def test_a_mask_segments_an_image(exported: ExportedSAM2, model: Any, clip: Sequ
     assert score[3] == pytest.approx(expected[3], abs=1e-3)
 
 
+def test_segmenting_leaves_the_callers_picture(exported: ExportedSAM2, clip: Sequence) -> None:
+    click = {"point_coords": np.array([[40.0, 60.0]]), "point_labels": np.array([1])}
+    exported.set_image(clip.frames[0])
+    before = exported.predict(**click)
+    segment_image(exported, Image.fromarray(clip.frames[5]).resize((50, 70)), {1: ObjectPrompt(box=(1, 1, 30, 30))})
+    for one, other in zip(exported.predict(**click), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_frame_that_was_prompted_can_be_tracked(exported: ExportedSAM2, clip: Sequence) -> None:
+    """There is no other memory: it is segmented as it stands."""
+    tracker = exported.tracker()
+    tracker.show(0, clip.frames[0])
+    tracker.prompt(1, MASK, add=False)
+    tracker.track()
+    assert tracker.masks()[1].shape[-2:] == clip.frames[0].shape[:2]
+
+
 def test_what_older_files_refuse(older: ExportedSAM2, exported: ExportedSAM2, clip: Sequence) -> None:
     said = {2: BOX, 9: CLICKS}
     agree(dict(older.track(clip.frames[:4], said)), dict(exported.track(clip.frames[:4], said)))

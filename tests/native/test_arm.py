@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from arm_kernels import CPUS, CROSS, QEMU, ArmKernels, build_harness, why_no_emulation
 
+from qsam2_ao.deploy.kernels.codes import NO_GRID
 from qsam2_ao.deploy.targets import auto_target
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.native import build, code_offset, compiler, load_kernels, why_no_kernels
 
 needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
-_GRID = (1.0, 0.0, 255)
 
 
 @pytest.fixture(scope="module", params=list(CPUS))
@@ -45,7 +45,9 @@ def test_sums_of_codes_are_exact(kernels: ArmKernels, bits: int) -> None:
             x[:2], codes[:2], table[0] = 0, 0, -128
         weight, sums = kernels.pack_weight(codes, bits)
         assert torch.equal(sums.long(), codes.long().sum(1))
-        out = kernels.linear(x, weight, bits, table, torch.ones(n), torch.zeros(n), None, "none", torch.float32, *_GRID)
+        out = kernels.linear(
+            x, weight, bits, table, torch.ones(n), torch.zeros(n), None, "none", torch.float32, *NO_GRID
+        )
         values = codes.long() - 128 if bits == 8 else table.long()[codes.long()]
         assert torch.equal(out, ((x.long() - 128) @ values.T).float())
 
@@ -62,9 +64,9 @@ def test_what_is_folded_into_products(kernels: ArmKernels) -> None:
     for activation, function in (("none", lambda y: y), ("gelu", F.gelu), ("relu", F.relu)):
         for added in (None, residual, residual.bfloat16()):
             expected = function(exact) + (0 if added is None else added.double())
-            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.float32, *_GRID)
+            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.float32, *NO_GRID)
             torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.bfloat16, *_GRID)
+            out = kernels.linear(x, weight, 4, table, alpha, beta, added, activation, torch.bfloat16, *NO_GRID)
             torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-5)
     found = kernels.linear(x, weight, 4, table, alpha, beta, None, "none", torch.uint8, 0.05, 30.0, 200)
     steps = exact / 0.05 + 30

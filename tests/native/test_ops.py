@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qsam2_ao.native import load_kernels, why_no_kernels
 
@@ -149,3 +150,23 @@ def test_guarded_inputs_are_read_to_their_end_and_no_further() -> None:
         finally:
             os._exit(not same)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_codes_of_any_layout_lie_as_torch_compile_expects() -> None:
+    image = torch.randn(2, 6, 8, 3)
+    layouts = [
+        image,
+        image.permute(0, 3, 1, 2),
+        image.permute(0, 3, 1, 2)[..., 2:],
+        image.permute(0, 3, 1, 2)[:, :2],
+        image[:, ::2],
+        image[:1].permute(0, 3, 1, 2).expand(4, -1, -1, -1),
+        image[:, :1].expand(-1, 5, -1, -1),
+        torch.randn(3, 0, 2),
+        torch.randn(()),
+    ]
+    for x in layouts:
+        real = call("quantize", x, 0.1, 128.0, 255)
+        with FakeTensorMode() as mode:
+            fake = call("quantize", mode.from_tensor(x), 0.1, 128.0, 255)
+        assert (fake.shape, fake.stride()) == (real.shape, real.stride()), x.stride()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from qsam2_ao.deploy.kernels.codes import NO_GRID
 from qsam2_ao.native import triton_linear
 from qsam2_ao.native.cuda import decodable
 from qsam2_ao.native.triton_attention import attention_in_parts
@@ -19,7 +20,6 @@ from qsam2_ao.native.triton_kernels import patches
 from qsam2_ao.native.triton_linear import TILES, Tile, as_eight_bits, choose_tile, linear, pack_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_GRID = (1.0, 0.0, 255)
 _OPERATIONS = {"shl": operator.lshift, "shr": operator.rshift, "and": operator.and_, "or": operator.or_}
 
 

@@ -159,6 +159,8 @@ def why_not_int8(
             return "The int8 kernels have no grouped, dilated or wrapped convolutions."
         if isinstance(module.padding, str):
             return f"The int8 kernels take padding in pixels, not {module.padding!r}."
+        if any(module.padding) and not 0 <= CodeGrid.of(quantizer).zero_point <= 255:
+            return "The int8 kernels pad with the code of zero, and this input's grid has none."
     elif packed.shape[1] % 4:
         return f"The int8 kernels need in_features divisible by 4, not {packed.shape[1]}."
     return None

@@ -41,9 +41,9 @@ class OfThisMachine(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         here = next(self.buffers()).device
         probe = fn(torch.empty(1, device=here))
-        if probe.device.type != here.type:
+        if probe.device != here:
             raise UnsupportedLayerError(
-                f"a layer lowered to int8 kernels cannot move to {probe.device.type}: load the file on that device"
+                f"a layer lowered to int8 kernels cannot move to {probe.device}: load the file on that device"
             )
         if here.type == "cpu" and probe.is_shared():  # model.share_memory()
             for buffer in self.buffers(recurse=False):

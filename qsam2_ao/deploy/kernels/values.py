@@ -68,7 +68,9 @@ class ValueProjection(OfThisMachine):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project."""
-        return torch.addcmul(self.beta, F.linear(x.to(self.weight.dtype), self.weight), self.alpha)
+        # Sums of codes leave float16, which a caller's autocast may ask for.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.addcmul(self.beta, F.linear(x.to(self.weight.dtype), self.weight), self.alpha)
 
     def extra_repr(self) -> str:
         """Size."""

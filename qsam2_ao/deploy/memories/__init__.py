@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ...compat import adapt_predictors
@@ -71,6 +72,11 @@ def use_compact_memories(
         raise UnsupportedLayerError(
             "tokens cannot be chosen: memory attention is SAM2's own module; load a packed file, or call lower_float"
         )
+    if frames is not None and part._compiled_call_impl is not None:  # type: ignore[has-type]
+        raise UnsupportedLayerError(
+            "frames cannot be chosen: torch.compile cannot follow the choice, and memory attention is compiled; use "
+            "tokens, or leave compile_qsam2 out"
+        )
     adapt_predictors()
     for module in (part, *attentions):
         _drop_hooks(module)
@@ -80,6 +86,8 @@ def use_compact_memories(
     if tokens is not None:
         for module in attentions:
             module.register_forward_pre_hook(FewerTokens(tokens))
+    if part._compiled_call_impl is not None:  # type: ignore[has-type]
+        torch._dynamo.reset()  # what it has compiled does not look at hooks again
     return model
 
 

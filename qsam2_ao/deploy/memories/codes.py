@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...errors import UnsupportedLayerError
 from ...quantizers.affine import dequantize_affine, quantize_affine
@@ -69,12 +69,19 @@ class MemoryCodes(Tensor):
             return cls(args[0].codes.to(**settings), args[0].grid)
         if func in (_aten.clone.default, _aten.detach.default):
             return cls(func(args[0].codes), args[0].grid)
-        if func._schema.is_mutable and isinstance(args[0], MemoryCodes):
+        if _writes_codes(func._schema, args, kwargs):
             raise UnsupportedLayerError(
                 f"{func} would write into a memory that is kept as codes; call .dequantize() for a tensor of floats"
             )
         args, kwargs = tree_map_only(MemoryCodes, MemoryCodes.dequantize, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _writes_codes(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator would write to codes: also to ``out``, or to one of a list."""
+    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return any(isinstance(leaf, MemoryCodes) for name in written for leaf in tree_leaves(given.get(name)))
 
 
 class KeepCodes:
@@ -95,7 +102,8 @@ class KeepCodes:
 
 
 def _parameters(like: Tensor, grid: CodeGrid) -> tuple[Tensor, Tensor]:
-    return torch.tensor(grid.scale, device=like.device), torch.tensor(grid.zero_point, device=like.device)
+    scale, zero_point = torch.tensor([grid.scale, grid.zero_point], dtype=torch.float32, device=like.device)
+    return scale, zero_point
 
 
 def memory_grid(memory_attention: nn.Module, layers: tuple[LayerRecord, ...]) -> CodeGrid:

@@ -74,7 +74,7 @@ def _probe() -> tuple[str | None, bool]:
 def _product(codes: Tensor, weight: Tensor) -> Tensor:
     packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
     outputs = weight.shape[0]
-    ones, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64)
+    ones, zeros = torch.ones(outputs, dtype=torch.float32), torch.zeros(outputs, dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(
         codes.to(torch.uint8), 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "none"
     )

@@ -89,6 +89,11 @@ def test_what_is_not_supported_says_why() -> None:
     assert "divisible by 4, not 6" in reason(nn.Linear(6, 4))
     assert "grouped" in reason(nn.Conv2d(8, 8, 3, groups=8))
     assert "padding in pixels" in reason(nn.Conv2d(8, 8, 3, padding="same"))
+    for zero_point, fits in ((-20.0, False), (300.0, False), (0.0, True), (255.0, True)):
+        quantizer = ActivationQuantizer(0, 255, 0.02, zero_point)
+        assert ("the code of zero" in reason(nn.Conv2d(4, 8, 3, padding=1))) != fits
+        assert reason(nn.Conv2d(4, 8, 3)) == "None"
+    quantizer = QUANTIZERS["8 bits"]
     assert "zero point 1.25" in reason(nn.Linear(8, 4), bits=2, zero_point=1.25)
     assert "zero point 120.0" in reason(nn.Linear(8, 4), bits=8, zero_point=120.0)
     layer = nn.Linear(8, 4)

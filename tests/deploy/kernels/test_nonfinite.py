@@ -12,9 +12,12 @@ import torch
 from sam2_runs import images
 from torch import Tensor
 
-from qsam2_ao import compile_qsam2, load_embedded, load_qsam2, lower_float
+from qsam2_ao import compile_qsam2, convert_qsam2, load_embedded, load_qsam2, lower_float, save_qsam2
+from qsam2_ao.deploy.targets import get_target
+from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.native import why_no_kernels
 from qsam2_ao.predictors import predictor_state
+from qsam2_ao.stage import stage_of
 
 pytestmark = pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -25,12 +28,26 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "sam_mask_decoder.iou_prediction_head": [(2, 64)],
     "obj_ptr_proj": [(2, 64)],
 }
+INTEGERS = ("int8", "onednn")
+"""The targets that multiply codes; one of them is not on every CPU."""
 CASES = [(part, index) for part, shapes in SHAPES.items() for index in range(len(shapes))]
 
 
 @pytest.fixture(scope="module")
-def models(packed_file: Path) -> dict[str, Any]:
-    return {target: load_qsam2(packed_file, target=target) for target in ("packed", "int8", "int4")}
+def models(packed_file: Path, weight_only: Path) -> dict[str, Any]:
+    integers = [target for target in INTEGERS if get_target(target).why_not(torch.device("cpu")) is None]
+    found = {target: load_qsam2(packed_file, target=target) for target in ("packed", *integers)}
+    found |= {"weight-only": load_qsam2(weight_only), "int4": load_qsam2(weight_only, target="int4")}
+    for target in (*integers, "int4"):
+        assert target in {taken.target for taken in stage_of(found[target]).targets.values()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def weight_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weight_only") / "w4a16.safetensors"
+    save_qsam2(convert_qsam2(build_embedded(), "w4a16", progress=False), path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +71,31 @@ def run(model: Any, part: str, index: int, bad: float) -> list[Tensor]:
     return [x.movedim(batch, 0) for x in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
 
+@pytest.mark.parametrize("target", INTEGERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("part", "index"), CASES)
-def test_a_sample_is_lost_in_every_target_or_in_none(models: dict[str, Any], part: str, index: int, bad: float) -> None:
+def test_a_sample_is_lost_in_every_target_or_in_none(
+    models: dict[str, Any], part: str, index: int, bad: float, target: str
+) -> None:
+    if (missing := get_target(target).why_not(torch.device("cpu"))) is not None:
+        pytest.skip(missing)
     expected = run(models["packed"], part, index, bad)
     assert all(sample.isfinite().all() for sample, _ in expected)
     lost = any(not sample.isfinite().all() for _, sample in expected)
     assert lost or not math.isnan(bad)
-    for target in ("int8", "int4"):
-        for out in run(models[target], part, index, bad):
-            assert out[0].isfinite().all(), target
-            assert bool(out[1].isnan().all()) == lost or target == "int4", target
-            assert bool(out[1].isfinite().all()) != lost, target
+    for out in run(models[target], part, index, bad):
+        assert out[0].isfinite().all()
+        assert bool(out[1].isnan().all()) == lost
+        assert bool(out[1].isfinite().all()) != lost
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("part", "index"), CASES)
+def test_int4_loses_what_the_packed_weights_lose(models: dict[str, Any], part: str, index: int, bad: float) -> None:
+    """Inputs are in float there: what does not see the bad value stays."""
+    mine, theirs = (run(models[target], part, index, bad) for target in ("int4", "weight-only"))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

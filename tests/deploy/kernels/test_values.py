@@ -61,6 +61,17 @@ def test_sums_of_codes_projected_are_the_attended_values(packed_file: Path, bias
     assert out.dtype == torch.float32
 
 
+@torch.inference_mode()
+def test_sums_of_codes_are_exact_under_float16_autocast(packed_file: Path) -> None:
+    layer = load_qsam2(packed_file).get_submodule(V_PROJ)
+    projection = ValueProjection(layer, layer.weight, CodeGrid(1.0, 0.0, 255))
+    x = torch.full((4, layer.weight.shape[1]), 255.0) * projection.weight[0].sign().float()
+    with torch.autocast("cpu", torch.float16):
+        found = projection(x)
+    assert torch.equal(found, projection(x))
+    assert found.isfinite().all()
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.inference_mode()
 def test_memory_attention_attends_to_the_codes_of_memories(packed_file: Path, batch: int) -> None:

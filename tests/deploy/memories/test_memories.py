@@ -12,9 +12,10 @@ import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
-from qsam2_ao import load_embedded, load_qsam2, use_compact_memories
+from qsam2_ao import compile_qsam2, load_embedded, load_qsam2, use_compact_memories
 from qsam2_ao.compat.quiet import propagate_quietly
 from qsam2_ao.data.procedural import Sequence, generate_sequence
+from qsam2_ao.deploy.kernels.codes import CodeGrid
 from qsam2_ao.deploy.memories.codes import KeepCodes, MemoryCodes, memory_grid
 from qsam2_ao.deploy.targets import get_target
 from qsam2_ao.errors import QConfigError, UnsupportedLayerError
@@ -132,6 +133,16 @@ def test_codes_refuse_to_be_written_to(packed_file: Path) -> None:
     memory = MemoryCodes(torch.zeros(2, dtype=torch.uint8), memory_grid(model.memory_attention, stage_of(model).layers))
     with pytest.raises(UnsupportedLayerError, match="would write into a memory"):
         memory += 1
+    for write in (
+        lambda: torch.add(torch.ones(2).bfloat16(), 1, out=memory),
+        lambda: torch._foreach_add_([memory], 1),
+        lambda: memory.fill_(0),
+    ):
+        with pytest.raises(UnsupportedLayerError, match="would write into a memory"):
+            write()
+    out = torch.empty(2, dtype=torch.bfloat16)
+    torch.add(memory, 1, out=out)
+    assert torch.equal(out, memory.dequantize() + 1)
     assert memory.to("cpu", torch.bfloat16).codes.equal(memory.codes)  # type: ignore[attr-defined]
     assert type(memory.float()) is Tensor
 
@@ -145,3 +156,36 @@ def test_codes_of_any_layout_are_read_alike_and_nan_is_not_hidden(packed_file: P
     assert torch.equal(plain.flatten(2).permute(2, 0, 1), last.flatten(2).permute(2, 0, 1))
     memory[0, 0, 0, 0] = torch.nan
     assert keep(memory) is memory
+
+
+@pytest.mark.parametrize("target", TARGETS[:2])  # oneDNN's weights cannot be compiled
+def test_a_compiled_model_follows_the_choice(target: str, packed_file: Path) -> None:
+    eager, compiled = load(packed_file, target), compile_qsam2(load(packed_file, target), backend="eager")
+    shapes = {"curr": (36, 1, 64), "memory": (80, 1, 32), "curr_pos": (36, 1, 64), "memory_pos": (80, 1, 32)}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    outputs = []
+    for tokens in (None, 0.25, None):
+        found = []
+        for model in (eager, compiled):
+            use_compact_memories(model, tokens=tokens)
+            with torch.inference_mode():
+                found.append(model.memory_attention(**inputs, num_obj_ptr_tokens=8).float())
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+        outputs.append(found[1])
+    assert (outputs[0] - outputs[1]).abs().max() > 0.01
+    torch.testing.assert_close(outputs[0], outputs[2])
+
+
+def test_codes_stand_for_the_same_in_any_default_dtype() -> None:
+    grid = CodeGrid(0.0371, 131.0, 255)
+    values = torch.randn(100)
+    expected = KeepCodes(grid)(values)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = KeepCodes(grid)(values)
+        assert torch.equal(found.codes, expected.codes)  # type: ignore[attr-defined]
+        again = found.dequantize()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, expected.dequantize())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qsam2_ao import compile_qsam2, convert_qsam2, coverage_report, layer_times, load_qsam2, save_qsam2
 from qsam2_ao.deploy.onednn.codes import OneDNNCodes
 from qsam2_ao.deploy.onednn.linear import OneDNNLinear
-from qsam2_ao.deploy.onednn.processor import why_no_onednn
+from qsam2_ao.deploy.onednn.processor import _probe, why_no_onednn
 from qsam2_ao.deploy.packed import PackedIntxTensor
 from qsam2_ao.deploy.targets import auto_target, lower_to
 from qsam2_ao.errors import CheckpointError, UnsupportedLayerError
@@ -149,3 +149,26 @@ def test_auto_takes_it_where_the_kernels_cannot_run(packed_file: Path) -> None:
         assert not [w for w in said if "slower" in str(w.message)], "nothing is amiss on such a CPU"
         assert any(isinstance(m, OneDNNCodes) for m in model.modules()) == ("onednn" in taken)
         assert auto_target()[0] == "onednn"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", ["onednn", "dequantized"])
+@torch.inference_mode()
+def test_a_model_that_is_cast_goes_on_in_float32(packed_file: Path, target: str, dtype: torch.dtype) -> None:
+    model = load_qsam2(packed_file, target=target)
+    x = images(1, 96)
+    expected = model.image_encoder(x.to(dtype).float())["backbone_fpn"]
+    found = copy.deepcopy(model).to(dtype).image_encoder(x.to(dtype))["backbone_fpn"]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        assert error(ours, theirs) < 0.02
+
+
+def test_the_default_dtype_does_not_decide_whether_products_run() -> None:
+    _probe.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert why_no_onednn(torch.device("cpu")) is None
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _probe.cache_clear()
