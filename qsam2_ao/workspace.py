@@ -78,7 +78,11 @@ class Workspace:
         Raises:
             CheckpointError: The stored result is damaged.
         """
-        path = self.file(f"{name}.json", lambda to: to.write_text(json.dumps(compute(), indent=2)))
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            # Before the file is begun: an error of the step is none of the disk.
+            content = json.dumps(compute(), indent=2)
+            self.file(path.name, lambda to: to.write_text(content))
         try:
             return json.loads(path.read_text())
         except ValueError as error:
@@ -130,10 +134,22 @@ def fingerprint(path: str | os.PathLike[str] | None) -> list[Any] | None:
         stat = place.stat()
         return [str(place.resolve()), stat.st_size, stat.st_mtime_ns]
     if place.is_dir():
-        stats = [file.stat() for file in sorted(place.rglob("*")) if file.is_file()]
-        newest = max((stat.st_mtime_ns for stat in stats), default=0)
-        return [str(place.resolve()), len(stats), sum(stat.st_size for stat in stats), newest]
+        told = sorted((os.path.relpath(file, place), stat.st_size, stat.st_mtime_ns) for file, stat in _files(place))
+        return [str(place.resolve()), len(told), hashlib.sha256(json.dumps(told).encode()).hexdigest()]
     return [str(path)]
+
+
+def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """The files of a folder and those below it, also of folders that links lead to, each folder once."""
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        for path in (os.path.join(place, name) for name in names):
+            if os.path.isfile(path):
+                yield path, os.stat(path)
 
 
 def versions(*packages: str) -> dict[str, str]:

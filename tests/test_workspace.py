@@ -27,6 +27,14 @@ def test_a_finished_step_is_not_run_again(tmp_path: Path):
     assert len(calls) == 1
 
 
+def test_an_error_of_a_step_is_none_of_the_disk(tmp_path: Path):
+    def compute() -> None:
+        raise FileNotFoundError("a frame")
+
+    with pytest.raises(FileNotFoundError, match="a frame"):
+        Workspace(tmp_path, {}).result("score", compute)
+
+
 def test_other_settings_are_another_run(tmp_path: Path):
     assert Workspace(tmp_path, {"steps": 1}).result("n", lambda: 1) == 1
     assert Workspace(tmp_path, {"steps": 2}).result("n", lambda: 2) == 2
@@ -87,6 +95,16 @@ def test_fingerprints_change_with_the_files(tmp_path: Path):
     assert fingerprint(tmp_path) != folder
     (tmp_path / "b.jpg").write_bytes(b"2")
     assert fingerprint(tmp_path)[1] == 2  # type: ignore[index]
+    before = fingerprint(tmp_path)
+    (tmp_path / "a.jpg").rename(tmp_path / "c.jpg")
+    assert fingerprint(tmp_path) != before
+    other = tmp_path.with_name("elsewhere")
+    other.mkdir()
+    (tmp_path / "link").symlink_to(other, target_is_directory=True)
+    (other / "round").symlink_to(tmp_path, target_is_directory=True)
+    before = fingerprint(tmp_path)
+    (other / "d.jpg").write_bytes(b"3")
+    assert fingerprint(tmp_path) != before
     assert fingerprint("embedded") == ["embedded"]
     assert fingerprint(None) is None
 

@@ -44,6 +44,12 @@ def accuracy(
     setting: Names = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of training.")] = 3,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training.", show_default=False)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="RATE", help="Learning rate of all, which is not searched for.", show_default=False
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = os.cpu_count() or 1,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run no experiments.")] = False,
     as_json: Json = False,
@@ -61,6 +67,7 @@ def accuracy(
     from ..benchmark.accuracy.experiment import QUICK, REAL, REAL_QUICK, Budget
     from ..benchmark.accuracy.plan import full_plan, quick_plan, real_plan, real_quick_plan, select
     from ..benchmark.accuracy.publish import publish
+    from ..training.qat import Rates
 
     folder = output or Path("outputs/benchmark-quick" if quick else "benchmarks/results") / ("real" if real else "")
     check_output_folder(folder)
@@ -73,13 +80,15 @@ def accuracy(
         budget, plan = (QUICK, quick_plan()) if quick else (Budget(), full_plan(seeds))
     if steps is not None:
         budget = replace(budget, steps=steps)
+    if lr is not None:
+        budget = replace(budget, rates=(Rates(lr),))
     units = select(plan, model, method, setting)
     if not units and not report_only:
         raise QConfigError(
             "no experiment has these models, methods and settings; see the tables of the report for names"
         )
     command = "qsam2 benchmark accuracy" + (" --quick" if quick else "") + (" --real FOLDER" if real else "")
-    command += f" --steps {steps}" if steps else ""
+    command += (f" --steps {steps}" if steps else "") + (f" --lr {lr}" if lr is not None else "")
     results = publish(units, folder, budget, data, command=command, workers=workers, report_only=report_only)
     if as_json:
         print_json(results.records())

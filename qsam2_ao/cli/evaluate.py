@@ -62,8 +62,13 @@ def evaluate(
         ),
     ] = None,
     prompt: Annotated[
-        str, typer.Option(metavar="PROMPT", help=f"On each object's first frame: {VIDEO_PROMPTS}.")
-    ] = "mask",
+        str | None,
+        typer.Option(
+            metavar="PROMPT",
+            help=f"On each object's first frame of a video: {VIDEO_PROMPTS}; mask by default.",
+            show_default=False,
+        ),
+    ] = None,
     image_prompt: Annotated[
         list[str], typer.Option(metavar="PROMPT", help=f"For mIoU of images: {IMAGE_PROMPTS}. Repeatable.")
     ] = ["box"],  # noqa: B006 - it is not changed, and typer shows it
@@ -129,12 +134,16 @@ def evaluate(
     names = None if not sequences else [name for text in sequences for name in text.split(",") if name]
     share = share_of(shard)
     opened = labelled_videos(data, format=data_format, split=split, sequences=names, count=videos, frames=frames)
+    if opened.pictures:
+        for option, given in (("--prompt", prompt), ("--metric", metric), ("--all-frames", all_frames)):
+            if given:
+                raise QConfigError(f"{option} is for J&F of videos, and {data} holds pictures: leave it out")
     chosen = protocol or opened.protocol
     fast = device.partition(":")[0] == "cuda" and chosen == "official"
     settings = work.EvaluationSettings(
         protocol=chosen,  # type: ignore[arg-type]  # checked where it is used, as the others
         metric=metric or opened.metric,  # type: ignore[arg-type]
-        prompt=prompt,  # type: ignore[arg-type]
+        prompt=prompt or "mask",  # type: ignore[arg-type]
         image_prompts=tuple(image_prompt),  # type: ignore[arg-type]
         skip_first_and_last=not all_frames,
         ignore=ignore,

@@ -105,11 +105,13 @@ def sensitivity(
     if as_json:
         print_json({"model": model, **measured.to_dict(), "assignment": assignment.to_dict()})
         return
+    options = {"--checkpoint": checkpoint, "--calibration": calibration}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
     console().print(layers_table(measured, assignment))
     console().print(regions_table(measured, assignment))
     typer.echo(
         f"{human_bytes(assignment.bytes)} of packed weights, {human_bytes(assignment.budget)} allowed: "
-        f"qsam2 quantize {model} --bits-file {output / 'bits.json'} -o FILE"
+        f"qsam2 quantize {model}{given} --bits-file {output / 'bits.json'} -o FILE"
     )
 
 

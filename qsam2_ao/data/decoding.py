@@ -27,6 +27,8 @@ WHITE_IS_ZERO = "qsam2_white_is_zero"
 _LARGE = 1 << 26
 _OPENING = threading.Lock()
 _limit: ContextVar[int | None] = ContextVar("qsam2_pixel_limit", default=None)
+#: What may be in a file, whatever its name: Pillow would also hand PostScript to a program, for example.
+_FORMATS = ("JPEG", "MPO", "JPEG2000", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "ICO")
 #: What follows the length and "ftyp" at the beginning of a file of that kind.
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -275,8 +277,9 @@ def _header(path: Path) -> Image.Image:
 
 
 def _identify(path: Path) -> Image.Image:
+    Image.init()
     with _without_pillows_limit():
-        return Image.open(path)
+        return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 @contextmanager

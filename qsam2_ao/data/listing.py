@@ -16,6 +16,11 @@ PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif"),
     *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"),
 )
+#: File name endings that count as videos, likewise.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".3gp"),
+    *(".ogv", ".flv"),
+)
 #: Folders that an operating system or a program keeps for itself; so are those whose names begin with a dot.
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "__pycache__", "lost+found"}
 #: Names of folders that hold masks beside photographs, as in DAVIS, VOC, COCO, ADE20K, Cityscapes; a number, a split or

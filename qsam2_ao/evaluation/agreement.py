@@ -89,8 +89,7 @@ def image_agreement(
         model: A model of the SAM2Base family, for example a quantized one.
         reference: The model to compare with, for example the float one.
         samples: The pictures; prompts are derived from their masks.
-        prompt: "box", "click" or "3-click"; the later ones of three clicks depend on each model's own
-            answers.
+        prompt: "box", "click", "3-click" or "5-click"; clicks after the first depend on each model's own answers.
         progress: Show a progress bar.
 
     Returns:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..data.annotation import Annotation
 from ..data.types import VideoSequence
 from ..errors import DataError
 from ..predictors import eval_mode, image_predictor
@@ -21,6 +22,9 @@ from .prompts import CLICKS, ImagePrompt, check_prompt
 
 if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+_AT_ONCE = 16
+"""Objects that share a pass: a click has three answers in float, each as large as the picture."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,12 @@ class ImageScores:
 
 
 def image_samples(
-    sequences: Iterable[VideoSequence], *, per_sequence: int = 1, min_area: int = 16, seed: int = 0
+    sequences: Iterable[VideoSequence],
+    *,
+    per_sequence: int = 1,
+    min_area: int = 16,
+    seed: int = 0,
+    ignore: int | None = None,
 ) -> list[ImageSample]:
     """Single frames of videos with all of their visible objects.
 
@@ -90,6 +99,7 @@ def image_samples(
         per_sequence: How many different frames of each, chosen at random among those that show an object.
         min_area: Objects with fewer visible pixels are left out.
         seed: Chooses the frames.
+        ignore: An id that is no object: of its pixels nothing is asked.
 
     Returns:
         The samples; a sequence with too few frames gives those that it has.
@@ -102,18 +112,28 @@ def image_samples(
     rng = np.random.default_rng(seed)
     samples = []
     for sequence in sequences:
-        usable = []
-        for t in sequence.annotated:
-            annotation = sequence.annotation(t)
-            if annotation is not None:
-                masks = [np.asarray(annotation.masks[i]) for i in sequence.object_ids if i in annotation.masks]
-                masks = [mask for mask in masks if mask.sum() >= max(min_area, 1)]
-                if masks:
-                    usable.append((t, np.stack(masks), annotation.void))
+        ids = [i for i in sequence.object_ids if i != ignore]
+        # Masks of long videos are not all kept: those of the chosen frames are read again.
+        usable = [t for t in sequence.annotated if _visible(sequence.annotation(t), ids, min_area)]
         for index in sorted(rng.permutation(len(usable))[:per_sequence]):
-            t, masks, void = usable[index]
-            samples.append(ImageSample(np.asarray(sequence.frames[t]), masks, f"{sequence.name}, frame {t}", void))
+            t = usable[index]
+            annotation = sequence.annotation(t)
+            assert annotation is not None
+            void = annotation.void
+            if ignore is not None and ignore in annotation.masks:
+                void = annotation.masks[ignore] if void is None else void | annotation.masks[ignore]
+            name = f"{sequence.name}, frame {t}"
+            samples.append(
+                ImageSample(np.asarray(sequence.frames[t]), np.stack(_visible(annotation, ids, min_area)), name, void)
+            )
     return samples
+
+
+def _visible(annotation: Annotation | None, ids: Iterable[int], min_area: int) -> list[NDArray[np.bool_]]:
+    """The masks of those objects that a frame shows."""
+    known = {} if annotation is None else annotation.masks
+    masks = [np.asarray(known[i]) for i in ids if i in known]
+    return [mask for mask in masks if mask.sum() >= max(min_area, 1)]
 
 
 def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], prompt: ImagePrompt) -> NDArray[np.bool_]:
@@ -140,10 +160,15 @@ def predict_objects(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], pro
         >>> predict_objects(predictor, masks, "box").shape == masks.shape
         True
     """
+    check_prompt(prompt, ImagePrompt)
+    groups = range(0, len(masks), _AT_ONCE) if len(masks) else (0,)
+    return np.concatenate([_predict_group(predictor, masks[first : first + _AT_ONCE], prompt) for first in groups])
+
+
+def _predict_group(predictor: SAM2ImagePredictor, masks: NDArray[np.bool_], prompt: ImagePrompt) -> NDArray[np.bool_]:
     from sam2.modeling.sam2_utils import get_next_point
     from sam2.utils.misc import mask_to_box
 
-    check_prompt(prompt, ImagePrompt)
     truth = torch.from_numpy(masks)[:, None]
     count = len(masks)
     if prompt == "box":

@@ -139,8 +139,8 @@ def track_masks(
         if overlapping or not logits:
             yield t, {object_id: values > 0 for object_id, values in logits.items()}
         else:
-            ids = label_map(logits)
-            yield t, {object_id: ids == object_id for object_id in logits}
+            numbers = label_map(dict(enumerate(logits.values(), 1)))
+            yield t, {object_id: numbers == number for number, object_id in enumerate(logits, 1)}
 
 
 def _told(

@@ -44,7 +44,7 @@ WORST = 3
 class _Video:
     name: str
     scores: Mapping[str, JFScores]
-    rows: list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
+    rows: list[tuple[str, NDArray[np.uint8], Masks]]
 
 
 def video_section(
@@ -100,7 +100,7 @@ def video_section(
         drawing(chart, "J&F of every video."),
     ]
     for video in videos[:WORST]:
-        titles, pictures = zip(*((title, draw_masks(frame, ids)) for title, frame, ids in video.rows), strict=True)
+        titles, pictures = zip(*((title, draw_masks(frame, masks)) for title, frame, masks in video.rows), strict=True)
         each = ", ".join(f"{model} {video.scores[model].jf:.1f}" for model in models)
         sheet = side_by_side(pictures, titles, columns=len(models) + 1)
         blocks.append(
@@ -124,8 +124,8 @@ def _look_at(models: Mapping[str, SAM2Base], sequence: VideoSequence, protocol: 
     rows = []
     for frame, truth in sorted(_worst_frames(found, sequence)[:2], key=lambda pair: pair[0]):
         picture_ = np.asarray(sequence.frames[frame])
-        rows.append((f"truth, frame {frame}", picture_, _ids(truth.masks)))
-        rows += [(name, picture_, _ids(masks[frame])) for name, masks in found.items()]
+        shown = {f"truth, frame {frame}": truth.masks} | {name: masks[frame] for name, masks in found.items()}
+        rows += [(title, picture_, _numbered(masks, sequence.object_ids)) for title, masks in shown.items()]
     return _Video(sequence.name, scores, rows)
 
 
@@ -147,7 +147,7 @@ def _worst_frames(found: Mapping[str, Mapping[int, Masks]], sequence: VideoSeque
     return sorted(truths, key=agreement)
 
 
-def _ids(masks: Masks) -> NDArray[np.uint8]:
-    """To draw them; where masks overlap, the smaller id is on top."""
-    shape = next(iter(masks.values())).shape
-    return Annotation((shape[0], shape[1]), masks).ids().astype(np.uint8)
+def _numbered(masks: Masks, object_ids: Sequence[int]) -> Masks:
+    """With numbers from 1 on, which colours go by, in place of ids; where masks overlap, the first is on top."""
+    numbers = {object_id: number for number, object_id in enumerate(object_ids, 1)}
+    return {numbers[i]: masks[i] for i in sorted(masks, key=lambda i: numbers[i], reverse=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def segment_image(
         prompt.check(picture.size, f"object {object_id}: ")
         if prompt.mask is not None and isinstance(model, ExportedSAM2):
             model.settings.check_mask_prompts(f"object {object_id} has a mask")
-    predictor = model if isinstance(model, ExportedSAM2) else image_predictor(model)
+    # Its picture is its caller's; other threads may be at work with it, too.
+    predictor = copy.copy(model) if isinstance(model, ExportedSAM2) else image_predictor(model)
     predictor.set_image(picture)
     logits, scores = {}, {}
     for object_id, prompt in prompts.items():

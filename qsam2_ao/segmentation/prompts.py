@@ -155,6 +155,20 @@ def read_prompt_file(path: str | os.PathLike[str]) -> object:
         raise DataError(f"{path} is no JSON file ({error}); wanted a list of prompts") from error
 
 
+def masks_named_in(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of masks that a file of prompts names, in order, whether they are there or not.
+
+    Args:
+        path: The file, as for :func:`parse_schedule`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    items = read_prompt_file(path)
+    named = [item.get("mask") for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    return [Path(path).parent / name for name in named if isinstance(name, str)]
+
+
 def schedule_of_items(
     items: object, size: tuple[int, int], frames: int | None, path: str | os.PathLike[str], key: str = ""
 ) -> Schedule:

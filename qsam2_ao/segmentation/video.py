@@ -105,7 +105,8 @@ def track_file(
     schedule = as_schedule(prompts)
     paths = list_pictures(video) if video.is_dir() else None
     visible = dict.fromkeys(sorted({object_id for found in schedule.values() for object_id in found}), 0)
-    rate, done = frame_rate(video), 0
+    rate, done, shown = frame_rate(video), 0, set[int]()
+    store: _MaskFolder | None = None
     overlay = output / "overlay.mp4" if "overlay" in save else None
     masks = output / "masks" if "masks" in save else None
     bar = tqdm(desc="track", total=_steps(schedule, direction, len(frames)), unit="frame", disable=not progress)
@@ -114,11 +115,12 @@ def track_file(
         nonlocal done
         try:
             for frame, picture, ids in tracked:
-                if masks:
+                if masks and store is not None:
                     store.save(frame, ids)
                 files.add(paths[frame].name if paths else f"{frame:05d}.jpg", ids)
                 for object_id in visible:
                     visible[object_id] += bool((ids == object_id).any())
+                shown.add(frame)
                 done += 1
                 yield np.asarray(draw_masks(picture, ids)) if overlay else picture
         except KeyboardInterrupt:
@@ -130,6 +132,7 @@ def track_file(
             # Going back needs a place for masks too.
             folder = masks or Path(stack.enter_context(TemporaryDirectory(prefix="qsam2-track-")))
             store = _MaskFolder(folder, [path.stem for path in paths] if paths else None)
+            store.check_alone(len(frames))
 
             def finished() -> None:
                 bar.update()
@@ -143,6 +146,8 @@ def track_file(
                 else:
                     deque(pictures(), maxlen=0)
     except KeyboardInterrupt as interrupt:
+        if store is not None and store.begun:
+            store.keep(shown)
         what = "no frame was finished"
         if done:
             places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
@@ -199,12 +204,31 @@ class _MaskFolder:
     """Id maps as PNG files, one for each frame."""
 
     def __init__(self, folder: Path, names: list[str] | None = None) -> None:
-        self.folder, self._names = folder, names
+        self.folder, self._names, self.begun = folder, names, False
 
     def _path(self, frame: int) -> Path:
         return self.folder / f"{self._names[frame] if self._names else f'{frame:05d}'}.png"
 
+    def check_alone(self, count: int) -> None:
+        """Refuse masks that are there and would be none of a clip's of so many frames."""
+        own = {self._path(frame).name for frame in range(count)}
+        if others := sorted(path.name for path in self.folder.glob("*.png") if path.name not in own):
+            raise DataError(
+                f"{self.folder} holds {counted(len(others), 'mask')} of other frames, such as {others[0]}, which would "
+                "be taken for this clip's; name another output, or delete them"
+            )
+
+    def keep(self, frames: Collection[int]) -> None:
+        """Delete all maps but those of some frames."""
+        kept = {self._path(frame).name for frame in frames}
+        for path in self.folder.glob("*.png"):
+            if path.name not in kept:
+                path.unlink()
+
     def save(self, frame: int, ids: NDArray[np.uint8]) -> None:
+        if not self.begun:
+            self.keep(())
+            self.begun = True
         save_label_map(ids, self._path(frame))
 
     def load(self, frame: int) -> NDArray[np.uint8]:

@@ -20,12 +20,11 @@ from PIL import Image
 
 from ..data.decoding import count_pages
 from ..data.frames import ClipFrames
-from ..data.listing import PICTURE_SUFFIXES
+from ..data.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from ..data.pictures import read_rgb
 from ..data.video import read_frames
 from ..errors import DataError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".ogv")
 MOST_CLIPS = 24
 """Of all users together; the one that was not used for longest makes room."""
 MOST_BYTES = 2**31

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -208,10 +209,11 @@ def evaluate(
                 "versions": versions("qsam2_ao", "torch", "sam2"),
             },
         )
-        files = {name: work.folder / f"{quote(name, safe='')}.json" for name in videos.names}
-        if save_masks is not None:
+        files = {name: work.folder / f"{_file_name(name)}.json" for name in videos.names}
+        written = None if save_masks is None else _Written(Path(save_masks), work.folder.name)
+        if written is not None:
             for _, sequence in mine:
-                if not (Path(save_masks) / sequence.name).is_dir():
+                if not written.has(sequence.name):
                     files[sequence.name].unlink(missing_ok=True)
         before = [sequence.name for _, sequence in mine if files[sequence.name].exists()]
         if before:
@@ -221,20 +223,49 @@ def evaluate(
             predictor = load_model(model, checkpoint, share.device(device), target)
             with autocast(predictor.device, settings.autocast), following(predictor, settings.protocol):
                 for number, sequence in tqdm(todo, desc="evaluate", unit="video"):
+                    if written is not None:
+                        written.begin(sequence.name)
                     work.result(
-                        quote(sequence.name, safe=""),
+                        _file_name(sequence.name),
                         lambda number=number, sequence=sequence: _evaluate_one(  # type: ignore[misc]
                             predictor, sequence, number, settings, videos.pictures, save_masks
                         ),
                     )
         if not share.all_done(lambda: [name for name, file in files.items() if not file.exists()], "video"):
             return None
-        results = tuple(work.result(quote(name, safe=""), _not_there) for name in videos.names)
+        results = tuple(work.result(_file_name(name), _not_there) for name in videos.names)
         done = Evaluation(settings, results, about, videos.pictures)
         if output is not None:
             with atomic_write(Path(output) / "report.json") as path:
                 path.write_text(json.dumps(done.to_dict(per_object=per_object), indent=2, allow_nan=False))
     return done
+
+
+def _file_name(video: str) -> str:
+    """What a video's file is called: its name, or as much of it as file systems take."""
+    quoted = quote(video, safe="")
+    return quoted if len(quoted) <= 150 else f"{quoted[:100]}-{hashlib.sha256(video.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Which evaluation the masks of each video in a folder are of, since others may write to the same one."""
+
+    folder: Path
+    settings: str
+
+    def _record(self, video: str) -> Path:
+        return self.folder / ".qsam2" / _file_name(video)
+
+    def has(self, video: str) -> bool:
+        """Whether a video's are this one's."""
+        record = self._record(video)
+        return (self.folder / video).is_dir() and record.exists() and record.read_text("utf-8") == self.settings
+
+    def begin(self, video: str) -> None:
+        """Say so before they are written: what was there is an earlier one's no more."""
+        with atomic_write(self._record(video)) as temporary:
+            temporary.write_text(self.settings, "utf-8")
 
 
 def _not_there() -> VideoResult:
@@ -262,7 +293,7 @@ def _evaluate_one(
                 found=None if save_masks is None else MaskWriter(save_masks, sequence),
             )
         # Frames are drawn for each video by itself, so that every share draws the same.
-        samples = image_samples([sequence], per_sequence=IMAGES_PER_VIDEO, seed=number)
+        samples = image_samples([sequence], per_sequence=IMAGES_PER_VIDEO, seed=number, ignore=settings.ignore)
         images = {
             prompt: evaluate_image(predictor, samples, prompt=prompt).ious if samples else ()
             for prompt in settings.image_prompts

@@ -41,7 +41,13 @@ class LabelledVideos:
 
     def fingerprint(self) -> list[Any]:
         """What tells them from others, and from themselves before they were changed: JSON-able."""
-        return [fingerprint(self.about["data"]), self.about["format"], list(self.names), self._shape()]
+        return [
+            fingerprint(self.about["data"]),
+            self.about["format"],
+            self.about["split"],
+            list(self.names),
+            self._shape(),
+        ]
 
     def _shape(self) -> int:
         return len(self.sequences[0].frames)

@@ -86,7 +86,9 @@ def load_model(
     elif holds_float_weights(name) or Path(name).suffix.lower() in PICKLED:
         model = build_official(None, name, device=where)
     elif Path(name).is_dir():
-        raise QSAM2Error(f"{name} is a folder; of exported files, only qsam2 segment and qsam2 track can make use")
+        raise QSAM2Error(
+            f"{name} is a folder; exported files are for qsam2 segment, track, compare, web and benchmark video"
+        )
     elif Path(name).exists():
         model = load_qsam2(name, device=where, model_class=SAM2VideoPredictor, target=target)
     else:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..data.frames import ClipFrames
-from ..data.listing import list_pictures, natural_key
+from ..data.listing import VIDEO_SUFFIXES, list_pictures, natural_key
 from ..data.masks import MaskReader
 from ..errors import DataError
 from ..files import atomic_write, check_output_folder
 from ..progress import tqdm
 from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
+from ..segmentation.prompts import masks_named_in
 from ..segmentation.saving import MASKS_AND_OVERLAY, SavedAs, check_saved
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_object_id, check_schedule
 from ..spelling import counted
@@ -70,7 +71,9 @@ def find_videos(folder: str | os.PathLike[str]) -> dict[str, Path]:
                 continue
         else:
             name = path.stem
-            if not (mimetypes.guess_type(path.name)[0] or "").startswith("video/"):
+            if path.suffix.lower() not in VIDEO_SUFFIXES:
+                if (mimetypes.guess_type(path.name)[0] or "").startswith("video/"):
+                    note(f"{path} is left out: endings of videos are {', '.join(VIDEO_SUFFIXES)}")
                 continue
         if name in found:
             raise DataError(f"{found[name]} and {path} have one name, and so have their results; rename one of them")
@@ -148,12 +151,19 @@ def track_videos(
     todo = [job for job in mine if finished(job) is None]
     if len(todo) < len(mine):
         note(f"tracked before: {len(mine) - len(todo)} of {counted(len(mine), 'video')}")
+    for job in todo:
+        _schedule(job, ClipFrames(job.video, max_frames), direction)
     if todo:
         runnable = load_runnable(model, checkpoint, share.device(device), target)
         for job in tqdm(todo, desc="videos", unit="video"):
             frames = ClipFrames(job.video, max_frames)
             schedule = _schedule(job, frames, direction)
             folder = Path(output) / job.name
+            if (folder / RESULT).exists():
+                # It says what is there, which is about to change, and whose the masks are.
+                (folder / RESULT).unlink()
+                for path in (folder / "masks").glob("*.png"):
+                    path.unlink()
             done = track_file(
                 runnable, job.video, schedule, folder, direction=direction, save=save, frames=frames, progress=False
             )
@@ -173,7 +183,8 @@ def track_videos(
 
 
 def _settings_of(job: _Job, settings: dict[str, Any]) -> dict[str, Any]:
-    return {**settings, "video": fingerprint(job.video), "prompts": fingerprint(job.prompts)}
+    prompts = [job.prompts, *(masks_named_in(job.prompts) if job.prompts.is_file() else ())]
+    return {**settings, "video": fingerprint(job.video), "prompts": [fingerprint(path) for path in prompts]}
 
 
 def _jobs(videos: Path, prompts: Path) -> list[_Job]:

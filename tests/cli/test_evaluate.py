@@ -110,6 +110,12 @@ def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
     assert "evaluated before: 2 of 3 videos" in again.stderr
     assert json.loads(again.stdout) == report
     assert len(list(masks.rglob("*.png"))) == 9
+    # What another evaluation wrote to the same folder is not this one's.
+    other = run("evaluate", *arguments, "--save-masks", masks, "--json", "--target", "packed")
+    assert "evaluated before" not in other.stderr
+    again = run("evaluate", *arguments, "--save-masks", masks, "--json")
+    assert "evaluated before" not in again.stderr
+    assert json.loads(again.stdout) == report
     for path in davis.rglob("Annotations/*/*.png"):
         if path.stem != "00000":
             path.unlink()
@@ -118,6 +124,31 @@ def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
     assert report["not_scored"] == ["val-00000", "val-00001", "val-00002"]
     for path in masks.rglob("*.png"):
         assert (read_ids(path) == read_ids(tmp_path / "first" / path.relative_to(masks))).all()
+
+
+def test_two_splits_are_two_evaluations(run, packed_file: Path, davis: Path, tmp_path: Path):
+    (davis / "ImageSets" / "2016").mkdir()
+    (davis / "ImageSets" / "2016" / "val.txt").write_text("val-00000\n")
+    arguments = (packed_file, "--data", davis, "--sequences", "val-00000", "-o", tmp_path / "out", "--json")
+    assert run("evaluate", *arguments, "--split", "2017/val").exit_code == 0
+    other = run("evaluate", *arguments, "--split", "2016/val")
+    assert other.exit_code == 0, other.stderr
+    assert "evaluated before" not in other.stderr
+
+
+def test_long_names_in_any_script_are_names(run, packed_file: Path, tmp_path: Path):
+    (name,) = [sequence.name for sequence in generate_split("val", 1, num_frames=3)]
+    for sequence in generate_split("val", 1, num_frames=3):
+        write_sequence(sequence, tmp_path / "data")
+    long = "\u732b" * 60
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / "data" / folder / name).rename(tmp_path / "data" / folder / long)
+    report = evaluated(run, packed_file, "--data", tmp_path / "data", "-o", tmp_path / "out")
+    assert report["videos"] == 1
+    assert (
+        "evaluated before: 1"
+        in run("evaluate", packed_file, "--data", tmp_path / "data", "-o", tmp_path / "out").stderr
+    )
 
 
 def test_pictures_have_miou_alone(run, packed_file: Path, tmp_path: Path):
@@ -136,6 +167,10 @@ def test_pictures_have_miou_alone(run, packed_file: Path, tmp_path: Path):
     refused = run("evaluate", packed_file, "--data", tmp_path, "--save-masks", tmp_path / "out")
     assert refused.exit_code == 2
     assert "--save-masks is for the masks of videos" in refused.stderr
+    for options in (["--prompt", "mask"], ["--metric", "davis"], ["--all-frames"]):
+        refused = run("evaluate", packed_file, "--data", tmp_path, *options)
+        assert refused.exit_code == 2
+        assert f"{options[0]} is for J&F of videos, and" in refused.stderr
 
 
 @pytest.mark.slow
@@ -191,7 +226,7 @@ def test_a_short_sequence_is_named_before_any_is_tracked(run, packed_file: Path,
     assert result.exit_code == 2
     assert f"too few annotated frames in {sequence.name} (2)" in result.stderr
     assert "--all-frames" in result.stderr
-    assert "it/s" not in result.stderr, "nothing was tracked"
+    assert "evaluate:" not in result.stderr, "nothing was tracked"
     result = run("evaluate", packed_file, "--data", tmp_path, "--all-frames", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["videos"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from qsam2_ao import load_qsam2
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence, write_sequence
 from qsam2_ao.data.video import frame_rate, read_frames, write_video
+from qsam2_ao.reporting.label_maps import save_label_map
+from qsam2_ao.workflow.track_many import find_videos
 
 
 @pytest.fixture
@@ -182,10 +185,49 @@ def test_a_folder_of_videos_goes_on_after_the_last_finished_one(
     result = run(*arguments)
     assert "tracked before: 2 of 3 videos" in result.stderr
     assert [found["id"] for found in json.loads(result.stdout)["videos"][1]["objects"]] == [2]
+    mask = np.zeros(sequence.frames[0].shape[:2], np.uint8)
+    mask[30:60, 30:60] = 1
+    save_label_map(mask, prompts / "own.png")
+    (prompts / "b.json").write_text(json.dumps([{"object": 2, "mask": "own.png"}]))
+    assert "tracked before: 2 of 3 videos" in run(*arguments).stderr
+    save_label_map(mask.T.copy(), prompts / "own.png")
+    os.utime(prompts / "own.png", (1, 1))
+    assert "tracked before: 2 of 3 videos" in run(*arguments).stderr
+
+
+def test_a_result_goes_before_its_video_is_tracked_again(
+    run, packed_file: Path, clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    videos, prompts = clips
+    arguments = ("track", packed_file, videos, "--prompts", prompts, "-o", tmp_path / "out", "--save", "masks")
+    assert run(*arguments).exit_code == 0
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("in the first video")
+
+    monkeypatch.setattr("qsam2_ao.workflow.track_many.track_file", interrupted)
+    assert run(*arguments, "--direction", "both").exit_code == 130
+    monkeypatch.undo()
+    assert "tracked before: 2 of 3 videos" in run(*arguments).stderr
+    # Of fewer frames, too: what was tracked before is known to be its own.
+    assert run(*arguments, "--max-frames", 3).exit_code == 0
+    assert len(list((tmp_path / "out" / "a" / "masks").iterdir())) == 3
+
+
+def test_videos_go_by_their_endings_on_every_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    names = ("a.mkv", "b.ts", "c.MTS", "d.3gp", "e.m2ts", "f.flv")
+    for name in (*names, "notes.txt", "g.mjpeg", "h.qt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in find_videos(tmp_path).values()] == list(names)
+    assert "h.qt is left out" in capsys.readouterr().err
 
 
 def test_prompts_of_many_videos_are_checked_first(run, packed_file: Path, clips: tuple[Path, Path], tmp_path: Path):
     videos, prompts = clips
+    (prompts / "c.json").write_text(json.dumps([{"points": [[4000, 1]]}]))
+    result = run("track", packed_file, videos, "-o", tmp_path / "out", "--prompts", prompts)
+    assert result.exit_code == 2
+    assert "c.json, item 1" in result.stderr
     (prompts / "c.json").unlink()
     arguments = ("track", packed_file, videos, "-o", tmp_path / "out")
     for extra, message in (

@@ -147,6 +147,15 @@ def test_a_damaged_file_is_an_error_that_names_it_or_a_picture(tmp_path: Path, n
     assert all(name in message for message in errors)
 
 
+def test_no_program_is_asked_to_read_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript for PostScript, under whatever name."""
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "holiday.png").write_bytes(script)
+    with pytest.raises(DataError, match=r"holiday\.png cannot be read"):
+        read_rgb(tmp_path / "holiday.png")
+
+
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     for name, content in (("text.png", b"not a picture"), ("empty.jpg", b""), ("folder.png", None)):
         (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)

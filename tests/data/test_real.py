@@ -85,6 +85,10 @@ def test_the_memory_of_decoded_photographs_is_bounded(root: Path) -> None:
     for _ in range(20):
         small.photograph(rng)
     assert len(small._memory) == 2
+    none = Library(library.sets, library.cutouts, library.backgrounds, keep=0)
+    for _ in range(3):
+        none.photograph(rng)
+    assert len(none._memory) <= 1
 
 
 def test_sprites_are_trimmed_and_hold_something(library: Library) -> None:
@@ -163,6 +167,26 @@ def test_a_folder_without_visible_objects_is_refused(tmp_path: Path) -> None:
         Image.fromarray(ids).save(path)
     with pytest.raises(DataError, match="visible object"):
         draw_scene("photograph", Library(Library.open(root).sets[:1], (), ()), np.random.default_rng(0), size=64)
+
+
+def test_a_folder_without_any_object_is_refused(tmp_path: Path) -> None:
+    root = write_library(tmp_path)
+    for path in root.glob("*/masks/*.png"):
+        Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"no photograph of .* are the masks empty"):
+        draw_scene("photograph", Library.open(root), np.random.default_rng(0), size=64)
+
+
+def test_backgrounds_may_be_as_small_as_a_pixel(tmp_path: Path) -> None:
+    root = write_library(tmp_path / "library")
+    backgrounds = tmp_path / "backgrounds"
+    backgrounds.mkdir()
+    for size in ((1, 1), (2, 2), (300, 1)):
+        Image.new("RGB", size).save(backgrounds / f"{size[0]}x{size[1]}.png")
+    found = Library.open(root)
+    small = Library(found.sets, found.cutouts, tuple(sorted(backgrounds.iterdir())))
+    for seed in range(10):
+        draw_scene("clip", small, np.random.default_rng(seed), size=64, frames=2)
 
 
 def test_motion_places_the_middle_and_the_extent() -> None:

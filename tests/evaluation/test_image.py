@@ -44,6 +44,12 @@ def test_pixels_of_void_do_not_count(predictor: Any) -> None:
     masks = np.where(sequence.masks == 2, 255, sequence.masks)
     marked = replace(sequence, masks=masks, object_ids=tuple(i for i in sequence.object_ids if i != 2))
     [sample] = image_samples([marked])
+    first, *others = marked.object_ids
+    [without] = image_samples([marked], ignore=first)
+    assert len(without.masks) == len(sample.masks) - 1 == len(others)
+    frame = int(without.name.rsplit(" ", 1)[1])
+    assert without.void is not None
+    assert without.void[marked.annotation(frame).masks[first]].all()
     assert sample.void is not None
     assert np.array_equal(sample.void, sequence.masks[0] == 2)
     predictor_of_images = SAM2ImagePredictor(predictor)
@@ -80,6 +86,31 @@ def test_prompting_together_equals_one_by_one(predictor: Any, samples: list[Imag
             alone = predict_objects(image_predictor, mask[None], prompt)[0]  # type: ignore[arg-type]
             # Batched matrix products round differently.
             assert (alone != expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("prompt", ["box", "3-click"])
+def test_many_objects_do_not_share_one_pass(
+    predictor: Any, samples: list[ImageSample], monkeypatch: pytest.MonkeyPatch, prompt: Any
+) -> None:
+    image_predictor = SAM2ImagePredictor(predictor)
+    image_predictor.set_image(samples[0].image)
+    masks = np.concatenate([samples[0].masks] * 20)[:19]
+    sizes: list[int] = []
+    original = SAM2ImagePredictor.predict
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        sizes.append(answer[0].size // masks[0].size)
+        return answer
+
+    monkeypatch.setattr(SAM2ImagePredictor, "predict", spy)
+    predicted = predict_objects(image_predictor, masks, prompt)
+    assert predicted.shape == masks.shape
+    assert max(sizes) <= 16 * 3
+    few = len(samples[0].masks)
+    for first in range(0, 19, few):
+        rest = predicted[first : first + few]
+        assert (rest != predicted[: len(rest)]).mean() < 0.01
 
 
 def test_prompts_are_where_the_object_is(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
 import pytest
 from sam2.modeling.sam2_base import SAM2Base
 
+from qsam2_ao.data.annotation import Annotation
 from qsam2_ao.data.procedural import generate_sequence
+from qsam2_ao.data.types import VideoSequence
 from qsam2_ao.errors import DataError
 from qsam2_ao.evaluation.protocol import Protocol
 from qsam2_ao.evaluation.video import evaluate_video
@@ -28,6 +31,36 @@ def test_the_scores_are_those_of_the_protocol_over_all_objects(reference: SAM2Ba
     assert text.startswith("2 videos, ")
     assert f"Protocol {protocol}: " in text
     assert "metric davis: " in text
+
+
+class Renumbered:
+    """A video whose objects have other ids, and may overlap."""
+
+    overlapping = True
+
+    def __init__(self, video: VideoSequence, ids: Mapping[int, int]) -> None:
+        self._video, self._ids = video, ids
+        self.name, self.frames, self.frame_names, self.annotated = (
+            video.name,
+            video.frames,
+            video.frame_names,
+            video.annotated,
+        )
+        self.object_ids = tuple(ids.values())
+
+    def annotation(self, t: int) -> Annotation | None:
+        known = self._video.annotation(t)
+        return known and Annotation(known.size, {self._ids[i]: mask for i, mask in known.masks.items()})
+
+
+def test_objects_may_have_any_ids(reference: SAM2Base):
+    """SA-V counts from 0, LVOS goes past 255; what is drawn and scored is the same."""
+    video = generate_sequence("test", 0, num_frames=4)
+    pages = [
+        video_section({"float": reference}, [Renumbered(video, dict(zip(video.object_ids, ids, strict=False)))]).blocks
+        for ids in ((0, 256, 300, 301, 302), (1, 2, 3, 4, 5))
+    ]
+    assert pages[0] == pages[1]
 
 
 def test_an_unknown_way_is_refused(reference: SAM2Base):

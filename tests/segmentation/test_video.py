@@ -146,6 +146,22 @@ def test_annotations_of_all_frames_instead_of_pictures(
     assert len(masks) == done.visible[2] > 3
 
 
+def test_masks_of_another_clip_are_not_mixed_in(trained: Any, clip: Sequence, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", clip.frames)
+
+    def track(count: int) -> None:
+        frames = ClipFrames(tmp_path / "clip.mp4", count)
+        track_file(trained, frames.path, {1: FIRST}, tmp_path / "out", frames=frames, save=["masks"], progress=False)
+
+    track(3)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "masks").iterdir()}
+    with pytest.raises(DataError, match=r"masks holds 1 mask of other frames, such as 00002\.png"):
+        track(2)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "masks").iterdir()} == before
+    track(4)
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 4
+
+
 def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", clip.frames)
     frames = ClipFrames(tmp_path / "clip.mp4")
@@ -157,6 +173,8 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
                     signal.raise_signal(signal.SIGINT)  # Ctrl-C while frame 3 is being read
                 yield frame
 
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "00007.png").write_bytes(b"earlier")
     with pytest.raises(KeyboardInterrupt, match=r"4 of 10 frames are in .*masks and .*overlay\.mp4 and .*rle"):
         track_file(
             trained,
@@ -169,6 +187,7 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
         )
     whole = dict(track_frames(trained, frames, {1: FIRST}))
     assert len(json.loads((tmp_path / "out" / "rle.json").read_text())["images"]) == 4
+    # Of an earlier run, too, nothing is left there.
     written = sorted((tmp_path / "out" / "masks").iterdir())
     assert [path.name for path in written] == [f"{t:05d}.png" for t in range(4)]
     for t, path in enumerate(written):

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ...errors import DataError
 from ..pictures import read_rgb
 from .pictures import Photographs, Pixels, list_files, open_photographs, read_alpha, whole_objects
 
@@ -61,14 +62,22 @@ class Library:
         return cls(sets, list_files(folder / "cutouts"), (scenery or sets[0].images) + extra * 4)
 
     def photograph(self, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-        """A photograph and the ids of its whole objects: 1, 2, ..., at least one."""
+        """A photograph and the ids of its whole objects: 1, 2, ..., at least one.
+
+        Raises:
+            DataError: Of a thousand drawn, none has a whole object.
+        """
         weights = np.array([SHARES.get(photographs.name, 0.1) for photographs in self.sets])
-        while True:
+        for _ in range(1000):
             photographs = self.sets[int(rng.choice(len(self.sets), p=weights / weights.sum()))]
             image, parts, whole = self._read(photographs, int(rng.integers(len(photographs))))
             ids = whole if rng.random() < 0.6 and whole is not None else parts
             if ids.any():
                 return image, ids
+        raise DataError(
+            f"no photograph of {', '.join(photographs.name for photographs in self.sets)} has an object that is large "
+            "enough; are the masks empty?"
+        )
 
     def _read(self, photographs: Photographs, index: int) -> tuple[Pixels, Pixels, Pixels | None]:
         """A photograph, its objects, and them as one where together they are an object."""
@@ -76,7 +85,7 @@ class Library:
         if key not in self._memory:
             image, ids = photographs.read(index)
             whole = (ids > 0).astype(np.uint8) if photographs.union_is_object else None
-            if len(self._memory) >= self.keep:
+            if self._memory and len(self._memory) >= self.keep:
                 self._memory.pop(next(iter(self._memory)))
             self._memory[key] = image, whole_objects(ids), whole
         return self._memory[key]

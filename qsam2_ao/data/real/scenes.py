@@ -216,7 +216,7 @@ def _scrap(library: Library, rng: np.random.Generator) -> Pixels:
     """A piece of a photograph in a random shape, such as no set of objects has: whole by its outline alone."""
     image = library.background(rng)
     box = _any_box(rng, image.shape)
-    part = cv2.getRectSubPix(image, (int(box[2]), int(box[3])), (box[0], box[1]))
+    part = cv2.getRectSubPix(image, (max(int(box[2]), 1), max(int(box[3]), 1)), (box[0], box[1]))
     part = cv2.resize(part, (160, 160), interpolation=cv2.INTER_AREA)
     alpha = np.zeros((160, 160), np.uint8)
     width = rng.uniform(0.25, 1.0) if rng.random() < 0.5 else 1.0
