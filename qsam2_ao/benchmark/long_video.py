@@ -19,9 +19,11 @@ from PIL import Image
 from ..data.frames import ClipFrames
 from ..data.procedural import generate_sequence
 from ..data.video import write_video
+from ..errors import DataError
 from ..files import atomic_write
 from ..progress import tqdm
 from ..segmentation import ObjectPrompt, SavedAs, track_file
+from ..spelling import counted
 from ..workflow.models import load_runnable
 from .processes import alone, peak_bytes
 
@@ -141,6 +143,8 @@ def _measure(
     model: str, video: Path, output: Path, target: str, save: tuple[SavedAs, ...], progress: bool
 ) -> LongVideo:
     clip = ClipFrames(video)
+    if len(clip) < 3:
+        raise DataError(f"{video} has {counted(len(clip), 'frame')}; from the third on there are latencies to measure")
     height, width = clip.first.shape[:2]
     frames = _Watched(clip)
     predictor = load_runnable(model, None, "cpu", target)
@@ -148,7 +152,7 @@ def _measure(
     box = (width * 0.25, height * 0.25, width * 0.75, height * 0.75)
     with torch.inference_mode():
         track_file(predictor, video, {1: ObjectPrompt(box=box)}, output, save=save, frames=frames, progress=progress)
-    gaps = np.diff(frames.times) * 1000
+    gaps = np.diff(frames.times)[1:] * 1000  # the first has the prompt and the warming up
     quantiles = zip(("median", "p95", "p99", "max"), np.quantile(gaps, (0.5, 0.95, 0.99, 1)), strict=True)
     return LongVideo(
         str(video),

@@ -23,11 +23,13 @@ from ..checkpoint import load_qsam2
 from ..data.procedural import generate_sequence
 from ..data.types import VideoSequence
 from ..deploy.memories import use_compact_memories
+from ..errors import QConfigError
 from ..evaluation.video import evaluate_video
 from ..files import atomic_write
 from ..progress import tqdm
 from ..reporting.environment import environment
 from ..reporting.figures import new_figure, save_figure
+from ..spelling import unknown_name
 from ..workflow.labelled import labelled_videos
 from ..workflow.models import load_model
 from ..workspace import Workspace, fingerprint
@@ -92,7 +94,16 @@ def measure(
     Returns:
         {environment, settings, records}: of each choice the J&F on each data set, bytes of a memory, and its time over
         that of SAM2's own.
+
+    Raises:
+        QConfigError: An unknown choice, or two data sets of one name.
     """
+    known = [choice.name for choice in CHOICES]
+    for name in names:
+        if name not in known:
+            raise QConfigError(unknown_name("choice", name, known))
+    if len({Path(place).name for place in data}) < len(data):
+        raise QConfigError(f"two of the data sets have one name, by which they are told apart: {', '.join(data)}")
     chosen = [choice for choice in CHOICES if choice.name in (*names, CHOICES[0].name) or not names]
     settings = {"target": target, "videos": videos, "timed": list(timed), "seed": _SEED, "rounds": ROUNDS}
     prints = [fingerprint(path) for path in (model, *data)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BARS = ("bfloat16", "W8A8", "W4A8", "W2A8")
 _COLOURS = ("0.6", "C0", "C0", "C0")
 _MODEL = "sam2.1-t"
-_METHODS = {"calibrated only": ("VRC+GPTQ", "PTQ W{}A8", "C0"), "50 steps of training": ("QSAM2", "W{}A8", "C1")}
+_METHODS = {"calibrated only": ("VRC+GPTQ", "PTQ W{}A8", "C0"), "trained": ("QSAM2, part by part", "W{}A8", "C1")}
 _METRICS = {"J&F": ("J&F", "*"), "mIoU_box": ("box mIoU", "o")}
 _BITS = (2, 3, 4)
 
@@ -38,7 +38,7 @@ def overview(
     Args:
         times: The records of ``inference.json``.
         files: The files of ``inference_details.json``.
-        scores: The records of ``real/accuracy.json``.
+        scores: The records of every ``real*/accuracy.json``.
 
     Returns:
         The figure. Where something was not measured, its bar or line is missing.
@@ -95,10 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("benchmarks/results"))
     folder = parser.parse_args(arguments).folder
-    times, details, scores = (
-        json.loads((folder / name).read_text())
-        for name in ("inference.json", "inference_details.json", "real/accuracy.json")
-    )
+    times, details = (json.loads((folder / name).read_text()) for name in ("inference.json", "inference_details.json"))
+    scores = [record for path in sorted(folder.glob("real*/accuracy.json")) for record in json.loads(path.read_text())]
     print(save_figure(overview(times, details["files"], scores), folder / "overview.png"))
 
 

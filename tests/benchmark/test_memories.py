@@ -6,6 +6,7 @@ import pytest
 
 from qsam2_ao.benchmark.inference.workload import InferenceWorkload
 from qsam2_ao.benchmark.memories import CHOICES, PROCEDURAL, measure, pareto, picture
+from qsam2_ao.errors import QConfigError
 from qsam2_ao.reporting.figures import save_figure
 
 
@@ -44,3 +45,10 @@ def test_every_choice_is_scored_and_timed_once(packed_file: Path, tmp_path: Path
     assert len(kept) == 2
     assert run() == results
     assert [path.stat().st_mtime_ns for path in kept] == before
+
+
+def test_unknown_choices_and_data_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QConfigError, match="unknown choice 'merge to 4'"):
+        measure("model", [PROCEDURAL], tmp_path, names=["merge to 4"])
+    with pytest.raises(QConfigError, match="one name"):
+        measure("model", ["davis/val", "mose/val"], tmp_path)

@@ -26,6 +26,7 @@ def score(method: str, setting: str, seed: int, value: float) -> dict[str, Any]:
 
 
 SCORES = [score("float", "float", 0, 86.0), *(score("VRC+GPTQ", "PTQ W2A8", seed, 80.0 + seed) for seed in (0, 1))]
+TRAINED = [score("QSAM2, part by part", "W2A8", 0, 84.0)]
 
 
 def test_bars_and_lines_are_the_results() -> None:
@@ -35,8 +36,15 @@ def test_bars_and_lines_are_the_results() -> None:
     assert [bar.get_height() for bar in speed.patches] == [90, 30, 0, 0]
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in accuracy.lines}
     assert lines["J&F, calibrated only"] == ([2], [80.5])  # the mean over seeds
-    assert "J&F, 50 steps of training" not in lines
+    assert "J&F, trained" not in lines
     assert lines["J&F, float"][1] == [86.0, 86.0]
+
+
+def test_what_was_trained_is_a_line_too() -> None:
+    lines = {
+        line.get_label(): list(line.get_ydata()) for line in overview(TIMES, FILES, SCORES + TRAINED).axes[2].lines
+    }
+    assert lines["J&F, trained"] == [84.0]
 
 
 def test_nothing_measured_is_a_chart_too() -> None:
@@ -44,8 +52,9 @@ def test_nothing_measured_is_a_chart_too() -> None:
 
 
 def test_it_is_drawn_beside_its_results(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    for name, content in (("inference", TIMES), ("inference_details", {"files": FILES}), ("real/accuracy", SCORES)):
+    written = {"inference": TIMES, "inference_details": {"files": FILES}, "real/accuracy": SCORES}
+    for name, content in (written | {"real_150/accuracy": TRAINED}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     main([str(tmp_path)])
     assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")

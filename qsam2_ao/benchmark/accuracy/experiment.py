@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -178,8 +178,9 @@ def train_method(
         lr=rates,
         seed=seed,
         batches=stream,
-        distill_from=teacher if method.distill else None,
+        distill_from=teacher if method.distill or method.partwise else None,
         distill=method.distill,
+        partwise=method.partwise,
         progress=False,
         **options,
     )
@@ -238,19 +239,27 @@ class Experiments:
     def _train(self, model: SAM2Base, seed: int, rates: Rates) -> list[float]:
         return train_method(model, self.float_model, self.method, seed, self.budget.steps, rates, data=self.data)
 
+    def _own(self, rates: Rates) -> Rates:
+        """What the method makes of an entry of the grid."""
+        return replace(rates, ranges=rates.ranges * self.method.range_rate)
+
     def search(self) -> dict[str, Any]:
         """Score every learning rate of the grid on validation videos with seed 0.
+
+        A grid of one entry is not searched.
 
         Returns:
             "scores": mean of J&F and box mIoU of each entry of the grid (0 where training diverged), "diverged":
             why, and "rates": the best entry.
         """
+        if len(self.budget.rates) == 1:
+            return {**self.key, "scores": [], "diverged": [], "rates": asdict(self.budget.rates[0])}
         found: list[float] = []
         diverged: list[str] = []
         for rates in self.budget.rates:
             model = self.start()
             try:
-                self._train(model, 0, rates)
+                self._train(model, 0, self._own(rates))
             except NonFiniteError as error:
                 found.append(0.0)
                 diverged.append(f"{rates}: {error}")
@@ -274,15 +283,16 @@ class Experiments:
         started = time.perf_counter()
         model = self.start()
         losses = []
-        if rates is not None:
-            losses = self._train(model, seed, rates)
+        used = None if rates is None else self._own(rates)
+        if used is not None:
+            losses = self._train(model, seed, used)
         trained = time.perf_counter()
         finished, size = self._finish(model)
         scores = score(finished, "test", self.budget.videos, self.budget.frames, data=self.data)
         return {
             **self.key,
             "seed": seed,
-            "rates": None if rates is None else asdict(rates),
+            "rates": None if used is None else asdict(used),
             "metrics": {name: scores.mean(name) for name in scores.sums},
             **asdict(scores),
             "bytes": size,

@@ -11,6 +11,7 @@ from torch.ao.quantization import QConfig
 from ...errors import QConfigError
 from ...recipe import lsc_qconfig, with_first_and_last
 from ...training.distillation import RECOMMENDED, DistillationWeights
+from ...training.settings import RANGE_RATE
 from .rivals import rival_qconfig
 
 FLOAT = "float"
@@ -72,6 +73,8 @@ class Method:
         alpha: Constant start of LSC's alpha in place of the search.
         learn_alpha: Whether LSC's alpha is learned.
         distill: Weights of the distillation from the float model, or None for none.
+        partwise: Whether each part learns from its float twin alone; not together with ``distill``.
+        range_rate: How much faster its clipping ranges learn than a rate of the grid says.
         mixed: Whether the layers get different bits, by their sensitivity, in the size that the setting's bits take.
     """
 
@@ -87,6 +90,8 @@ class Method:
     alpha: float | None = None
     learn_alpha: bool = True
     distill: DistillationWeights | None = None
+    partwise: bool = False
+    range_rate: float = 1.0
     mixed: bool = False
 
     @property
@@ -112,6 +117,7 @@ class Method:
 
 _PAPER = Method("VRC+LSC", "lsc", "ours", vrc="auto")
 _FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=RECOMMENDED)
+_PARTWISE = replace(_FULL, name="QSAM2, part by part", distill=None, partwise=True, range_rate=RANGE_RATE)
 
 _ALL = (
     Method(FLOAT, None, "reference"),
@@ -124,11 +130,13 @@ _ALL = (
     replace(_PAPER, name="LSC", vrc=None),
     _PAPER,
     _FULL,
+    _PARTWISE,
     # What the start is worth to a rival.
     Method("VRC+LSQ", "lsq", "reference", vrc="auto"),
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
     Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
     Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=RECOMMENDED),
+    Method("LSQ, equalized and part by part", "lsq", "reference", equalize=True, partwise=True),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),
@@ -141,6 +149,7 @@ _ALL = (
     replace(_PAPER, name="VRC+LSC, distilled", group="ablation", distill=RECOMMENDED),
     replace(_PAPER, name="VRC+LSC, GPTQ start", group="ablation", rounding="gptq"),
     replace(_PAPER, name="VRC+LSC, equalized", group="ablation", equalize=True),
+    replace(_PARTWISE, name="QSAM2, part by part, ranges at the common rate", group="reference", range_rate=1.0),
     # Without training. Clipping by least squared error of the weight, or of the output.
     Method("MSE", "lsc", "reference", output_start=False),
     Method("MSE, equalized", "lsc", "reference", output_start=False, equalize=True),
@@ -153,3 +162,7 @@ _ALL = (
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 """Every method by its name."""
+
+RIVALS = tuple(name for name, method in METHODS.items() if method.group == "rival")
+STRONG_RIVALS = (*RIVALS, *(name for name in METHODS if name.startswith("LSQ, ")))
+"""With LSQ from a better start, or with a better loss, than its paper's."""

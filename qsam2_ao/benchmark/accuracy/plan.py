@@ -109,8 +109,25 @@ def real_plan(seeds: int = 3) -> list[Unit]:
     """Every experiment on real pictures: without training, then two bits with the first seed, then the rest."""
     first, others = (0,), tuple(range(1, seeds))
     settings = ("W2A4", "W2A8", "W4A8", "W3A8", "W4A4", "W2A2")
-    strong = ("QSAM2", "LSQ", "VRC+LSC", "LSQ, equalized and distilled")
-    methods = (*strong, "MinMax-EMA", "LSC", "LSQ+", "PACT-SAWB", "torchao range learning", "VRC+LSQ", "LSQ, distilled")
+    strong = (
+        "QSAM2",
+        "QSAM2, part by part",
+        "LSQ",
+        "VRC+LSC",
+        "LSQ, equalized and distilled",
+        "LSQ, equalized and part by part",
+        "QSAM2, part by part, ranges at the common rate",
+    )
+    methods = (
+        *strong,
+        "MinMax-EMA",
+        "LSC",
+        "LSQ+",
+        "PACT-SAWB",
+        "torchao range learning",
+        "VRC+LSQ",
+        "LSQ, distilled",
+    )
     untrained = ("VRC+GPTQ", "MinMax-EMA", "GPTQ", "MSE", "VRC+MSE", "MSE, equalized")
 
     units = [Unit(model, FLOAT, FLOAT, first) for model in REAL_MODELS]

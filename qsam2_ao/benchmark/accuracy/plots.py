@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     settings = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
     for axis, model in zip(axes, models, strict=True):
-        for mark, method in zip(_MARKS, _methods(results, model), strict=False):
+        for mark, method in zip(cycle(_MARKS), _methods(results, model), strict=False):
             points = {
                 bits: found
                 for bits, setting in settings.items()
@@ -67,7 +68,7 @@ def accuracy_against_bytes(results: Results, models: Sequence[str] = MAIN_MODELS
     figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axis, model in zip(axes, models, strict=True):
-        for mark, method in zip(_MARKS, _methods(results, model), strict=False):
+        for mark, method in zip(cycle(_MARKS), _methods(results, model), strict=False):
             points = []
             for setting in TRAINED:
                 found = results.spread(model, method, setting, "J&F")

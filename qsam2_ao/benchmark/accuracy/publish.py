@@ -17,7 +17,7 @@ from .plan import MAIN_MODELS, REAL_MODELS, Unit
 from .plots import accuracy_against_bits, accuracy_against_bytes
 from .report import markdown
 from .results import Results
-from .run import run_plan
+from .run import check_budget, run_plan
 from .store import ExperimentStore
 
 
@@ -40,7 +40,7 @@ def publish(
         folder: Where ``accuracy.json``, ``accuracy.md`` and the pictures go.
         budget: What every method gets.
         data: What they are calibrated, trained and measured on.
-        command: The command line that does the same, for the report.
+        command: The command line with this budget, for the report.
         workers: Processes of one thread each.
         report_only: Run nothing.
 
@@ -48,24 +48,27 @@ def publish(
         All results in the folder.
 
     Raises:
-        CheckpointError: The folder holds results of another budget.
+        CheckpointError: The folder holds results of another budget or other data.
         QSAM2Error: An experiment failed, or a file cannot be written.
 
     Example:
         >>> publish(quick_plan(), Path("outputs/quick"), QUICK, command="in Python")  # doctest: +SKIP
     """
     store = ExperimentStore(folder / "accuracy_cells.jsonl")
-    if not report_only:
+    if report_only:
+        check_budget(store, budget, data)
+    else:
         run_plan(units, store, budget, data, workers=workers)
     results = Results(store.read())
     with atomic_write(folder / "accuracy.json") as temporary:
         temporary.write_text(json.dumps(results.records(), indent=1))
     note("drawing")
-    models = MAIN_MODELS if data.name == PROCEDURAL.name else REAL_MODELS
-    plots = {
-        "J&F against bits": save_figure(accuracy_against_bits(results, models), folder / "accuracy_bits.png"),
-        "J&F against bytes": save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png"),
-    }
+    measured = {experiment["model"] for experiment in results.all_experiments}
+    models = [m for m in (MAIN_MODELS if data.name == PROCEDURAL.name else REAL_MODELS) if m in measured]
+    plots: dict[str, Path] = {}
+    if models:
+        plots["J&F against bits"] = save_figure(accuracy_against_bits(results, models), folder / "accuracy_bits.png")
+        plots["J&F against bytes"] = save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png")
     weights, shapes = illustrate_weights(folder, budget, data)
     plots["A weight before and after VRC"] = weights
     trained = illustrate_training(folder, budget, results, data)

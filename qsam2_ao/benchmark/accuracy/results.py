@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from .methods import FLOAT, METHODS
+from .methods import FLOAT
 from .statistics import Difference, Spread, paired_bootstrap, spread
 from .store import ExperimentResult, experiment_key
 
@@ -53,12 +53,10 @@ class Results:
         measured = all(found and metric in found[0]["metrics"] for found in experiments)
         return paired_bootstrap(*experiments, metric) if measured else None
 
-    def best(self, model: str, setting: str, metric: str, group: str) -> str | None:
-        """The method of a group with the highest mean; None where none is finished."""
+    def best(self, model: str, setting: str, metric: str, methods: Iterable[str]) -> str | None:
+        """The method with the highest mean; None where none is finished."""
         means = {
-            name: found.mean
-            for name, method in METHODS.items()
-            if method.group == group and (found := self.spread(model, name, setting, metric)) is not None
+            name: found.mean for name in methods if (found := self.spread(model, name, setting, metric)) is not None
         }
         return max(means, key=lambda name: means[name]) if means else None
 

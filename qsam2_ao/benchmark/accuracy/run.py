@@ -18,6 +18,7 @@ from ...training.qat import Rates
 from ..processes import end_with_parent
 from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget, Experiments
+from .methods import METHODS
 from .plan import Search, Unit
 from .store import ExperimentResult, ExperimentStore, experiment_key
 
@@ -48,12 +49,12 @@ def run_plan(
         Everything in the store that was made with this budget.
 
     Raises:
-        CheckpointError: The store holds results of another budget, or of other data.
+        CheckpointError: The store holds results of another budget, of other data, or of a method that has changed.
         QSAM2Error: An experiment failed; the message says why. What is finished is kept.
         KeyboardInterrupt: Ctrl-C; what is finished is kept.
     """
     units = list(units)
-    _check(store, budget, data)
+    check_budget(store, budget, data)
     done = {experiment_key(experiment) for experiment in store.read() if experiment["kind"] == "cell"}
     found = _rates(store)
     searches = {unit.search for unit in units} - found.keys() - {None}
@@ -112,7 +113,7 @@ def _start() -> None:
 
 def _search(search: Search, path: Path, budget: Budget, data: BenchmarkData) -> int:
     found = Experiments(search.model, search.method, search.setting, budget, data).search()
-    ExperimentStore(path).append({"kind": "learning rate", **found, "budget": asdict(budget), "data": data.name})
+    ExperimentStore(path).append({"kind": "learning rate", **found, **_made_with(search.method, budget, data)})
     return 1
 
 
@@ -120,8 +121,12 @@ def _run_unit(unit: Unit, rates: Rates | None, path: Path, budget: Budget, data:
     experiments = Experiments(unit.model, unit.method, unit.setting, budget, data)
     for seed in unit.seeds:
         experiment = experiments.run(seed, rates)
-        ExperimentStore(path).append({"kind": "cell", **experiment, "budget": asdict(budget), "data": data.name})
+        ExperimentStore(path).append({"kind": "cell", **experiment, **_made_with(unit.method, budget, data)})
     return len(unit.seeds)
+
+
+def _made_with(method: str, budget: Budget, data: BenchmarkData) -> dict[str, object]:
+    return {"budget": asdict(budget), "data": data.name, "recipe": asdict(METHODS[method])}
 
 
 def _rates(store: ExperimentStore) -> dict[Search, Rates]:
@@ -132,11 +137,29 @@ def _rates(store: ExperimentStore) -> dict[Search, Rates]:
     }
 
 
-def _check(store: ExperimentStore, budget: Budget, data: BenchmarkData) -> None:
+def check_budget(store: ExperimentStore, budget: Budget, data: BenchmarkData) -> None:
+    """Refuse results of another budget, other data, or a method that was another one when they were made.
+
+    Args:
+        store: What there is.
+        budget: What every method is to get.
+        data: What they are to be measured on.
+
+    Raises:
+        CheckpointError: The store holds such.
+    """
     wanted = json.loads(json.dumps(asdict(budget)))
     for experiment in store.read():
         if experiment["budget"] != wanted or experiment.get("data", PROCEDURAL.name) != data.name:
             raise CheckpointError(
                 f"{store.path} holds results of another budget or other data ({experiment['budget']}, now {wanted} on "
-                f"{data.name} pictures); choose another file, or the same options"
+                f"{data.name} pictures); give another folder (--output), or the same options"
+            )
+        name, recipe = experiment["method"], experiment.get("recipe")  # older results do not say it
+        now = json.loads(json.dumps(asdict(METHODS[name]))) if name in METHODS else {}
+        if recipe is not None and recipe != now:
+            changed = ", ".join(key for key in recipe | now if recipe.get(key) != now.get(key))
+            raise CheckpointError(
+                f"{store.path} holds results of {name} as it was before ({changed}); give another folder (--output) "
+                "or delete its lines"
             )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...checkpoint import load_qsam2
+from ...deploy.kernels.codes import NO_GRID
 from ...native.cuda import kernels, on_its_device
 from ...quantizers.affine import fake_quantize_affine, quantize_affine
 from ...quantizers.grids import activation_grid, weight_grid
@@ -17,7 +18,6 @@ from ...quantizers.statistics import RangeStats
 from ..inference.workload import InferenceWorkload
 
 Record = dict[str, Any]
-_NO_GRID = (1.0, 0.0, 255)
 
 
 def check_operators(device: torch.device, *, tiles: int | None = None) -> list[Record]:
@@ -84,7 +84,7 @@ def _products(device: torch.device, tiles: int | None) -> Iterable[Record]:
         for form, (weight, width) in forms.items():
             worst = 0.0
             for tile in TILES[:tiles]:
-                arguments = (weight, width, table, one, zero, None, "none", torch.float32, *_NO_GRID, tile)
+                arguments = (weight, width, table, one, zero, None, "none", torch.float32, *NO_GRID, tile)
                 out = run["linear"](x.to(device), *arguments)
                 worst = max(worst, float((out.cpu().long() - exact).abs().max()))
             yield _record(f"sums of products, {bits} bits{form}", worst, 0)
@@ -109,7 +109,7 @@ def _rounding(device: torch.device) -> Iterable[Record]:
     gain, bias = torch.rand(112, generator=_seeded()) + 0.5, torch.randn(112, generator=_seeded())
     exact = F.layer_norm(x.double(), (112,), gain.double(), bias.double(), 1e-6)
     on_device = (x.to(device), gain.to(device), bias.to(device), 1e-6)
-    found = run["layer_norm"](*on_device, torch.float32, *_NO_GRID).cpu()
+    found = run["layer_norm"](*on_device, torch.float32, *NO_GRID).cpu()
     yield _record("layer norm", (found - exact).abs().max(), 1e-4)
     found = run["layer_norm"](*on_device, torch.uint8, 0.03, 128.0, 255).cpu().int() + 128
     rounded = quantize_affine(exact, torch.tensor(0.03), torch.tensor(128.0), 0, 255)

@@ -14,7 +14,7 @@ import torch
 from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
 from ..processes import alone
-from .methods import InferenceMethod, float_runs, one_dnn, runs
+from .methods import ONE_DNN, InferenceMethod, float_runs, one_dnn, runs
 from .parts import ATTENTION, DECODER, ENCODER, Run
 from .runtimes import openvino, openvino_file
 from .timing import measure
@@ -56,7 +56,9 @@ def _qsam2(preset: str, parts: Sequence[str], target: str = "auto") -> Inference
 METHODS = (
     InferenceMethod(FLOAT, partial(float_runs, compiled=False, context=nullcontext), PARTS),
     InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (ENCODER,)),
-    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn), (ENCODER,)),
+    InferenceMethod(
+        "torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn, **ONE_DNN), (ENCODER,)
+    ),
     InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
     InferenceMethod(
         "OpenVINO INT8",

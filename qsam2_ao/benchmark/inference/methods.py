@@ -68,22 +68,21 @@ def runs(
     return prepare
 
 
+ONE_DNN: dict[str, Any] = {"dynamic": True, "options": {"freezing": True}}
+"""Frozen graphs of free shapes give their float32 linear layers to oneDNN, on some CPUs much faster than MKL."""
+
+
 def _bf16() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16)
 
 
 @contextlib.contextmanager
 def one_dnn() -> Iterator[None]:
-    """Linear layers of compiled, frozen graphs go to oneDNN, which on some CPUs is much faster than MKL."""
+    """What :data:`ONE_DNN` takes while it compiles and runs."""
     from torch._inductor import config
 
-    had = torch._C.has_mkl
-    torch._C.has_mkl = False  # type: ignore[misc]
-    try:
-        with config.patch(freezing=True, fx_graph_cache=False):  # the cache does not know of MKL
-            yield
-    finally:
-        torch._C.has_mkl = had  # type: ignore[misc]
+    with config.patch(freezing=True, fx_graph_cache=False):
+        yield
 
 
 @contextlib.contextmanager
@@ -94,8 +93,14 @@ def _frozen() -> Iterator[None]:
         yield
 
 
-def compile_float(model: SAM2Base) -> SAM2Base:
-    """A float model with the parts compiled that ``SAM2VideoPredictorVOS`` of the sam2 package compiles."""
+def compile_float(model: SAM2Base, **settings: Any) -> SAM2Base:
+    """A float model with the parts compiled that ``SAM2VideoPredictorVOS`` of the sam2 package compiles.
+
+    Args:
+        model: Not modified.
+        settings: Of ``torch.compile``. Dynamo compiles a forward anew for other settings, but not for other inductor
+            configs around it.
+    """
     # The forward of a class is one code object for dynamo, whatever method, dtype or size it is compiled for.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     model = copy.copy(model)
@@ -103,17 +108,20 @@ def compile_float(model: SAM2Base) -> SAM2Base:
     for name in _COMPILED:
         part = model.get_submodule(name)
         compiled = copy.copy(part)
-        compiled.forward = torch.compile(part.forward)  # type: ignore[method-assign]
+        compiled.forward = torch.compile(part.forward, **settings)  # type: ignore[method-assign]
         model._modules[name] = compiled
     return model
 
 
 def float_runs(
-    workload: InferenceWorkload, compiled: bool, context: Callable[[], AbstractContextManager[Any]]
+    workload: InferenceWorkload,
+    compiled: bool,
+    context: Callable[[], AbstractContextManager[Any]],
+    **settings: Any,
 ) -> Callable[[str], Run]:
-    """The same of the float model, perhaps compiled."""
+    """The same of the float model, perhaps compiled, with settings of ``torch.compile``."""
     model = _float_model(workload)
-    return runs(compile_float(model) if compiled else model, workload, context)
+    return runs(compile_float(model, **settings) if compiled else model, workload, context)
 
 
 @cache
@@ -182,7 +190,9 @@ def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> InferenceMetho
 METHODS: tuple[InferenceMethod, ...] = (
     InferenceMethod("torch fp32 eager", partial(float_runs, compiled=False, context=nullcontext), (ENCODER,)),
     InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
-    InferenceMethod("torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn), (ENCODER,)),
+    InferenceMethod(
+        "torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn, **ONE_DNN), (ENCODER,)
+    ),
     InferenceMethod(REFERENCE, partial(float_runs, compiled=True, context=_bf16)),
     InferenceMethod("torch bf16, our attention", _our_attention),
     InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),

@@ -86,7 +86,8 @@ def publish(
             )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = environment()
-    kept = Workspace(folder / "inference.work", {"methods": [m.name for m in chosen], "environment": machine})
+    asked = {"methods": [m.name for m in chosen], "all_named": methods is not None}
+    kept = Workspace(folder / "inference.work", {**asked, "environment": machine})
     _measure(
         kept,
         chosen,
@@ -134,9 +135,9 @@ def _measure(
         if parts is not None:
             continue
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
-        kept.result(f"{name}-files", partial(footprints, last))
+        kept.result(f"{last.name}-files", partial(footprints, last))
         if not quick:
-            kept.result(f"{name}-compile", partial(compile_times, last))
+            kept.result(f"{last.name}-compile", partial(compile_times, last))
     if parts is None or BUSY in parts:
         busy = [InferenceWorkload(EMBEDDED, 96, cores, files)]
         if not quick:
@@ -149,7 +150,7 @@ def _measure(
     for count in counts:
         kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
     memory = InferenceWorkload(models[0], 256, counts[-1], files)
-    kept.result("video-memory", partial(alone, video_memory, memory))
+    kept.result(f"{memory.name}-video-memory", partial(alone, video_memory, memory))
 
 
 def _report(kept: Workspace, folder: Path, command: str) -> Records:

@@ -6,6 +6,7 @@ from benchmark_experiments import make_experiment
 from qsam2_ao.benchmark.accuracy.data import PROCEDURAL
 from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.benchmark.accuracy.illustrate import typical_video
+from qsam2_ao.benchmark.accuracy.methods import METHODS, RIVALS
 from qsam2_ao.benchmark.accuracy.models import WeightShape
 from qsam2_ao.benchmark.accuracy.plots import accuracy_against_bits, accuracy_against_bytes
 from qsam2_ao.benchmark.accuracy.report import markdown
@@ -38,7 +39,7 @@ def test_records_are_flat(experiments):
 
 def test_methods_are_compared_over_seeds(experiments):
     results = Results(experiments)
-    assert results.best("plain", "W2A4", "J&F", "rival") == "LSQ"
+    assert results.best("plain", "W2A4", "J&F", RIVALS) == "LSQ"
     assert results.difference("plain", "QSAM2", "LSQ", "W2A4", "J&F").value == pytest.approx(15)
     assert results.difference("plain", "QSAM2", "PACT-SAWB", "W2A4", "J&F") is None
     assert results.spread("plain", "QSAM2", "W2A4", "J&F").seeds == 2
@@ -93,9 +94,30 @@ def test_the_shown_video_is_a_typical_one():
     assert typical_video(Results([reference])) == 0
 
 
+def test_rates_that_were_given_are_said_so(experiments):
+    given = {**SEARCH, "scores": []}
+    budget = Budget(rates=Budget().rates[:1])
+    text = markdown(Results([*experiments, given]), budget, environment(), "command", PROCEDURAL, {}, {})
+    assert "Of all methods 0.0003, 1x, 1x" in text
+    assert "None was searched for." in text
+
+
 def test_nothing_measured_is_a_report_too():
     text = markdown(Results([]), Budget(), environment(), "command", PROCEDURAL, {}, {})
     assert "0 experiments are finished" in text
+
+
+def test_plots_leave_no_method_out():
+    methods = [
+        name
+        for name, method in METHODS.items()
+        if method.group in ("rival", "ours") and not name.startswith("VRC+GPTQ")
+    ]
+    results = Results(make_experiment("plain", method, "W2A8") for method in methods)
+    assert len(methods) > 8
+    for draw in (accuracy_against_bits, accuracy_against_bytes):
+        shown = [text.get_text() for text in draw(results, ["plain"]).axes[0].get_legend().get_texts()]
+        assert shown == methods
 
 
 def test_plots_are_written(experiments, tmp_path):

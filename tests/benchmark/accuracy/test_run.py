@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+from benchmark_experiments import make_experiment
 from real_pictures import write_clip, write_library, write_validation
 
 from qsam2_ao.benchmark.accuracy import data
@@ -12,10 +13,13 @@ from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, prepare_
 from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
 from qsam2_ao.benchmark.accuracy.models import build_model
 from qsam2_ao.benchmark.accuracy.plan import Unit
+from qsam2_ao.benchmark.accuracy.report import markdown
+from qsam2_ao.benchmark.accuracy.results import Results
 from qsam2_ao.benchmark.accuracy.run import run_plan
 from qsam2_ao.benchmark.accuracy.store import ExperimentStore
 from qsam2_ao.errors import CheckpointError, DataError
 from qsam2_ao.recipe import quantized_layers
+from qsam2_ao.reporting.environment import environment
 from qsam2_ao.training.batches import BatchKind, Stage
 from qsam2_ao.training.qat import Rates
 
@@ -34,6 +38,7 @@ def test_a_run_goes_on_from_what_is_finished(tmp_path):
     search = next(r for r in results if r["kind"] == "learning rate")
     assert len(search["scores"]) == 2
     assert experiments["LSC", 0]["rates"] == search["rates"]
+    assert experiments["LSC", 0]["recipe"] == search["recipe"] == dataclasses.asdict(METHODS["LSC"])
     assert len(experiments["LSC", 0]["losses"]) == 1
     assert experiments["LSC", 0]["bytes"] < experiments["float", 0]["bytes"] / 3
     assert all(0 <= value <= 100 for value in experiments["LSC", 0]["metrics"].values())
@@ -42,6 +47,24 @@ def test_a_run_goes_on_from_what_is_finished(tmp_path):
     assert store.path.read_text() == text
     with pytest.raises(CheckpointError, match="another budget"):
         run_plan(units, store, dataclasses.replace(TINY, steps=2), progress=False)
+
+
+def test_results_of_a_method_that_has_changed_are_refused(tmp_path):
+    store = ExperimentStore(tmp_path / "cells.jsonl")
+    recipe = dataclasses.asdict(METHODS["QSAM2"])
+    made = {"kind": "cell", **make_experiment("plain", "QSAM2", "W2A4", level=50), "budget": dataclasses.asdict(TINY)}
+    store.append(made)  # as versions wrote it that kept no recipe
+    store.append({**made, "recipe": recipe})
+    assert len(run_plan([], store, TINY, progress=False)) == 2
+    store.append({**made, "recipe": {**recipe, "range_rate": 3.0}})
+    with pytest.raises(CheckpointError, match=r"results of QSAM2 as it was before \(range_rate\)"):
+        run_plan([], store, TINY, progress=False)
+
+
+def test_a_grid_of_one_rate_is_not_searched():
+    one = dataclasses.replace(TINY, rates=(Rates(1e-4),))
+    found = Experiments("plain", "LSQ", "W2A4", one).search()
+    assert (found["scores"], found["rates"]) == ([], dataclasses.asdict(Rates(1e-4)))
 
 
 @pytest.mark.slow
@@ -69,6 +92,19 @@ def test_real_pictures_are_calibrated_trained_and_measured_on(tmp_path):
     assert experiments[0]["metrics"].keys() >= {"J&F", "mIoU_box", "mIoU_box_frames"}
     with pytest.raises(CheckpointError, match="other data"):
         run_plan(units, store, budget, PROCEDURAL, progress=False)
+
+
+def test_on_real_pictures_both_recipes_are_judged_against_the_strongest_rival(tmp_path):
+    write_library(tmp_path / "train")
+    write_validation(tmp_path / "validation")
+    write_clip(tmp_path / "test" / "clips")
+    levels = {"QSAM2": 78, "QSAM2, part by part": 80, "LSQ": 65, "LSQ, equalized and distilled": 75}
+    results = Results(make_experiment("plain", method, "W2A4", level=level) for method, level in levels.items())
+    report = markdown(results, TINY, environment(), "command", RealData(str(tmp_path)), {}, {})
+    end_to_end, part_by_part = report.split("## Targets for QSAM2")[1:]
+    rival = "(LSQ, equalized and distilled) | no |"
+    assert f"| plain | W2A4 | J&F | 9.7 over the best rival | +3.0 [+3.0, +3.0] {rival}" in end_to_end
+    assert f"| plain | W2A4 | J&F | 9.7 over the best rival | +5.0 [+5.0, +5.0] {rival}" in part_by_part
 
 
 def test_what_real_pictures_lack_is_said_first(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from qsam2_ao.benchmark.inference import footprint, video_memory
-from qsam2_ao.benchmark.inference.methods import METHODS, REFERENCE
+from qsam2_ao.benchmark.inference.methods import METHODS, ONE_DNN, REFERENCE, one_dnn
 from qsam2_ao.benchmark.inference.parts import ENCODER, IMAGE, PARTS
 from qsam2_ao.benchmark.inference.roofline import ceilings, work
 from qsam2_ao.benchmark.inference.timing import _summary, measure
@@ -111,3 +112,19 @@ def test_the_picture_has_the_size_of_the_input(workload: InferenceWorkload, tmp_
     state = torch.load(workload.checkpoint(), weights_only=True)["model"]
     assert set(state) == set(model.state_dict())
     assert all(value.dtype == torch.bfloat16 for value in state.values())
+
+
+@pytest.mark.slow
+def test_linear_layers_of_the_method_on_onednn_run_there() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64)).eval()
+    x = torch.randn(32, 64)
+    found = {}
+    for name, context, settings in (("plain", nullcontext, {}), ("oneDNN", one_dnn, ONE_DNN)):
+        with context(), torch.inference_mode():  # the plain one first: dynamo must not take its graph
+            compiled = torch.compile(net.forward, **settings)
+            torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-5)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                compiled(x)
+        found[name] = {event.key for event in profiler.key_averages()}
+    assert "mkldnn::_linear_pointwise" in found["oneDNN"]
+    assert "mkldnn::_linear_pointwise" not in found["plain"]
