@@ -50,9 +50,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Nothing is imported from the package: its pages are made of its source.
+# Nothing is imported from the package: its pages are made of its source. With --quiet, warnings would be no errors.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 notebooks: $(VENV)/.installed-docs
 	$(BIN)/jupytext --to ipynb --update tutorials/*.py

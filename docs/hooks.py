@@ -32,9 +32,10 @@ def on_files(files: Files, config: Any) -> Files:
     """Add what is not in docs/."""
     for path, uri in PAGES.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
-    for path in sorted((ROOT / RESULTS).iterdir()):
-        if path.suffix in (".md", ".png"):
-            files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / RESULTS).rglob("*")):
+        if path.suffix in (".md", ".png", ".json"):
+            name = path.relative_to(ROOT / RESULTS).as_posix()
+            files.append(File.generated(config, f"results/{name}", abs_src_path=str(path)))
     for path in sorted((ROOT / TUTORIALS).glob("*.py")):
         notebook = jupytext.read(path)
         files.append(File.generated(config, f"tutorials/{path.stem}.ipynb", content=jupytext.writes(notebook, "ipynb")))
