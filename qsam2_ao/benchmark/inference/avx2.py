@@ -14,14 +14,13 @@ import torch
 from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
 from ..processes import alone
-from .methods import ONE_DNN, InferenceMethod, float_runs, one_dnn, runs
+from .methods import FP32_COMPILED, FP32_EAGER, FP32_ONE_DNN, FP32_OPENVINO, InferenceMethod, runs
 from .parts import ATTENTION, DECODER, ENCODER, Run
 from .runtimes import openvino, openvino_file
 from .timing import measure
 from .workload import InferenceWorkload
 
 ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-FLOAT = "torch fp32 eager"
 PARTS = (ENCODER, DECODER, ATTENTION)
 
 
@@ -39,7 +38,10 @@ def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> lis
     if why_no_onednn(torch.device("cpu")) is not None:
         return []
     one = replace(workload, threads=1)
-    found = (alone(measure, one, part, METHODS, FLOAT, time.process_time, environment=ENVIRONMENT) for part in parts)
+    found = (
+        alone(measure, one, part, METHODS, FP32_EAGER.name, time.process_time, environment=ENVIRONMENT)
+        for part in parts
+    )
     return [record for records in found for record in records]
 
 
@@ -54,12 +56,10 @@ def _qsam2(preset: str, parts: Sequence[str], target: str = "auto") -> Inference
 
 
 METHODS = (
-    InferenceMethod(FLOAT, partial(float_runs, compiled=False, context=nullcontext), PARTS),
-    InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (ENCODER,)),
-    InferenceMethod(
-        "torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn, **ONE_DNN), (ENCODER,)
-    ),
-    InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
+    replace(FP32_EAGER, parts=PARTS),
+    FP32_COMPILED,
+    FP32_ONE_DNN,
+    FP32_OPENVINO,
     InferenceMethod(
         "OpenVINO INT8",
         partial(openvino, precision="f32", quantized=True),

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -187,19 +187,26 @@ def _qsam2(preset: str, parts: tuple[str, ...] = tuple(PARTS)) -> InferenceMetho
     )
 
 
+FP32_EAGER = InferenceMethod("torch fp32 eager", partial(float_runs, compiled=False, context=nullcontext), (ENCODER,))
+FP32_COMPILED = InferenceMethod(
+    "torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (ENCODER,)
+)
+FP32_ONE_DNN = InferenceMethod(
+    "torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn, **ONE_DNN), (ENCODER,)
+)
+FP32_OPENVINO = InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file)
+
 METHODS: tuple[InferenceMethod, ...] = (
-    InferenceMethod("torch fp32 eager", partial(float_runs, compiled=False, context=nullcontext), (ENCODER,)),
-    InferenceMethod("torch fp32 compiled", partial(float_runs, compiled=True, context=nullcontext), (*_NETWORK, IMAGE)),
-    InferenceMethod(
-        "torch fp32 compiled, oneDNN", partial(float_runs, compiled=True, context=one_dnn, **ONE_DNN), (ENCODER,)
-    ),
+    FP32_EAGER,
+    replace(FP32_COMPILED, parts=(*_NETWORK, IMAGE)),
+    FP32_ONE_DNN,
     InferenceMethod(REFERENCE, partial(float_runs, compiled=True, context=_bf16)),
     InferenceMethod("torch bf16, our attention", _our_attention),
     InferenceMethod("torchao int8 dynamic", partial(_torchao, config=_int8_dynamic, takes=_linear), (ENCODER,)),
     InferenceMethod(
         "torchao int4 weight-only", partial(_torchao, config=_int4_weight_only, takes=_int4_linear), (ENCODER,)
     ),
-    InferenceMethod("OpenVINO fp32", partial(openvino, precision="f32"), (ENCODER,), openvino_file),
+    FP32_OPENVINO,
     InferenceMethod("OpenVINO bf16", partial(openvino, precision="bf16"), (ENCODER,), openvino_file),
     InferenceMethod(
         "OpenVINO INT8",
