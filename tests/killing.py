@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from qsam2_ao.data.procedural import generate_sequence, write_sequence
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +112,9 @@ def child(arguments: list[str]) -> None:
     from qsam2_ao.calibration.kept import KeptCalibration
     from qsam2_ao.cli.main import main
     from qsam2_ao.training.loop import train
+    from tests.small_searches import make_searches_small
 
+    make_searches_small(pytest.MonkeyPatch())
     assert train.__kwdefaults__ is not None
     train.__kwdefaults__["checkpoint_minutes"] = 0.0
     KeptCalibration.__init__.__defaults__ = (0.0,)
