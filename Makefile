@@ -8,7 +8,7 @@
 # make clean  removes the virtual environment, caches and outputs
 #
 # Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, FUZZ_ARGS, COVERAGE (pytest-cov's
-# options; by default none is measured).
+# options; by default none is measured; that of slow tests never is).
 
 PYTHON ?= python3
 VENV ?= .venv
