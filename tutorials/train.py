@@ -25,7 +25,7 @@ from pathlib import Path
 from qsam2_ao import convert_qsam2, load_embedded, prepare_qsam2, save_qsam2
 from qsam2_ao.data.procedural import generate_split
 from qsam2_ao.evaluation import evaluate_video
-from qsam2_ao.training.qat import train_qat
+from qsam2_ao.training.qat import Rates, train_qat
 
 QUICK = bool(os.environ.get("QSAM2_QUICK"))  # smaller budgets, to see that everything runs
 IMAGES, STEPS, VIDEOS, FRAMES = (1, 1, 1, 3) if QUICK else (50, 60, 8, 8)
@@ -64,10 +64,11 @@ for layer in prepared.qsam2_info["vrc"]["layers"][:5]:
 # ## Train
 #
 # A prepared model trains in any loop: SAM2's own trainer, yours, or this one. With `partwise` each part of
-# SAM2 learns to answer as its float twin does to the same inputs; labels serve as prompts alone.
+# SAM2 learns to answer as its float twin does to the same inputs; labels serve as prompts alone. Clipping ranges, which
+# are few and learned as logarithms, may move faster than weights.
 
 # %%
-result = train_qat(prepared, steps=STEPS, lr=1e-3, distill_from=model, partwise=True, progress=False)
+result = train_qat(prepared, steps=STEPS, lr=Rates(1e-3, ranges=10), distill_from=model, partwise=True, progress=False)
 print(f"loss: {result.losses[0]:.2f} in the first step, {result.losses[-1]:.2f} in the last")
 
 # %% [markdown]

@@ -29,8 +29,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
     Start it as it is for the processes of one machine, by torchrun or srun for one rank, or with
     submitit.use_cluster=true for a SLURM job.
 
-    Example: [bold]qsam2 train configs/qsam2/sam2.1_hiera_t_w4a8.yaml dataset.img_folder=MOSE/JPEGImages
-    dataset.gt_folder=MOSE/Annotations launcher.gpus_per_node=1[/bold]
+    Example: [bold]qsam2 train configs/qsam2/sam2.1_hiera_t_w4a8.yaml dataset.img_folder=MOSE/train/JPEGImages
+    dataset.gt_folder=MOSE/train/Annotations launcher.gpus_per_node=1[/bold]
     """
     from ..training.official.compose import compose_training
     from ..training.official.launch import train as run
