@@ -190,7 +190,9 @@ def side_by_side(
     for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y = gap + i % columns * (width + gap), i // columns * (height + line + gap)
         pen.text((x + 2, y + 2), shortened(title, width - 4, font.getlength), fill="white", font=font)
-        sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y + line))
+        # Enlarged pixels stay sharp; what is made smaller must not lose its thin lines.
+        how = Image.Resampling.LANCZOS if picture.width > width else Image.Resampling.NEAREST
+        sheet.paste(picture.convert("RGB").resize((width, height), how), (x, y + line))
     return sheet
 
 

@@ -116,6 +116,15 @@ def test_panels_keep_every_picture(grey: np.ndarray):
     assert np.asarray(sheet)[:20, :66].max() == 255  # a title
 
 
+@pytest.mark.parametrize("left", range(80, 86))
+def test_a_thin_line_is_still_there_in_a_smaller_panel(left: int):
+    boxed = draw_prompts(Image.new("RGB", (400, 400)), (), [(left, 80, 300, 300)], radius=3)
+    sheet = np.asarray(side_by_side([Image.new("RGB", (240, 240)), boxed], ["", ""]))
+    panel = sheet[20:260, 252:492]
+    x = round(left * 0.6)
+    assert panel[100, x - 2 : x + 3].max() > 100
+
+
 def test_a_long_title_stays_above_its_picture():
     pictures = [Image.new("RGB", (120, 40), colour(1))] * 2
     long = side_by_side(pictures, ["a model's long name, object 16", ""], min_width=120)
