@@ -252,8 +252,9 @@ def test_a_compiler_that_is_not_there_is_named(
 ) -> None:
     small = ExportPart("image_encoder", torch.nn.Linear(2, 2), {"x": torch.ones(1, 2)}, ("y",))
     monkeypatch.setattr(aoti, "export_parts", lambda model: [small])
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-g++")))
-    with pytest.raises(QSAM2Error, match=r"cannot compile image_encoder: .*no-g\+\+.*it takes a C\+\+ compiler"):
+    no_compiler = inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-g++"))})
+    said = r"cannot compile image_encoder: .*no-g\+\+.*it takes a C\+\+ compiler"
+    with no_compiler, pytest.raises(QSAM2Error, match=said):
         export_aoti(load_qsam2(packed_file), tmp_path / "out", progress=False)
     assert not list((tmp_path / "out").glob("*"))
 
