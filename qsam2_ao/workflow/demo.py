@@ -143,11 +143,13 @@ def run_demo(
             scores, columns[name] = _evaluate(work, name, loaded, videos, tests)
             bits = f"{PRESETS[name].weight_bits} / {PRESETS[name].activation_bits or 32}"
             rows.append(ModelRow(name, bits, file_size(packed), **scores))
-        photographs = work.file("photographs.png", lambda path: draw_photographs(presets)[0].save(path, "PNG"))
+        photographs = work.file(
+            f"photographs-{'-'.join(presets)}.png", lambda path: draw_photographs(presets)[0].save(path, "PNG")
+        )
     pictures = [
         _picture(video, {name: masks[i] for name, masks in columns.items()}, output) for i, video in enumerate(tests)
     ]
-    pictures.append(_copy(photographs, output))
+    pictures.append(_copy(photographs, output, "photographs.png"))
     result = DemoResult(tuple(rows), tuple(pictures), settings)
     with atomic_write(output / "results.json") as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=2))
@@ -169,10 +171,11 @@ def _evaluate(
     return scores, np.load(work.file(f"{name}-masks.npz", track_all))["masks"]
 
 
-def _copy(file: Path, folder: Path) -> Path:
-    with atomic_write(folder / file.name) as temporary:
+def _copy(file: Path, folder: Path, name: str | None = None) -> Path:
+    copied = folder / (name or file.name)
+    with atomic_write(copied) as temporary:
         shutil.copyfile(file, temporary)
-    return folder / file.name
+    return copied
 
 
 def _picture(video: Video, masks: Mapping[str, NDArray[np.uint8]], output: Path) -> Path:
