@@ -109,14 +109,17 @@ def load_runnable(
     """As :func:`load_model`, or an ``ExportedSAM2`` if it is a folder that ``qsam2 export`` wrote.
 
     Raises:
-        QSAM2Error: As :func:`load_model`; or exported files are to run elsewhere than on the CPU.
+        QSAM2Error: As :func:`load_model`; or exported files are to run elsewhere than on the CPU, or on another target.
     """
     from ..export import ExportedSAM2
 
     if not Path(name).is_dir() or holds_float_weights(name):
         return load_model(name, checkpoint, device, target)
+    get_target(target)
     if checkpoint is not None or parse_device(device).type != "cpu":
         raise QSAM2Error(f"{name} is a folder of exported files: they run on the CPU and take no --checkpoint")
+    if target not in ("auto", "packed"):  # what commands give where nobody asked for another
+        raise QSAM2Error(f"--target {target} is for packed files, and {name} was exported for what it runs on")
     return ExportedSAM2(name)
 
 

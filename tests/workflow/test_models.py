@@ -79,6 +79,13 @@ def test_a_checkpoint_alone_is_a_model(tmp_path: Path):
         assert inspect_model(str(tmp_path / name)).file_bytes == (tmp_path / name).stat().st_size
 
 
+def test_exported_files_run_on_what_they_were_exported_for(tmp_path: Path):
+    with pytest.raises(QSAM2Error, match="--target int8 is for packed files"):
+        load_runnable(str(tmp_path), target="int8")
+    with pytest.raises(QSAM2Error, match=r"unknown lowering target 'int9'.*int8"):
+        load_runnable(str(tmp_path), target="int9")
+
+
 def test_devices():
     assert parse_device("cpu") == torch.device("cpu")
     for name in ("gpu", "meta", "cuda:99"):
