@@ -7,6 +7,7 @@ batches that it would have seen.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from ..data.decoding import max_pixels
 from ..data.pictures import IMAGE_MEAN, IMAGE_STD
 from ..data.procedural import Sequence, generate_sequence
 from ..errors import DataError, QSAM2Error
+from ..interrupts import INTERRUPTS
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,21 @@ def stack_sequences(sequences: list[Sequence], objects: int, rng: np.random.Gene
 
 
 def split_frames(raw: RawBatch, objects: int, rng: np.random.Generator) -> RawBatch:
-    """Make every frame an image of its own, with at most ``objects`` of the objects seen well on it."""
+    """Make every frame an image of its own, with at most ``objects`` of the objects seen well on it.
+
+    Where no frame shows an object well, small ones are taken.
+    """
     frames = raw.frames.reshape(1, -1, *raw.frames.shape[2:])
     masks = raw.masks.reshape(1, -1, *raw.masks.shape[2:])
+    areas = [np.bincount(mask.ravel(), minlength=2) for mask in masks[0]]
     smallest = masks[0, 0].size // 200
-    chosen = []
-    for image, mask in enumerate(masks[0]):
-        area = np.bincount(mask.ravel(), minlength=2)
-        area[0] = 0
-        chosen += [(image, identity) for identity in rng.permutation(np.nonzero(area > smallest)[0])[:objects]]
+    if all(area[1:].max() <= smallest for area in areas):
+        smallest = 0
+    chosen = [
+        (image, identity)
+        for image, area in enumerate(areas)
+        for identity in 1 + rng.permutation(np.nonzero(area[1:] > smallest)[0])[:objects]
+    ]
     return RawBatch(frames, masks, np.array(chosen, np.int64).reshape(-1, 2))
 
 
@@ -222,7 +230,7 @@ def stream_of(
             # A fork would copy the locks of whatever threads run here (CUDA, OpenVINO, ONNX Runtime).
             multiprocessing_context="spawn" if workers else None,
             collate_fn=_unchanged,
-            worker_init_fn=partial(_limit_pixels, max_pixels()),
+            worker_init_fn=partial(_begin_worker, max_pixels()),
         )
         for raw in loader:
             if isinstance(raw, QSAM2Error):
@@ -245,9 +253,13 @@ class _ErrorsAsItems(Dataset[RawBatch | QSAM2Error]):
             return error
 
 
-def _limit_pixels(pixels: int, worker: int) -> None:
-    """Workers read as large pictures as this process does."""
+def _begin_worker(pixels: int, worker: int) -> None:
+    """Workers read as large pictures as this process does, and leave interruptions of their group to it."""
     os.environ["QSAM2_MAX_PIXELS"] = str(pixels)
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
+    # torch ends workers with this one, and takes any other end than a quiet one for a failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def _unchanged(raw: Any) -> Any:

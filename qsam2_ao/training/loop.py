@@ -99,10 +99,11 @@ def train(
 
     Raises:
         CheckpointError: The checkpoint is damaged, foreign, or does not fit the model or the settings.
-        NonFiniteError: The loss is NaN or infinite, or a clipping range collapsed or ran away; the message names
-            the step and the layer, and the last checkpoint is from before.
+        NonFiniteError: The loss or its gradient is NaN or infinite, or a clipping range collapsed or ran away; the
+            message names the step and the layer, and the last checkpoint is from before.
         DataError: The batches end before the steps do.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1, once the step under way is done and saved.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1, once the step under way is done and saved; a second one does not
+            wait for it, and the last checkpoint stands.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -130,17 +131,19 @@ def train(
         if on_resume is not None:
             on_resume(result)
     saved, saved_at = result.step, time.monotonic()
+    whole = True  # not while a step is under way, which a second interruption ends anywhere
     # Data-parallel ranks hold the same state: one of them writes it, and shows the bar.
     main = rank() == 0
 
     def save() -> None:
         nonlocal saved, saved_at
-        if saved != result.step:
-            with naming_step(result.step):
-                check_ranges(inner)
-        if checkpoint is not None and main and saved != result.step:
+        if saved == result.step:
+            return
+        with naming_step(result.step):
+            check_ranges(inner)
+        if checkpoint is not None and main:
             save_checkpoint(Path(checkpoint), inner, optimizer, result, settings)
-            saved, saved_at = result.step, time.monotonic()
+        saved, saved_at = result.step, time.monotonic()
 
     mode = model.training
     model.train()
@@ -160,7 +163,9 @@ def train(
                     wanted = "as many as steps" if accumulate == 1 else f"{accumulate} for each step"
                     raise DataError(f"the batches ended after step {result.step} of {steps}; give {wanted}")
                 rate = warmup_and_cosine(result.step, steps, warmup) if schedule is None else schedule(result.step)
+                whole = False
                 training.step(parts, rate)
+                whole = True
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
                 with interruptible():
@@ -170,7 +175,8 @@ def train(
                     if on_step is not None:
                         on_step(result)
     except KeyboardInterrupt:
-        save()
+        if whole:
+            save()
         raise
     finally:
         model.train(mode)
@@ -229,8 +235,11 @@ class _Training(Generic[Batch, Output]):
             group["lr"] = peak * factor
         self._optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(batch, number, len(parts)) for number, batch in enumerate(parts)]
-        if self._clip is not None:
-            result.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        limit = math.inf if self._clip is None else self._clip
+        result.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        if not math.isfinite(float(result.gradient_norm)):
+            with naming_step(result.step):
+                raise self._not_finite("norm of the gradient", float(result.gradient_norm))
         self._optimizer.step()
         result.step += 1
         result.losses.append(sum(losses) / len(losses))
@@ -252,11 +261,13 @@ class _Training(Generic[Batch, Output]):
             mean = mean_over_ranks(value) if isinstance(model, DistributedDataParallel) else value.detach()
             loss = float(mean)
             if not math.isfinite(loss):
-                raise NonFiniteError(
-                    f"the loss is {loss}; {name_culprit(model)}; lower the learning rate or check the data"
-                )
+                raise self._not_finite("loss", loss)
             (value / count).backward()
         return loss
+
+    def _not_finite(self, what: str, value: float) -> NonFiniteError:
+        culprit = name_culprit(self._model)
+        return NonFiniteError(f"the {what} is {value}; {culprit}; lower the learning rate or check the data")
 
 
 def _without_exchange(model: Any, yes: bool) -> AbstractContextManager[Any]:

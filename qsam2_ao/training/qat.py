@@ -144,7 +144,8 @@ def train_qat(
                 seed=seed,
                 path=best,
             )
-            options["on_resume"] = selection
+            resumed = options.pop("on_resume", None)
+            options["on_resume"] = selection if resumed is None else partial(_call_all, (selection, resumed))
             if options.get("ema") is None:
                 # Averages over the last fifth of what is done: short enough to have left the start behind.
                 options["ema"] = 1 - 5 / max(steps, 10)
@@ -172,9 +173,14 @@ def train_qat(
         prepared.train(mode)
 
 
+def _call_all(functions: Iterable[Callable[[TrainResult], None]], result: TrainResult) -> None:
+    for function in functions:
+        function(result)
+
+
 def _best_of(checkpoint: Path) -> Path:
     """The file with the best weights; without a checkpoint it is of an earlier training, and goes."""
-    best = checkpoint.with_suffix(".best.pt")
+    best = checkpoint.with_name(checkpoint.name.removesuffix(".pt") + ".best.pt")
     if not checkpoint.exists():
         best.unlink(missing_ok=True)
     return best

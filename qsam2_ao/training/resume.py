@@ -38,7 +38,7 @@ class TrainResult:
         losses: The loss of every step.
         average: The running average of the model's state, or None where none was kept.
         selected: What held-out batches chose among the averages and the start, or None without such batches.
-        gradient_norm: Of the last step, before it was clipped; None where it is not.
+        gradient_norm: Of the last step, before it was clipped; None before the first.
     """
 
     step: int = 0

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch.utils.data import Dataset
 from qsam2_ao.data.decoding import max_pixels, pixel_limit
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import DataError
+from qsam2_ao.interrupts import INTERRUPTS
 from qsam2_ao.training.batches import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -15,9 +20,11 @@ from qsam2_ao.training.batches import (
     ProceduralBatches,
     RawBatch,
     Stage,
+    split_frames,
     stream_of,
     to_datapoint,
 )
+from qsam2_ao.training.loop import read_checkpoint
 
 CLIPS = BatchKind(videos=2, frames=3, objects=2)
 IMAGES = BatchKind(videos=2, frames=3, objects=2, images=True)
@@ -53,6 +60,64 @@ def test_images_stand_alone_with_visible_objects():
     assert raw.frames.shape == (1, 6, 32, 48, 3)
     assert np.bincount(raw.objects[:, 0]).max() <= 2
     assert to_datapoint(raw).masks.flatten(2).any(-1).all()
+
+
+def test_small_objects_are_taken_where_there_are_no_others():
+    masks = np.zeros((2, 1, 256, 256), np.uint8)
+    masks[0, 0, 10:24, 10:24] = 1
+    masks[1, 0, 40:54, 10:24] = 2
+    frames = np.zeros((*masks.shape, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    small = split_frames(RawBatch(frames, masks, np.zeros((0, 2), np.int64)), 3, rng)
+    assert small.objects.tolist() == [[0, 1], [1, 2]]
+    masks[1, 0, 100:200, 100:200] = 7
+    assert split_frames(RawBatch(frames, masks, small.objects), 3, rng).objects.tolist() == [[1, 7]]
+    empty = split_frames(RawBatch(frames, masks * 0, small.objects), 3, rng)
+    assert empty.objects.shape == (0, 2)
+
+
+READS_AHEAD = """
+import os, subprocess, sys, time
+import torch
+from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
+from qsam2_ao.training.loop import train
+
+
+def slow(model, batch):
+    time.sleep(0.3)  # the signal comes within a step
+    return model(batch.img_batch.mean((-1, -2)).flatten(0, 1))
+
+
+def stop(result):
+    if result.step == 3:
+        # By another process: torch overlooks how workers end where their parent ended them.
+        later = "import os, sys, time; time.sleep(0.1); os.killpg(int(sys.argv[1]), int(sys.argv[2]))"
+        command = [sys.executable, "-c", later, str(os.getpgid(0)), sys.argv[2]]
+        subprocess.Popen(command, start_new_session=True)
+
+
+if __name__ == "__main__":
+    batches = ProceduralBatches((Stage(0, ((BatchKind(1, 1, 1), 1.0),)),))
+    try:
+        train(
+            torch.nn.Linear(3, 1), batches.stream(100, workers=1), lambda output, batch: output.square().mean(),
+            steps=100, forward=slow, progress=False, checkpoint=sys.argv[1], on_step=stop,
+        )
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups")
+@pytest.mark.parametrize("number", INTERRUPTS)
+def test_a_signal_to_all_processes_saves_the_training(tmp_path: Path, number: int):
+    script, checkpoint = tmp_path / "script.py", tmp_path / "checkpoint.pt"
+    script.write_text(READS_AHEAD)
+    command = [sys.executable, "-W", "ignore", str(script), str(checkpoint), str(int(number))]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped"), done.stderr[-2000:]
+    assert read_checkpoint(checkpoint)["step"] >= 4
 
 
 def test_steps_are_reproducible_and_different():

@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,46 @@ def test_a_signal_waits_for_the_step(tmp_path, number):
     assert content["model"]["calls"] == 4
 
 
+class StopsWithin(torch.optim.AdamW):
+    """Is told twice to stop when it has updated the weights for the fourth time."""
+
+    updates = 0
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.updates += 1
+        if self.updates == 4:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_leaves_the_last_whole_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    models = [Noisy(), Noisy(), Noisy()]
+    expected = run(models[0], stream(6), steps=6, optimizer=torch.optim.AdamW(models[0].parameters(), 0.02))
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            models[1],
+            stream(6),
+            steps=6,
+            optimizer=StopsWithin(models[1].parameters(), 0.02),
+            checkpoint=path,
+            checkpoint_every=2,
+        )
+    assert read_checkpoint(path)["step"] == 2
+    optimizer = torch.optim.AdamW(models[2].parameters(), 0.02)
+    assert run(models[2], stream(6), steps=6, optimizer=optimizer, checkpoint=path).losses == expected.losses
+    assert_equal_states(models[0].state_dict(), models[2].state_dict())
+
+
+def test_ranges_are_looked_at_as_often_as_a_checkpoint_is_due(monkeypatch):
+    seconds, looks = iter(range(1000)), []
+    monkeypatch.setattr("qsam2_ao.training.loop.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("qsam2_ao.training.loop.check_ranges", looks.append)
+    run(Noisy(), stream(60), steps=60, checkpoint_minutes=10 / 60)
+    assert 3 <= len(looks) <= 7
+
+
 @pytest.mark.parametrize(("name", "value"), [("settings", None), ("losses", [1.0]), ("step", None), ("average", 3)])
 def test_a_checkpoint_with_a_damaged_part_is_refused(tmp_path, name, value):
     path = tmp_path / "checkpoint.pt"
@@ -313,6 +354,22 @@ def test_non_finite_loss_is_refused_and_the_last_checkpoint_kept(tmp_path):
     content = read_checkpoint(path)
     assert content["step"] == 4
     assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_refused_before_it_is_used(tmp_path, clip):
+    path = tmp_path / "checkpoint.pt"
+    model = Noisy()
+
+    def loss(output, batch):
+        # Zero, with the slope of a square root there.
+        return (output * 0).sum().sqrt() if model.calls == 6 else squared(output, batch)
+
+    said = r"step 5: the norm of the gradient is nan; the gradient of .* is not finite"
+    with pytest.raises(NonFiniteError, match=said):
+        train(model, stream(9), loss, steps=9, clip=clip, checkpoint=path, checkpoint_every=2, progress=False)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert read_checkpoint(path)["step"] == 4
 
 
 def test_too_few_batches_are_refused():

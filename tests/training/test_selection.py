@@ -13,7 +13,7 @@ from qsam2_ao.errors import CheckpointError, DataError
 from qsam2_ao.models.embedded import build_embedded, load_embedded
 from qsam2_ao.training.batches import BatchKind, ProceduralBatches, Stage
 from qsam2_ao.training.loop import train
-from qsam2_ao.training.qat import train_qat
+from qsam2_ao.training.qat import _best_of, train_qat
 from qsam2_ao.training.selection import Selection
 
 Pair = tuple[Tensor, Tensor]
@@ -142,14 +142,23 @@ def test_a_prepared_model_ends_no_worse_than_it_began(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.best.pt").exists()
 
 
+def test_two_trainings_have_two_files_of_their_best(tmp_path: Path) -> None:
+    names = ("training.pt", "lr0.001", "lr0.0005", "w4a8.seed0", "w4a8.seed1")
+    assert len({_best_of(tmp_path / name) for name in names}) == len(names)
+    assert _best_of(tmp_path / "training.pt") == tmp_path / "training.best.pt"
+
+
 def test_what_was_best_in_an_earlier_training_is_forgotten_with_its_checkpoint(tmp_path: Path) -> None:
     model = load_embedded(SAM2VideoPredictor)
     batches = list(ProceduralBatches((Stage(0, ((BatchKind(1, 1, 1, images=True), 1.0),)),)).stream(3)(0))
     path = tmp_path / "training.pt"
 
+    resumed_at = []
+
     def train(seed: int) -> dict[int, float]:
         own = copy.deepcopy(model)
         options = {"held_out": batches[2:], "judge_every": 1, "checkpoint": path, "progress": False}
+        options["on_resume"] = lambda result: resumed_at.append(result.step)
         selected = train_qat(
             own, steps=2, lr=1e-5, seed=seed, batches=lambda first: batches[first:2], **options
         ).selected
@@ -158,5 +167,6 @@ def test_what_was_best_in_an_earlier_training_is_forgotten_with_its_checkpoint(t
 
     first = train(0)
     assert train(0) == first, "it went on"
+    assert resumed_at == [2]
     path.unlink()
     assert train(1) != first
