@@ -144,14 +144,12 @@ def train_qat(
                 seed=seed,
                 path=best,
             )
-            resumed = options.pop("on_resume", None)
-            options["on_resume"] = selection if resumed is None else partial(_call_all, (selection, resumed))
             if options.get("ema") is None:
                 # Averages over the last fifth of what is done: short enough to have left the start behind.
                 options["ema"] = 1 - 5 / max(steps, 10)
         if log_dir is not None and rank() == 0:
             log = MetricsLog(log_dir, inner, options["optimizer"], steps=steps)
-        also = options.pop("on_step", None)
+        also, also_resumed = (options.pop(name, None) for name in ("on_step", "on_resume"))
 
         def on_step(result: TrainResult) -> None:
             logged = dict(terms()) if log is not None else {}
@@ -162,7 +160,14 @@ def train_qat(
             if also is not None:
                 also(result)
 
-        result = train(model, batches, loss, steps=steps, seed=seed, forward=forward, on_step=on_step, **options)
+        def on_resume(result: TrainResult) -> None:
+            if selection is not None:
+                selection(result)
+            if also_resumed is not None:
+                also_resumed(result)
+
+        options |= {"on_step": on_step, "on_resume": on_resume}
+        result = train(model, batches, loss, steps=steps, seed=seed, forward=forward, **options)
         if selection is not None:
             inner.load_state_dict(selection.best.state)
             result.selected = selection.best
@@ -171,11 +176,6 @@ def train_qat(
         if log is not None:
             log.close()
         prepared.train(mode)
-
-
-def _call_all(functions: Iterable[Callable[[TrainResult], None]], result: TrainResult) -> None:
-    for function in functions:
-        function(result)
 
 
 def _best_of(checkpoint: Path) -> Path:
