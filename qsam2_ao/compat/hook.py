@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.abc import Loader, MetaPathFinder
@@ -22,19 +23,30 @@ class RepairingFinder(MetaPathFinder):
 
     def __init__(self, repairs: Mapping[str, Repair]) -> None:
         self._repairs = repairs
+        self._under_way: set[tuple[int, str]] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The module's own spec, but for its loader."""
-        if fullname not in self._repairs:
+        search = (threading.get_ident(), fullname)
+        if fullname not in self._repairs or search in self._under_way:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
-        spec = next((spec for spec in specs if spec is not None), None)
+        self._under_way.add(search)  # another finder may ask all others as well, and so this one
+        try:
+            spec = self._found_by_others(fullname, path, target)
+        finally:
+            self._under_way.discard(search)
         if spec is not None and spec.loader is not None:
             spec.loader = _RepairingLoader(spec.loader, self._repairs[fullname])
         return spec
+
+    def _found_by_others(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
+        return next((spec for spec in specs if spec is not None), None)
 
 
 class _RepairingLoader(Loader):

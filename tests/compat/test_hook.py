@@ -7,7 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from threads import at_once
@@ -52,6 +55,28 @@ def test_a_repair_that_is_absent_or_a_package_that_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "meta_path", [RepairingFinder({"no_such_package": lambda: 1 / 0}), *sys.meta_path])
     assert importlib.util.find_spec("no_such_package") is None
     assert importlib.util.find_spec("json") is not None
+
+
+def test_beside_another_finder_that_asks_all_others(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking(MetaPathFinder):
+        def find_spec(self, *wanted: Any) -> ModuleSpec | None:
+            others = (finder.find_spec(*wanted) for finder in sys.meta_path if finder is not self)
+            return next((spec for spec in others if spec is not None), None)
+
+    repaired = []
+
+    @contextmanager
+    def repair() -> Iterator[None]:
+        repaired.append(package)
+        yield
+
+    ours = RepairingFinder({package: repair})
+    for finders in ([ours, Asking()], [Asking(), ours]):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "meta_path", [*finders, *sys.meta_path])
+            importlib.import_module(package)
+        sys.modules.pop(package)
+    assert repaired == [package] * 2
 
 
 def test_arranging_twice_is_arranging_once() -> None:
