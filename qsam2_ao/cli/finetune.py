@@ -79,7 +79,7 @@ def finetune(
     selected = result.selected
     assert selected is not None
     if as_json:
-        held_out = {str(step): loss for step, loss in sorted(selected.losses.items())}
+        held_out = {str(step): loss for step, loss in sorted(selected.judged.items())}
         print_json(
             {"file": str(output), "kept_step": selected.step, "held_out": held_out, "training": settings.recorded}
         )

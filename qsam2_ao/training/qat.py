@@ -79,7 +79,8 @@ def train_qat(
             :class:`~qsam2_ao.training.partwise.PartwiseDistillation`. It takes ``distill_from`` and no ``distill``.
         batches: Other batches, as the loop takes them; the procedural clips in the model's size by default.
         held_out: Batches that are not trained on, which choose between the averaged weights and the start: the model
-            ends with those that have the least loss on them. None keeps the last weights, whatever they are.
+            ends with those that have the least loss on them, with ``partwise`` each part by itself. None keeps the last
+            weights, whatever they are.
         judge_every: Steps between two judgements by the held-out batches; a fifth of the steps by default.
         workers: Processes that generate videos.
         checkpoint: As for :func:`qsam2_ao.training.loop.train`; the best weights so far are kept beside it.
@@ -139,6 +140,7 @@ def train_qat(
                 held_out,
                 loss,
                 forward,
+                parts=dict if partwise else None,  # the distances are by part already
                 every=judge_every or math.ceil(steps / _JUDGEMENTS),
                 steps=steps,
                 seed=seed,
@@ -156,7 +158,7 @@ def train_qat(
             if selection is not None:
                 selection(result)
             if log is not None:
-                log(result, logged, None if selection is None else selection.best.losses.get(result.step))
+                log(result, logged, None if selection is None else selection.best.judged.get(result.step))
             if also is not None:
                 also(result)
 

@@ -78,7 +78,7 @@ def train_together(rank):
         found[name] = model.state_dict()
     result = train_as(SETTINGS, prepared, data, seed=3, distill_from=teacher, partwise=True)
     found["losses"], found["average"] = torch.tensor(result.losses), result.average
-    found["held_out"] = torch.tensor([loss for _, loss in sorted(result.selected.losses.items())])
+    found["held_out"] = torch.tensor([loss for _, loss in sorted(result.selected.judged.items())])
     return found
 
 

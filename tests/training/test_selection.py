@@ -61,8 +61,8 @@ def test_the_start_is_kept_where_training_leads_away() -> None:
     best = select(model, target=9.0).best
     assert best.step == 0
     assert best.gain == 0
-    assert sorted(best.losses) == [0, 2, 4, 6, 8]
-    assert min(best.losses, key=lambda step: best.losses[step]) == 0
+    assert sorted(best.judged) == [0, 2, 4, 6, 8]
+    assert min(best.judged, key=lambda step: best.judged[step]) == 0
     assert all(torch.equal(best.state[name], value) for name, value in start.items())
     assert "start is kept" in str(best)
 
@@ -70,20 +70,73 @@ def test_the_start_is_kept_where_training_leads_away() -> None:
 def test_the_average_of_least_held_out_loss_is_kept() -> None:
     model = line(-2.0)
     best = select(model, target=1.0).best
-    assert best.step == min(best.losses, key=lambda step: best.losses[step]) > 0
+    assert best.step == min(best.judged, key=lambda step: best.judged[step]) > 0
     assert 0 < best.gain <= 1
     kept = line(0.0)
     kept.load_state_dict(best.state)
     expected = sum(error(run(kept, batch), batch).item() for batch in HELD_OUT) / 2
-    assert best.losses[best.step] == pytest.approx(expected, rel=1e-6)
+    assert best.judged[best.step] == pytest.approx(expected, rel=1e-6)
     assert f"step {best.step} is kept" in str(best)
+
+
+class Two(nn.Module):
+    """Two parts that learn apart, one of them inside of a third, which has a weight of its own that nothing trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good, self.outer = line(-2.0), nn.Module()
+        self.outer.bad, self.outer.own = line(0.5), nn.Parameter(torch.ones(1))
+
+
+def of_parts(model: nn.Module, batch: Pair) -> dict[str, Tensor]:
+    assert isinstance(model, Two)
+    if not model.good.training and float(batch[1]) == 2.0:  # a part need not run on every held-out batch
+        return {"outer.bad": error(model.outer.bad(batch[0]), batch)}
+    parts = {"good": model.good, "outer.bad": model.outer.bad}
+    return {name: error(part(batch[0]), batch) for name, part in parts.items()}
+
+
+def test_every_part_keeps_its_own_best(tmp_path: Path) -> None:
+    model, path = Two(), tmp_path / "best.pt"
+    start = copy.deepcopy(model.state_dict())
+    batches = [(torch.ones(1, 2), torch.full((1, 1), target)) for target in (0.0, 2.0)]
+
+    def selection() -> Selection[Pair, dict[str, Tensor]]:
+        whole = lambda output, batch: torch.stack(list(output.values())).sum()  # noqa: E731
+        return Selection(model, batches, whole, of_parts, parts=dict, every=2, steps=8, path=path)
+
+    def forward(model: nn.Module, batch: Pair) -> dict[str, Tensor]:
+        assert isinstance(model, Two)
+        # What the second part is to learn leads it away from what the held-out batches ask.
+        return {
+            "good": error(model.good(batch[0]), batch),
+            "outer.bad": (model.outer.bad(batch[0]) - 9).square().mean(),
+        }
+
+    chosen = selection()
+    data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 8
+    total = lambda output, batch: torch.stack(list(output.values())).sum()  # noqa: E731
+    options = {"forward": forward, "on_step": chosen, "progress": False}
+    train(model, lambda first: data[first:], total, steps=8, lr=0.1, ema=0.5, **options)
+    best = chosen.best
+    assert best.steps == {"good": best.step, "outer.bad": 0}
+    assert best.step > 0
+    for name in start:
+        assert torch.equal(best.state[name], start[name]) == (not name.startswith("good")), name
+    assert best.loss == pytest.approx(best.losses["good"][best.step] + best.losses["outer.bad"][0])
+    assert best.judged[best.step] > best.loss
+    assert 0 < best.gain < 1
+    assert f"the start of outer.bad and step {best.step} of good are kept" in str(best)
+    again = selection().best
+    assert (again.steps, again.losses) == (best.steps, best.losses)
+    assert all(torch.equal(again.state[name], value) for name, value in best.state.items())
 
 
 def test_an_interrupted_selection_goes_on_with_its_best(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     first = select(line(-2.0), target=1.0, path=path).best
     again = Selection(line(-2.0), HELD_OUT, error, run, every=2, steps=8, path=path).best
-    assert (again.step, again.losses) == (first.step, first.losses)
+    assert (again.step, again.judged) == (first.step, first.judged)
     assert all(torch.equal(again.state[name], value) for name, value in first.state.items())
 
 
@@ -135,7 +188,7 @@ def test_a_prepared_model_ends_no_worse_than_it_began(tmp_path: Path) -> None:
         )
         assert result.selected is not None
         assert result.selected.step == 0
-        assert sorted(result.selected.losses) == [0, 1, 2, 3]
+        assert sorted(result.selected.judged) == [0, 1, 2, 3]
         assert not model.training
         states.append(model.state_dict())
         assert all(torch.equal(value, before[key]) for key, value in states[-1].items())
@@ -163,7 +216,7 @@ def test_what_was_best_in_an_earlier_training_is_forgotten_with_its_checkpoint(t
             own, steps=2, lr=1e-5, seed=seed, batches=lambda first: batches[first:2], **options
         ).selected
         assert selected is not None
-        return selected.losses
+        return selected.judged
 
     first = train(0)
     assert train(0) == first, "it went on"

@@ -31,8 +31,8 @@ Split = Literal["val", "test"]
 Pictures = Mapping[str, tuple[ImagePrompt, Sequence[ImageSample]]]
 """Metric -> the prompt that it asks with, and the pictures that it is the mean over."""
 
-CALIBRATION_SEED = 1
-"""Of the scenes that real photographs for calibration are drawn as; training draws its own."""
+CALIBRATION_SEED, HELD_OUT_SEED = 1, 2
+"""Of the scenes for calibration, and for judging a training; a training's own seeds are odd, these are doubled."""
 
 
 class Steps(typing.Protocol):
@@ -67,6 +67,10 @@ class BenchmarkData(typing.Protocol):
         """The batches of a seed, which every method is trained on."""
         ...
 
+    def held_out_batches(self, count: int, size: int) -> list[RawBatch]:
+        """Batches of the training's kind that none is trained on."""
+        ...
+
     def videos(self, split: Split, count: int, frames: int) -> Sequence[VideoSequence]:
         """Videos with masks, at most ``count``; ``frames`` is how many frames those have that are made."""
         ...
@@ -95,6 +99,11 @@ class ProceduralData:
     def training_batches(self, seed: int, steps: int, size: int) -> Steps:
         """Made once for all methods that a process trains."""
         return _procedural_batches(seed, steps, size)
+
+    def held_out_batches(self, count: int, size: int) -> list[RawBatch]:
+        """Clips and single frames of scenes that no seed trains on."""
+        source = ProceduralBatches(QAT_STAGES, size=(size, size), seed=2 * HELD_OUT_SEED)
+        return [source[step] for step in range(count)]
 
     def videos(self, split: Split, count: int, frames: int) -> Sequence[VideoSequence]:
         """The first videos of a split."""
@@ -155,12 +164,20 @@ class RealData:
 
     def calibration_images(self, count: int, size: int) -> list[NDArray[np.uint8]]:
         """First pictures of scenes as training draws them, with a seed of their own."""
-        batches = RealBatches(_library(self._root / "train"), (SizeStage(0, size),), seed=2 * CALIBRATION_SEED)
+        batches = self._batches(2 * CALIBRATION_SEED, size)
         return [batches[step].frames[0, 0] for step in range(count)]
 
     def training_batches(self, seed: int, steps: int, size: int) -> Steps:
         """Composed and photographed scenes, in the shares that the embedded model was trained with."""
-        return RealBatches(_library(self._root / "train"), (SizeStage(0, size),), seed=2 * seed + 1)
+        return self._batches(2 * seed + 1, size)
+
+    def held_out_batches(self, count: int, size: int) -> list[RawBatch]:
+        """The same photographs in scenes that no seed trains on."""
+        batches = self._batches(2 * HELD_OUT_SEED, size)
+        return [batches[step] for step in range(count)]
+
+    def _batches(self, seed: int, size: int) -> RealBatches:
+        return RealBatches(_library(self._root / "train"), (SizeStage(0, size),), seed=seed)
 
     def videos(self, split: Split, count: int, frames: int) -> Sequence[VideoSequence]:
         """Clips, whole ones: the validation's, or those of every dataset of the test."""

@@ -31,6 +31,9 @@ from .data import PROCEDURAL, BenchmarkData, Split
 from .methods import METHODS, Method, Setting, parse_setting
 from .models import build_model
 
+HELD_OUT = 8
+"""Batches that choose among what a training gives, where a method has them do so."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -172,6 +175,8 @@ def train_method(
     def stream(first: int) -> Iterator[BatchedVideoDatapoint]:
         return (to_datapoint(batches[step]) for step in range(first, steps))
 
+    if method.held_out:
+        options["held_out"] = map(to_datapoint, data.held_out_batches(HELD_OUT, prepared.image_size))
     result = train_qat(
         prepared,
         steps=steps,

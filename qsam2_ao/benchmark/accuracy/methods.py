@@ -74,6 +74,7 @@ class Method:
         learn_alpha: Whether LSC's alpha is learned.
         distill: Weights of the distillation from the float model, or None for none.
         partwise: Whether each part learns from its float twin alone; not together with ``distill``.
+        held_out: Whether held-out batches choose between its averaged weights and its start, as the commands do.
         range_rate: How much faster its clipping ranges learn than a rate of the grid says.
         mixed: Whether the layers get different bits, by their sensitivity, in the size that the setting's bits take.
     """
@@ -91,6 +92,7 @@ class Method:
     learn_alpha: bool = True
     distill: DistillationWeights | None = None
     partwise: bool = False
+    held_out: bool = False
     range_rate: float = 1.0
     mixed: bool = False
 
@@ -117,7 +119,9 @@ class Method:
 
 _PAPER = Method("VRC+LSC", "lsc", "ours", vrc="auto")
 _FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=RECOMMENDED)
-_PARTWISE = replace(_FULL, name="QSAM2, part by part", distill=None, partwise=True, range_rate=RANGE_RATE)
+_PARTWISE = replace(
+    _FULL, name="QSAM2, part by part", distill=None, partwise=True, held_out=True, range_rate=RANGE_RATE
+)
 
 _ALL = (
     Method(FLOAT, None, "reference"),
@@ -136,7 +140,7 @@ _ALL = (
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
     Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
     Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=RECOMMENDED),
-    Method("LSQ, equalized and part by part", "lsq", "reference", equalize=True, partwise=True),
+    Method("LSQ, equalized and part by part", "lsq", "reference", equalize=True, partwise=True, held_out=True),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),

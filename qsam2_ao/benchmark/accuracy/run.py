@@ -7,7 +7,7 @@ import json
 import multiprocessing
 from collections.abc import Collection, Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from ...training.qat import Rates
 from ..processes import end_with_parent
 from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget, Experiments
-from .methods import METHODS
+from .methods import METHODS, Method
 from .plan import Search, Unit
 from .store import ExperimentResult, ExperimentStore, experiment_key
 
@@ -129,6 +129,10 @@ def _made_with(method: str, budget: Budget, data: BenchmarkData) -> dict[str, ob
     return {"budget": asdict(budget), "data": data.name, "recipe": asdict(METHODS[method])}
 
 
+#: What a method was before its record had the field.
+_DEFAULTS = {field.name: field.default for field in fields(Method) if field.default is not MISSING}
+
+
 def _rates(store: ExperimentStore) -> dict[Search, Rates]:
     return {
         Search(experiment["method"], experiment["model"], experiment["setting"]): Rates(**experiment["rates"])
@@ -157,7 +161,7 @@ def check_budget(store: ExperimentStore, budget: Budget, data: BenchmarkData) ->
             )
         name, recipe = experiment["method"], experiment.get("recipe")  # older results do not say it
         now = json.loads(json.dumps(asdict(METHODS[name]))) if name in METHODS else {}
-        if recipe is not None and recipe != now:
+        if recipe is not None and (recipe := _DEFAULTS | recipe) != now:
             changed = ", ".join(key for key in recipe | now if recipe.get(key) != now.get(key))
             raise CheckpointError(
                 f"{store.path} holds results of {name} as it was before ({changed}); give another folder (--output) "

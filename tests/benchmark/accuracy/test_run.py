@@ -7,9 +7,9 @@ import pytest
 from benchmark_experiments import make_experiment
 from real_pictures import write_clip, write_library, write_validation
 
-from qsam2_ao.benchmark.accuracy import data
+from qsam2_ao.benchmark.accuracy import data, experiment
 from qsam2_ao.benchmark.accuracy.data import PROCEDURAL, RealData, calibration_images
-from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, prepare_method
+from qsam2_ao.benchmark.accuracy.experiment import Budget, Experiments, deployed, prepare_method, score
 from qsam2_ao.benchmark.accuracy.methods import METHODS, parse_setting
 from qsam2_ao.benchmark.accuracy.models import build_model
 from qsam2_ao.benchmark.accuracy.plan import Unit
@@ -55,10 +55,21 @@ def test_results_of_a_method_that_has_changed_are_refused(tmp_path):
     made = {"kind": "cell", **make_experiment("plain", "QSAM2", "W2A4", level=50), "budget": dataclasses.asdict(TINY)}
     store.append(made)  # as versions wrote it that kept no recipe
     store.append({**made, "recipe": recipe})
-    assert len(run_plan([], store, TINY, progress=False)) == 2
+    store.append({**made, "recipe": {name: value for name, value in recipe.items() if name != "held_out"}})
+    assert len(run_plan([], store, TINY, progress=False)) == 3
     store.append({**made, "recipe": {**recipe, "range_rate": 3.0}})
     with pytest.raises(CheckpointError, match=r"results of QSAM2 as it was before \(range_rate\)"):
         run_plan([], store, TINY, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_searches")
+def test_held_out_batches_keep_the_start_from_a_training_that_ruins_it(monkeypatch):
+    monkeypatch.setattr(experiment, "HELD_OUT", 1)
+    experiments = Experiments("plain", "QSAM2, part by part", "W2A4", TINY)
+    ruined = experiments.run(0, Rates(0.3))
+    untrained = score(deployed(experiments.start())[0], "test", TINY.videos, TINY.frames)
+    assert ruined["sums"] == untrained.sums
 
 
 def test_a_grid_of_one_rate_is_not_searched():
@@ -119,8 +130,8 @@ def test_a_cell_repeats_to_the_bit(monkeypatch):
     monkeypatch.setattr(data, "QAT_STAGES", (Stage(0, ((BatchKind(1, 2, 1), 1.0),)),))
     monkeypatch.setattr(data, "_procedural_batches", data._procedural_batches.__wrapped__)  # drawn anew each time
     first, again = (Experiments("heavy-tailed", "LSQ", "W2A4", TINY).run(0, TINY.rates[0]) for _ in range(2))
-    for experiment in (first, again):
-        del experiment["seconds"]
+    for cell in (first, again):
+        del cell["seconds"]
     assert first == again
 
 
