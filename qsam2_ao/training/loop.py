@@ -164,7 +164,8 @@ def train(
                     raise DataError(f"the batches ended after step {result.step} of {steps}; give {wanted}")
                 rate = warmup_and_cosine(result.step, steps, warmup) if schedule is None else schedule(result.step)
                 whole = False
-                training.step(parts, rate)
+                with naming_step(result.step):
+                    training.step(parts, rate)
                 whole = True
                 bar.update()
                 bar.set_postfix(loss=f"{np.mean(result.losses[-50:]):.4f}", refresh=False)
@@ -238,8 +239,7 @@ class _Training(Generic[Batch, Output]):
         limit = math.inf if self._clip is None else self._clip
         result.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         if not math.isfinite(float(result.gradient_norm)):
-            with naming_step(result.step):
-                raise self._not_finite("norm of the gradient", float(result.gradient_norm))
+            raise self._not_finite("norm of the gradient", float(result.gradient_norm))
         self._optimizer.step()
         result.step += 1
         result.losses.append(sum(losses) / len(losses))
@@ -250,11 +250,7 @@ class _Training(Generic[Batch, Output]):
     def _backward(self, batch: Batch, number: int, count: int) -> float:
         """Add a part's gradient, and give its loss, which is the mean over the ranks of a data-parallel model."""
         model, step = self._model, self.result.step
-        with (
-            randomness_of_step(model, self._seed, step, number),
-            naming_step(step),
-            _without_exchange(model, number < count - 1),
-        ):
+        with randomness_of_step(model, self._seed, step, number), _without_exchange(model, number < count - 1):
             with autocast_to(model, self._autocast):
                 value = self._loss(self._forward(model, batch), batch)
             # All ranks hear of a loss that is not finite, and none waits for another that has given up.
