@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -18,6 +18,7 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
 from .calibration.images import images_at_once
+from .calibration.input_ranges import InputRows, fit_to_outputs
 from .calibration.kept import KeptCalibration, content_hash
 from .calibration.rounding import ROUNDINGS, start_layer
 from .calibration.vrc import is_damping
@@ -29,6 +30,7 @@ from .models.wrappers import check_bare
 from .quantizers import LSCFakeQuantize, RangedFakeQuantize
 from .quantizers.base import QuantizerBase
 from .recipe import LayerRecipe, QConfigLike, fake_quantizers, insert_fake_quantizers, resolve_recipe
+from .recipe.prepared import input_readers
 from .spelling import unknown_name
 from .stage import ModelStage, set_stage, stage_of
 from .threads import one_thread_if_small
@@ -130,7 +132,8 @@ def prepare_qsam2(
                     keep, {**chosen, "images": images.names, "layers": quantizers, "weights": content_hash(model)}
                 )
             report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress, kept)
-            _start_inputs(prepared, images, images_at_once(model), seed, progress, kept)
+            readers = _fitted_readers(prepared)
+            _start_inputs(prepared, images, images_at_once(model), seed, progress, kept, readers=readers)
     info = {
         "qconfig": qconfig if isinstance(qconfig, str) else "custom",
         "images": 0 if images is None else len(images),
@@ -220,38 +223,63 @@ def _start_inputs(
     seed: int,
     progress: bool,
     keep: KeptCalibration | None = None,
+    *,
+    readers: Mapping[str, list[Any]] | None = None,
 ) -> None:
+    """Start the ranges of all inputs; those of ``readers`` by their outputs, with their biases corrected."""
     inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
+    rows = {name: InputRows(-1 if isinstance(layers[0], nn.Linear) else -3) for name, layers in (readers or {}).items()}
     title = "input ranges"
     with ExitStack() as stack:
-        for quantizer in inputs.values():
+        for name, quantizer in inputs.items():
             stack.enter_context(_observing(quantizer))
+            if name in rows:
+                stack.callback(quantizer.register_forward_pre_hook(rows[name].hook).remove)
         over = None
         if keep is not None:
-            over = keep.over(title, lambda: _seen(inputs), lambda state: _see_again(inputs, state))
+            over = keep.over(title, lambda: _seen(inputs, rows), lambda state: _see_again(inputs, rows, state))
         exercise(prepared, images, batch_size=batch_size, seed=seed, progress=title if progress else None, over=over)
+    for name, layers in (readers or {}).items():
+        fit_to_outputs(cast(LSCFakeQuantize, inputs[name]), rows[name].sample(), layers)
     for name, quantizer in inputs.items():
         if isinstance(quantizer, RangedFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
 
 
-def _seen(quantizers: Mapping[str, FakeQuantizeBase]) -> dict[str, Any]:
-    """What quantizers have observed so far."""
+def _fitted_readers(prepared: SAM2Base) -> dict[str, list[Any]]:
+    """By input quantizer, the layers by whose outputs its range can be chosen: those that multiply rows."""
+    quantizers = dict(fake_quantizers(prepared))
     return {
+        name: layers
+        for name, layers in input_readers(prepared).items()
+        if isinstance(quantizers[name], LSCFakeQuantize) and all(map(is_calibratable, layers))
+    }
+
+
+def _seen(quantizers: Mapping[str, FakeQuantizeBase], rows: Mapping[str, InputRows]) -> dict[str, Any]:
+    """What quantizers have observed so far, and the rows that their layers read."""
+    observed = {
         name: quantizer.collected.progress()
         if isinstance(quantizer, QuantizerBase) and quantizer.collected is not None
         else quantizer.state_dict()
         for name, quantizer in quantizers.items()
     }
+    return {"observed": observed, "rows": {name: sample.progress() for name, sample in rows.items()}}
 
 
-def _see_again(quantizers: Mapping[str, FakeQuantizeBase], state: Mapping[str, Any]) -> None:
+def _see_again(
+    quantizers: Mapping[str, FakeQuantizeBase], rows: Mapping[str, InputRows], state: Mapping[str, Any]
+) -> None:
     """Let quantizers have observed what :func:`_seen` gave."""
     for name, quantizer in quantizers.items():
+        observed = state["observed"][name]
         if isinstance(quantizer, QuantizerBase) and quantizer.collected is not None:
-            quantizer.collected.go_on(state[name], next(quantizer.parameters()).device)
+            device = next(quantizer.parameters()).device
+            quantizer.collected.go_on(observed, device)
+            if name in rows:
+                rows[name].go_on(state["rows"][name], device)
         else:
-            quantizer.load_state_dict(state[name])
+            quantizer.load_state_dict(observed)
 
 
 @contextmanager

@@ -164,6 +164,18 @@ class LSCRange(QuantizerBase):
         self._remember_alpha()
 
     @torch.no_grad()
+    def set_alpha(self, alpha: Tensor) -> None:
+        """Clip at so many standard deviations from here on; the statistics stay.
+
+        Args:
+            alpha: Positive, of the shape of ``log_alpha``.
+        """
+        self.log_alpha.copy_(alpha.log())
+        self.alpha_bar.copy_(alpha)
+        self._forget_step()
+        self._remember_alpha()
+
+    @torch.no_grad()
     def keep_scale(self, weight: Tensor) -> None:
         """Let the range follow another weight from here on, with the scale and zero point that it has now.
 
@@ -182,11 +194,7 @@ class LSCRange(QuantizerBase):
         self.held = torch.stack([centre - own.mean, half])
         stats = hold(own, *self.held)
         self._store(stats)
-        alpha = torch.where(stats.std > 0, half / stats.std, self.alpha_bar)
-        self.log_alpha.copy_(alpha.log())
-        self.alpha_bar.copy_(alpha)
-        self._forget_step()
-        self._remember_alpha()
+        self.set_alpha(torch.where(stats.std > 0, half / stats.std, self.alpha_bar))
 
     def _weight_statistics(self, weight: Tensor) -> RangeStats:
         stats = weight_statistics(weight, self.granularity, self.group_size, zero_centred=self._grid.zero_centred)

@@ -39,6 +39,18 @@ def input_quantizer(graph: fx.GraphModule, layer: str) -> tuple[str, FakeQuantiz
     return (str(producer.target), module) if isinstance(module, FakeQuantizeBase) else None
 
 
+def input_readers(model: nn.Module) -> dict[str, list[Any]]:
+    """Name of every input's fake-quantizer in a prepared model -> the quantized layers that read it."""
+    readers: dict[str, list[Any]] = {}
+    for path, graph in model.named_modules():
+        if isinstance(graph, fx.GraphModule):
+            for name, layer in quantized_layers(graph):
+                found = input_quantizer(graph, name)
+                if found is not None:
+                    readers.setdefault(f"{path}.{found[0]}", []).append(layer)
+    return readers
+
+
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantizeBase]]:
     """Every fake-quantizer of a prepared model with its name."""
     for name, module in model.named_modules():

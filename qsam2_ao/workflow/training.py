@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ from ..data.clips import DatasetClips
 from ..data.mixture import Mixture
 from ..quantizers.statistics import world_size
 from ..ranks import rank
+from ..recipe import quantized_layers
+from ..recipe.prepared import code_range
 from ..reporting.notes import note
 from ..training.clips import ClipBatches, Clips, Dealt, ProceduralClips
 from ..training.freezing import frozen
 from ..training.loop import TrainResult
 from ..training.qat import Rates, as_trainable, data_parallel, train_qat
-from ..training.settings import FLOAT_RATE, RANGE_RATE, RATE, TrainingSettings
+from ..training.settings import FLOAT_RATE, RANGE_RATE, TrainingSettings, rate_at
 from . import EMBEDDED
 
 HELD_OUT_BATCHES = 8
@@ -98,20 +101,23 @@ def room_to_train(model: nn.Module) -> int:
     return 9 * sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def rates_of(settings: TrainingSettings, *, distilled: bool) -> Rates:
+def rates_of(settings: TrainingSettings, model: nn.Module) -> Rates:
     """The learning rates of a training.
 
     Args:
         settings: The training's.
-        distilled: Whether it is one with quantizers, distilled from the float model, or one of a float model.
+        model: What is trained: a float model, or a prepared one. Most weights of that decide.
 
     Example:
-        >>> rates_of(TrainingSettings(1, lr=1e-4), distilled=True)
+        >>> rates_of(TrainingSettings(1, lr=1e-4), prepared)
         Rates(lr=0.0001, vectors=1.0, ranges=10.0)
     """
-    if not distilled:
+    bits = Counter[int]()
+    for name, layer in quantized_layers(model):
+        bits[code_range(layer.weight_fake_quant, name)[2]] += layer.weight.numel()
+    if not bits:
         return Rates(settings.lr or FLOAT_RATE)
-    lr = settings.lr or RATE
+    lr = settings.lr or rate_at(bits.most_common(1)[0][0])
     return Rates(lr, ranges=RANGE_RATE if settings.range_lr is None else settings.range_lr / lr)
 
 
@@ -149,7 +155,7 @@ def train_as(
         return train_qat(
             data_parallel(trainable) if world_size() > 1 else trainable,
             steps=settings.steps,
-            lr=rates_of(settings, distilled=distill_from is not None),
+            lr=rates_of(settings, model),
             seed=seed,
             batches=data.batches,
             held_out=data.held_out,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from data_layouts import video, write_maps
+from sam2.modeling.sam2_base import SAM2Base
 
+from qsam2_ao import prepare_qsam2
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.training.qat import Rates
-from qsam2_ao.training.settings import FLOAT_RATE, RATE, TrainingSettings
+from qsam2_ao.training.settings import FLOAT_RATE, TrainingSettings
 from qsam2_ao.workflow.training import HELD_OUT_BATCHES, rates_of, training_data
 
 SETTINGS = TrainingSettings(1, frames=1, objects=1)
@@ -40,18 +43,29 @@ def test_procedural_clips_judge_where_they_are_asked_for(tmp_path: Path) -> None
         assert torch.equal(one.img_batch[:, :1], several.img_batch[:, :1])
 
 
+@pytest.fixture(scope="module")
+def prepared() -> dict[int, SAM2Base]:
+    """Models whose weights have so many bits, but for those of first and last layers; of 32 bits a float one."""
+    model = build_embedded()
+    recipes = {2: "w2a8", 3: "w3a8", 4: "w4a8"}
+    return {32: model} | {bits: prepare_qsam2(model, name, progress=False) for bits, name in recipes.items()}
+
+
 @pytest.mark.parametrize(
-    ("values", "distilled", "rates"),
+    ("values", "bits", "rates"),
     [
-        ({}, True, Rates(RATE, ranges=10.0)),
-        ({"lr": 1e-5}, True, Rates(1e-5, ranges=10.0)),
-        ({"lr": 1e-3, "range_lr": 0.0}, True, Rates(1e-3, ranges=0.0)),
-        ({"range_lr": 2 * RATE}, True, Rates(RATE, ranges=2.0)),
-        ({}, False, Rates(FLOAT_RATE)),
-        ({"lr": 1e-5}, False, Rates(1e-5)),
+        ({}, 2, Rates(1e-3, ranges=10.0)),
+        ({}, 3, Rates(1e-4, ranges=10.0)),
+        ({}, 4, Rates(1e-4, ranges=10.0)),
+        ({"lr": 1e-5}, 2, Rates(1e-5, ranges=10.0)),
+        ({"lr": 1e-3, "range_lr": 0.0}, 4, Rates(1e-3, ranges=0.0)),
+        ({"range_lr": 2e-3}, 2, Rates(1e-3, ranges=2.0)),
+        ({}, 32, Rates(FLOAT_RATE)),
+        ({"lr": 1e-5}, 32, Rates(1e-5)),
     ],
 )
-def test_quantizers_and_float_models_have_rates_of_their_own(
-    values: dict[str, float], distilled: bool, rates: Rates
+def test_rates_are_those_of_the_weights(
+    values: dict[str, float], bits: int, rates: Rates, prepared: dict[int, SAM2Base]
 ) -> None:
-    assert rates_of(TrainingSettings(1, **values), distilled=distilled) == rates  # type: ignore[arg-type]
+    found = rates_of(TrainingSettings(1, **values), prepared[bits])  # type: ignore[arg-type]
+    assert asdict(found) == pytest.approx(asdict(rates))

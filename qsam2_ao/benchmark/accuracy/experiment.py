@@ -27,6 +27,7 @@ from ...reporting.size import model_size
 from ...sensitivity import assign_bits, budget_bytes, measure_sensitivity
 from ...training.batches import to_datapoint
 from ...training.qat import Rates, train_qat
+from ...training.settings import RATE, rate_at
 from .data import PROCEDURAL, BenchmarkData, Split
 from .methods import METHODS, Method, Setting, parse_setting
 from .models import build_model
@@ -245,8 +246,9 @@ class Experiments:
         return train_method(model, self.float_model, self.method, seed, self.budget.steps, rates, data=self.data)
 
     def _own(self, rates: Rates) -> Rates:
-        """What the method makes of an entry of the grid."""
-        return replace(rates, ranges=rates.ranges * self.method.range_rate)
+        """What the method makes of an entry of the grid; part by part as the commands do, by the weights' bits."""
+        share = rate_at(self.setting.weight_bits) / RATE if self.method.partwise else 1.0
+        return replace(rates, lr=rates.lr * share, ranges=rates.ranges * self.method.range_rate)
 
     def search(self) -> dict[str, Any]:
         """Score every learning rate of the grid on validation videos with seed 0.
