@@ -20,8 +20,8 @@ from ..quantizers.statistics import world_size
 
 # Rows that are kept of an input: so many values in all, of at most so many rows of a call, and so many rows at least.
 _VALUES, _PER_CALL, _FEWEST = 1 << 18, 64, 128
-# No other range is looked for where the error of the output is no larger a share of what varies in it: rows that are not
-# in the sample could lose more. (At 8 bits of embedded-256 the image encoder then was farther from the float one.)
+# No other range is looked for where the error of the output is no larger a share of what varies in it: rows that are
+# not in the sample could lose more. (At 8 bits the image encoder of embedded-256 was then farther from the float one.)
 _NOTICEABLE = 0.02
 # Alphas that are tried, as multiples of the one of least input error. Another is taken where it lowers the error by a
 # tenth: less is chance.
