@@ -22,7 +22,7 @@ from ..quantizers.statistics import world_size
 _VALUES, _PER_CALL, _FEWEST = 1 << 18, 64, 128
 # No other range is looked for where the error of the output is no larger a share of what varies in it: rows that are
 # not in the sample could lose more. (At 8 bits the image encoder of embedded-256 was then farther from the float one.)
-_NOTICEABLE = 0.02
+_NOTICEABLE = 0.05
 # Alphas that are tried, as multiples of the one of least input error. Another is taken where it lowers the error by a
 # tenth: less is chance.
 _MULTIPLES = (1.15, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
