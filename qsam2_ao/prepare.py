@@ -71,8 +71,8 @@ def prepare_qsam2(
             a DataLoader. 50 images are enough.
         vrc: "auto" chooses the damping of each layer, a number is the same for all, None switches VRC off.
         vrc_regions: Regions whose linear layers are calibrated.
-        rounding: "gptq" puts the weights of linear layers and 1x1 convolutions on their grid with the error of the
-            output compensated, from the same calibration data; "nearest" leaves rounding to the fake-quantizers.
+        rounding: "gptq" moves the weights of linear layers and 1x1 convolutions to where they are rounded with the error
+            of the output compensated, from the same calibration data; "nearest" leaves rounding to the fake-quantizers.
         max_images: How many of the images are used, a seeded random choice.
         seed: Seed of that choice and of the prompts used.
         progress: Show progress bars.
