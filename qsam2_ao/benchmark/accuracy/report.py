@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ...training.settings import SHARE_FROM_3_BITS
 from .data import BenchmarkData
 from .experiment import Budget
 from .methods import FLOAT, METHODS, MIXED, RIVALS, STRONG_RIVALS
@@ -286,7 +287,11 @@ def _learning_rates(results: Results, budget: Budget) -> list[str]:
     faster = [
         f"those of {n} {m.range_rate:g} times that" for n, m in METHODS.items() if n in measured and m.range_rate != 1
     ]
-    said = ", ".join(("of matrices, and of biases and gains and of clipping ranges as multiples of it", *faster))
+    partwise = any(METHODS[name].partwise for name in measured & METHODS.keys())
+    slower = [f"{SHARE_FROM_3_BITS:g} times all of it part by part from 3 bits on"] if partwise else []
+    said = ", ".join(
+        ("of matrices, and of biases and gains and of clipping ranges as multiples of it", *faster, *slower)
+    )
     if len(budget.rates) == 1:
         return [f"## Learning rates\n\nOf all methods {header[0]}: {said}. None was searched for.\n"]
     rows = []

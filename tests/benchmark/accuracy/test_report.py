@@ -100,6 +100,10 @@ def test_rates_that_were_given_are_said_so(experiments):
     text = markdown(Results([*experiments, given]), budget, environment(), "command", PROCEDURAL, {}, {})
     assert "Of all methods 0.0003, 1x, 1x" in text
     assert "None was searched for." in text
+    assert "from 3 bits on" not in text
+    part_by_part = make_experiment("plain", "QSAM2, part by part", "W3A8")
+    text = markdown(Results([part_by_part, given]), budget, environment(), "command", PROCEDURAL, {}, {})
+    assert "those of QSAM2, part by part 10 times that, 0.1 times all of it part by part from 3 bits on. None" in text
 
 
 def test_nothing_measured_is_a_report_too():
