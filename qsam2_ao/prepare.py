@@ -71,8 +71,8 @@ def prepare_qsam2(
             a DataLoader. 50 images are enough.
         vrc: "auto" chooses the damping of each layer, a number is the same for all, None switches VRC off.
         vrc_regions: Regions whose linear layers are calibrated.
-        rounding: "gptq" moves the weights of linear layers and 1x1 convolutions to where they are rounded with the error
-            of the output compensated, from the same calibration data; "nearest" leaves rounding to the fake-quantizers.
+        rounding: "gptq" moves the weights of linear layers and 1x1 convolutions to where they are rounded with the
+            output's error compensated, by the same calibration data; "nearest" leaves rounding to the fake-quantizers.
         max_images: How many of the images are used, a seeded random choice.
         seed: Seed of that choice and of the prompts used.
         progress: Show progress bars.
@@ -132,8 +132,7 @@ def prepare_qsam2(
                     keep, {**chosen, "images": images.names, "layers": quantizers, "weights": content_hash(model)}
                 )
             report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress, kept)
-            readers = _fitted_readers(prepared)
-            _start_inputs(prepared, images, images_at_once(model), seed, progress, kept, readers=readers)
+            _start_inputs(prepared, images, images_at_once(model), seed, progress, kept)
     info = {
         "qconfig": qconfig if isinstance(qconfig, str) else "custom",
         "images": 0 if images is None else len(images),
@@ -193,9 +192,10 @@ def calibrate_activations(
     seed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Start the clipping ranges of a prepared model's inputs from images, in place.
+    """Start the clipping ranges of a prepared model's inputs from images, in place, as ``prepare_qsam2`` does.
 
-    Inputs are not quantized meanwhile, weights are.
+    Inputs are not quantized meanwhile, weights are. The biases of linear layers and 1x1 convolutions are corrected for
+    what the new ranges do to the mean of their outputs; ranges that there were have their corrections taken back.
 
     Args:
         prepared: A model from ``prepare_qsam2``.
@@ -223,12 +223,14 @@ def _start_inputs(
     seed: int,
     progress: bool,
     keep: KeptCalibration | None = None,
-    *,
-    readers: Mapping[str, list[Any]] | None = None,
 ) -> None:
-    """Start the ranges of all inputs; those of ``readers`` by their outputs, with their biases corrected."""
     inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
-    rows = {name: InputRows(-1 if isinstance(layers[0], nn.Linear) else -3) for name, layers in (readers or {}).items()}
+    readers = _fitted_readers(prepared)
+    rows = {name: InputRows(-1 if isinstance(layers[0], nn.Linear) else -3) for name, layers in readers.items()}
+    # Biases belong to the ranges that inputs have had so far.
+    before: dict[str, Any] = {
+        name: copy.deepcopy(inputs[name]) for name in readers if cast(LSCFakeQuantize, inputs[name]).is_initialized
+    }
     title = "input ranges"
     with ExitStack() as stack:
         for name, quantizer in inputs.items():
@@ -239,8 +241,8 @@ def _start_inputs(
         if keep is not None:
             over = keep.over(title, lambda: _seen(inputs, rows), lambda state: _see_again(inputs, rows, state))
         exercise(prepared, images, batch_size=batch_size, seed=seed, progress=title if progress else None, over=over)
-    for name, layers in (readers or {}).items():
-        fit_to_outputs(cast(LSCFakeQuantize, inputs[name]), rows[name].sample(), layers)
+    for name, layers in readers.items():
+        fit_to_outputs(cast(LSCFakeQuantize, inputs[name]), rows[name].sample(), layers, before.get(name))
     for name, quantizer in inputs.items():
         if isinstance(quantizer, RangedFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)

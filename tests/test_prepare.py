@@ -162,6 +162,46 @@ def test_activations_can_be_calibrated_later(model: SAM2Base) -> None:
 
 
 @pytest.mark.slow
+def test_ranges_started_anew_take_their_corrections_along() -> None:
+    float_model = with_an_offset()
+    recipe = {"memory_encoder": lsc_qconfig(8, 4)}
+    once = prepare_qsam2(float_model, recipe, calibration_data=photos(), vrc=None, progress=False)
+    again = copy.deepcopy(once)
+    calibrate_activations(again, photos(seed=7), progress=False)
+    calibrate_activations(again, photos(), progress=False)
+    bias = once.memory_encoder.pix_feat_proj.bias
+    assert float((bias - float_model.memory_encoder.pix_feat_proj.bias).abs().max()) > 0.5
+    # Means over other photographs are a little different.
+    torch.testing.assert_close(again.memory_encoder.pix_feat_proj.bias, bias, rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
+def test_a_channel_that_is_always_large_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    float_model = with_an_offset()
+    masks = torch.randn(2, 1, 96, 96) * 10
+    features = float_model.image_encoder(images(2, 96))["vision_features"].detach()
+    wanted = float_model.memory_encoder(features, masks)["vision_features"]
+    errors = []
+    for noticeable in (float("inf"), 0.05):
+        monkeypatch.setattr("qsam2_ao.calibration.input_ranges._NOTICEABLE", noticeable)
+        ours = prepare_qsam2(
+            float_model, {"memory_encoder": lsc_qconfig(8, 4)}, calibration_data=photos(4), vrc=None, progress=False
+        )
+        found = ours.eval().memory_encoder(features, masks)["vision_features"]
+        errors.append(float((found - wanted).square().mean()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def with_an_offset() -> SAM2Base:
+    """A model with a channel of its image features that is large all the time, as those of vision transformers."""
+    model = load_embedded(SAM2VideoPredictor)
+    with torch.no_grad():
+        model.image_encoder.neck.convs[0].conv.bias[3] -= 60.0
+        model.image_encoder.neck.convs[1].conv.bias[3] -= 60.0
+    return model.eval()
+
+
+@pytest.mark.slow
 def test_a_training_step_moves_weights_and_ranges(prepared: SAM2Base) -> None:
     ours = copy.deepcopy(prepared).train()
     optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3)

@@ -19,18 +19,19 @@ from ..quantizers import LSCFakeQuantize
 from ..quantizers.statistics import world_size
 
 # Rows that are kept of an input: so many values in all, of at most so many rows of a call, and so many rows at least.
+# Of fewer than that of a call, little can be said.
 _VALUES, _PER_CALL, _FEWEST = 1 << 18, 64, 128
 # No other range is looked for where the error of the output is no larger a share of what varies in it: rows that are
 # not in the sample could lose more. (At 8 bits the image encoder of embedded-256 was then farther from the float one.)
 _NOTICEABLE = 0.05
 # Alphas that are tried, as multiples of the one of least input error. Another is taken where it lowers the error by a
 # tenth: less is chance.
-_MULTIPLES = (1.15, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+_MULTIPLES = (1.15, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 _WORTHWHILE = 0.9
 
 
 class InputRows:
-    """A bounded sample of the rows that layers read, all calls alike.
+    """A bounded sample of the rows that layers read, in which every row so far is with the same chance.
 
     Args:
         axis: Of the channels: -1 of linear layers' inputs, -3 of 1x1 convolutions'.
@@ -44,22 +45,31 @@ class InputRows:
 
     def __init__(self, axis: int) -> None:
         self._axis = axis
-        self._kept: list[Tensor] = []
-        self._every = 1
+        self._seen = 0
+        self._keys = torch.empty(0)
+        self._rows = torch.empty(0, 0)
 
     def add(self, x: Tensor) -> None:
-        """Take in one input; an empty one is ignored."""
+        """Take in one input, or 64 of its rows; an empty one is ignored."""
         if x.numel() == 0:
             return
         rows = x.detach().movedim(self._axis, -1)
         rows = rows.reshape(-1, rows.shape[-1])
+        most = max(_VALUES // rows.shape[1], _FEWEST)
+        generator = torch.Generator().manual_seed(self._seen)
         count = min(len(rows), _PER_CALL)
-        # No constant stride, which could meet the same columns of every image row.
-        rows = rows[torch.arange(count, device=rows.device) * len(rows) // count].float()
-        self._kept.append(rows[:: self._every].clone())
-        if sum(map(len, self._kept)) > max(_VALUES // rows.shape[1], _FEWEST):
-            self._kept = [kept[::2].clone() for kept in self._kept]
-            self._every *= 2
+        # Spread evenly, from another row on in every call, which has the same places otherwise.
+        offset = torch.rand(1, generator=generator, dtype=torch.float64)
+        places = ((torch.arange(count) + offset) * len(rows) / count).long()
+        keys = torch.rand(count, generator=generator)
+        self._seen += count
+        if len(self._keys) == most:
+            chosen = keys < self._keys[-1]
+            keys, places = keys[chosen], places[chosen]
+        own = rows[places.to(rows.device)].float()
+        self._keys, order = torch.cat([self._keys, keys]).sort()
+        self._keys, order = self._keys[:most], order[:most].to(rows.device)
+        self._rows = (torch.cat([self._rows, own]) if len(self._rows) else own)[order]
 
     def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook of what takes the input."""
@@ -67,11 +77,11 @@ class InputRows:
 
     def sample(self) -> Tensor:
         """The rows, float32 [rows, channels]."""
-        return torch.cat(self._kept) if self._kept else torch.empty(0, 0)
+        return self._rows
 
     def progress(self) -> dict[str, Any]:
         """All that was seen so far, as plain values and tensors that :meth:`go_on` takes."""
-        return {"kept": self._kept, "every": self._every}
+        return {"seen": self._seen, "keys": self._keys, "rows": self._rows}
 
     def go_on(self, progress: Mapping[str, Any], device: torch.device) -> None:
         """Continue from another one's :meth:`progress`.
@@ -80,12 +90,13 @@ class InputRows:
             progress: What it gave.
             device: Where the inputs are.
         """
-        self._kept = [rows.to(device) for rows in progress["kept"]]
-        self._every = progress["every"]
+        self._seen, self._keys, self._rows = progress["seen"], progress["keys"], progress["rows"].to(device)
 
 
 @torch.no_grad()
-def fit_to_outputs(quantizer: LSCFakeQuantize, rows: Tensor, layers: Sequence[nn.Module]) -> None:
+def fit_to_outputs(
+    quantizer: LSCFakeQuantize, rows: Tensor, layers: Sequence[nn.Module], before: LSCFakeQuantize | None = None
+) -> None:
     """Choose the range of an input by the outputs of the layers that read it, and correct their biases, in place.
 
     Of each layer counts the squared error of its output relative to how the output varies; where the layer has a bias,
@@ -93,8 +104,10 @@ def fit_to_outputs(quantizer: LSCFakeQuantize, rows: Tensor, layers: Sequence[nn
 
     Args:
         quantizer: The input's fake-quantizer, started.
-        rows: Rows of the input, float32 [rows, channels]; without any, nothing is changed.
+        rows: Rows of the input, float32 [rows, channels]; with fewer than 64, nothing is changed.
         layers: All layers that read it, linear or 1x1 convolutions with fake-quantized weights.
+        before: The quantizer that the layers' biases have been corrected, or trained, for; None for that of no
+            quantizer at all.
 
     Example:
         >>> fit_to_outputs(quantizer, torch.randn(64, 6), [layer])
@@ -103,7 +116,7 @@ def fit_to_outputs(quantizer: LSCFakeQuantize, rows: Tensor, layers: Sequence[nn
     if len(rows) == 0:
         rows = weights[0].new_zeros(0, weights[0].shape[1])
     count = _over_ranks(torch.tensor(float(len(rows)), device=rows.device))
-    if not float(count):
+    if float(count) < _PER_CALL:
         return
     usual = _over_ranks(rows.sum(0)) / count
     varying = [rows if layer.bias is None else rows - usual for layer in layers]
@@ -126,6 +139,8 @@ def fit_to_outputs(quantizer: LSCFakeQuantize, rows: Tensor, layers: Sequence[nn
             best, least, mean = started * multiple, error, other
     quantizer.set_alpha(best)
     quantizer.train(mode)
+    if before is not None:
+        mean -= _over_ranks((before.eval()(rows) - rows).sum(0)) / count
     for layer, weight in zip(layers, weights, strict=True):
         if isinstance(layer.bias, Tensor):
             layer.bias -= (weight @ mean).to(layer.bias)

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..files import load_torch, save_torch
 from .report import LayerReport
 
-_FORMAT = "qsam2_ao.calibration/1"
+_FORMAT = "qsam2_ao.calibration/2"
 
 
 @dataclass

@@ -76,7 +76,7 @@ def start_quantizer(
         name: Of the layer, for errors.
 
     Returns:
-        The weight, rounded or as it was.
+        The weight, near its codes or as it was.
 
     Raises:
         QConfigError: Unknown rounding, or "gptq" for a quantizer whose grid follows something else than LSC's.

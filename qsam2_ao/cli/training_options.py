@@ -43,7 +43,9 @@ ValidateEvery: TypeAlias = Annotated[
 Rate: TypeAlias = Annotated[
     float | None,
     _option(
-        "Peak learning rate of weights; by default 1e-3 with 2 bits, 1e-4 with more, 1e-5 in finetune.", "--lr", min=0
+        "Peak learning rate of weights; by default 1e-3 where most have 2 bits, 1e-4 with more, 1e-5 in finetune.",
+        "--lr",
+        min=0,
     ),
 ]
 RangeRate: TypeAlias = Annotated[

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import openvino
 
 Network = Callable[..., tuple[Tensor, ...]]
+_STARTING = threading.Lock()
 
 
 def openvino_core() -> openvino.Core:
@@ -32,11 +34,15 @@ def openvino_core() -> openvino.Core:
     Raises:
         MissingPackageError: OpenVINO is not installed.
     """
-    return _core(needed("openvino"))
+    with _STARTING:
+        return _core(needed("openvino"))
 
 
 @functools.cache
 def _core(module: ModuleType) -> openvino.Core:
+    # The first array that meets a tensor starts numpy's interface within OpenVINO. Two threads that are the first at
+    # once wait for each other for ever: one has the interpreter's lock, the other what it waits for.
+    module.Tensor(np.zeros(1, np.float32)).data.sum()
     return module.Core()
 
 

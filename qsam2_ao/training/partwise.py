@@ -74,6 +74,12 @@ class PartwiseDistillation:
         self.terms: dict[str, Tensor] = {}
         """The terms of the last loss, a part each."""
 
+    @staticmethod
+    def parts(student: nn.Module) -> list[str]:
+        """The parts that learn: those with a parameter that is not frozen."""
+        modules = dict(student.named_modules())
+        return [unit for unit in _UNITS if unit in modules and any(p.requires_grad for p in modules[unit].parameters())]
+
     def forward(self, model: nn.Module, batch: BatchedVideoDatapoint) -> dict[str, Tensor]:
         """The distance of each part on a batch, 0-dimensional, by the part's name.
 

@@ -5,6 +5,7 @@ It is :func:`qsam2_ao.training.loop.train` with SAM2's own losses and prompts, o
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ from .losses import TRAIN_OVERRIDES, SAM2Loss, prompted_forward
 from .metrics import MetricsLog
 from .partwise import PartwiseDistillation
 from .selection import Selection
+
+logger = logging.getLogger(__name__)
 
 #: How often a training is judged by held-out batches, if nothing else is said.
 _JUDGEMENTS = 5
@@ -146,6 +149,11 @@ def train_qat(
                 seed=seed,
                 path=best,
             )
+            if partwise and (unjudged := set(PartwiseDistillation.parts(inner)) - selection.best.steps.keys()):
+                logger.warning(
+                    "no held-out batch runs %s: what they learn is not kept; hold out clips too, or freeze them",
+                    ", ".join(sorted(unjudged)),
+                )
             if options.get("ema") is None:
                 # Averages over the last fifth of what is done: short enough to have left the start behind.
                 options["ema"] = 1 - 5 / max(steps, 10)

@@ -157,6 +157,11 @@ class Selection(Generic[Batch, Output]):
         if result.average is None:
             raise DataError("a selection needs averaged weights; give the training an ema")
         judged = self.judge(result.average)
+        if judged.keys() != best.losses.keys():
+            raise CheckpointError(
+                f"{self._path} cannot be continued from (it was judged by other parts: {sorted(best.losses)}, now "
+                f"{sorted(judged)}); delete it and run again"
+            )
         better = {part for part, loss in judged.items() if loss < best.losses[part][best.steps[part]]}
         for part, loss in judged.items():
             best.losses[part][result.step] = loss

@@ -106,7 +106,7 @@ def rates_of(settings: TrainingSettings, model: nn.Module) -> Rates:
 
     Args:
         settings: The training's.
-        model: What is trained: a float model, or a prepared one. Most weights of that decide.
+        model: What is trained: a float model, or a prepared one. Most of the weights that are not frozen decide.
 
     Example:
         >>> rates_of(TrainingSettings(1, lr=1e-4), prepared)
@@ -114,7 +114,8 @@ def rates_of(settings: TrainingSettings, model: nn.Module) -> Rates:
     """
     bits = Counter[int]()
     for name, layer in quantized_layers(model):
-        bits[code_range(layer.weight_fake_quant, name)[2]] += layer.weight.numel()
+        learning = layer.weight.requires_grad
+        bits[code_range(layer.weight_fake_quant, name)[2]] += layer.weight.numel() if learning else 0
     if not bits:
         return Rates(settings.lr or FLOAT_RATE)
     lr = settings.lr or rate_at(bits.most_common(1)[0][0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -106,52 +107,80 @@ def test_outputs_are_never_worse_and_their_mean_is_kept(offset, bits, seed, trai
     )
     assert sum(varying for varying, _ in after) <= sum(varying for varying, _ in before) * (1 + 1e-4)
     assert max(mean for _, mean in after) < 1e-3
-    assert torch.equal(quantizer.alpha_bar, quantizer.alpha) or torch.allclose(quantizer.alpha_bar, quantizer.alpha)
+    torch.testing.assert_close(quantizer.alpha_bar, quantizer.alpha.detach())
 
 
-def test_nothing_is_changed_without_rows():
-    rows, layer = inputs(0.0), read_by()
+@pytest.mark.parametrize("count", [0, 1, 63])
+def test_nothing_is_changed_with_few_rows(count):
+    rows, layer = inputs(-60.0), read_by()
     quantizer = started(rows)
     before = copy.deepcopy(quantizer.state_dict()), copy.deepcopy(layer.state_dict())
-    fit_to_outputs(quantizer, torch.empty(0, 0), [layer])
+    fit_to_outputs(quantizer, rows[:count] if count else torch.empty(0, 0), [layer])
     after = quantizer.state_dict(), layer.state_dict()
     for old, new in zip(before, after, strict=True):
         assert all(torch.equal(new[name], value) for name, value in old.items())
 
 
 def test_constant_outputs_have_no_error_to_choose_by():
-    rows, layer = torch.ones(8, 16), read_by()
+    rows, layer = torch.ones(80, 16), read_by()
     quantizer = started(rows)
     fit_to_outputs(quantizer, rows, [layer])
     assert torch.isfinite(layer.bias).all()
     assert torch.isfinite(quantizer.alpha).all()
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(-1, (2, 50, 24)), (-3, (2, 24, 5, 10)), (-3, (24, 10, 10))])
-def test_rows_are_few_and_of_all_calls(axis, shape):
-    sample = InputRows(axis)
-    sample.add(torch.empty(0, 24) if axis == -1 else torch.empty(24, 0, 1))
-    calls = 400
+@pytest.mark.parametrize(("channels", "tokens", "calls"), [(24, 50, 400), (2048, 8, 400), (4608, 500, 200)])
+def test_rows_are_few_of_all_calls_and_of_all_places(channels, tokens, calls):
+    sample = InputRows(-1)
+    sample.add(torch.empty(0, channels))
+    places, again = torch.arange(tokens).float(), InputRows(-1)
     for call in range(calls):
-        sample.add(torch.full(shape, float(call)))
-        if call == 150:
-            again = InputRows(axis)
+        x = torch.zeros(tokens, channels)
+        x[:, 0], x[:, 1] = call, places
+        sample.add(x)
+        if call == calls // 2:
             again.go_on(copy.deepcopy(sample.progress()), torch.device("cpu"))
-        if call > 150:
-            again.add(torch.full(shape, float(call)))
+        elif call > calls // 2:
+            again.add(x)
     rows = sample.sample()
     assert torch.equal(again.sample(), rows)
-    assert rows.shape[1] == 24
-    assert len(rows) <= (1 << 18) // 24
-    counts = torch.bincount(rows[:, 0].long(), minlength=calls)
-    assert 0 < int(counts.min()) == int(counts.max())
+    most = max((1 << 18) // channels, 128)
+    assert rows.shape == (min(most, calls * tokens), channels)
+    for found, count in ((rows[:, 0], calls), (rows[:, 1], tokens)):
+        quarters = torch.bincount((found * 4 / count).long(), minlength=4)
+        assert 0.15 < float(quarters.min() / len(rows)) <= float(quarters.max() / len(rows)) < 0.35
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 5, 10), (24, 10, 10)])
+def test_rows_of_a_convolution_are_its_pixels(shape):
+    sample, x = InputRows(-3), torch.arange(math.prod(shape)).reshape(shape).float()
+    sample.add(x)
+    pixels = {tuple(row) for row in x.movedim(-3, -1).reshape(-1, 24).tolist()}
+    assert {tuple(row) for row in sample.sample().tolist()} <= pixels
 
 
 def test_a_row_is_a_token():
     sample = InputRows(-3)
     x = torch.arange(2 * 3 * 4).reshape(1, 2, 3, 4).float()
     sample.add(x)
-    assert torch.equal(sample.sample(), x.flatten(2)[0].T)
+    assert sorted(sample.sample().tolist()) == x.flatten(2)[0].T.tolist()
+
+
+def test_a_correction_that_was_made_before_is_taken_back():
+    rows, other, layer = inputs(-60.0), inputs(-30.0, seed=1), read_by()
+    bias = layer.bias.detach().clone()
+    quantizer = started(other)
+    fit_to_outputs(quantizer, other, [layer])
+    before, quantizer = quantizer, started(rows)
+    fit_to_outputs(quantizer, rows, [layer], before)
+    once, directly = read_by(), started(rows)
+    fit_to_outputs(directly, rows, [once])
+    torch.testing.assert_close(quantizer.alpha, directly.alpha)
+    # What the earlier range does to these rows is what it was corrected for, but for their deviations.
+    difference = (before(other) - other).mean(0) - (before(rows) - rows).mean(0)
+    weight = layer.weight_fake_quant(layer.weight)
+    torch.testing.assert_close(layer.bias, once.bias - weight @ difference, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(layer.bias, bias)
 
 
 def fit_on_a_rank(rank):

@@ -93,6 +93,7 @@ def test_held_ranges_are_learned_like_others(grid):
     rounded = start_quantizer(learned, weight, gram, "gptq").requires_grad_()
     optimizer = torch.optim.Adam([rounded, learned.log_alpha], lr=0.01)
     target = weight * 0.7
+    start = rounded.detach().clone(), learned.log_alpha.detach().clone()
     losses = []
     for _ in range(30):
         loss = (learned(rounded) - target).square().mean()
@@ -101,6 +102,8 @@ def test_held_ranges_are_learned_like_others(grid):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    assert not torch.equal(rounded, start[0])
+    assert not torch.equal(learned.log_alpha, start[1])
 
 
 @pytest.mark.parametrize(

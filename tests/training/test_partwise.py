@@ -148,6 +148,26 @@ def test_where_all_that_runs_is_frozen_nothing_is_learned(float_model, prepared)
     assert all(torch.equal(start[name], value) for name, value in prepared.state_dict().items())
 
 
+@pytest.mark.slow
+def test_what_no_held_out_batch_runs_is_said_and_stays(float_model, prepared, clip, caplog):
+    start = copy.deepcopy(prepared.state_dict())
+    result = train_qat(
+        prepared,
+        steps=1,
+        lr=1e-4,
+        batches=lambda first: [clip],
+        held_out=[batch_of(images=True)],
+        distill_from=float_model,
+        partwise=True,
+        progress=False,
+    )
+    assert "no held-out batch runs memory_attention, obj_ptr_tpos_proj" in caplog.text
+    assert not {"memory_attention", "obj_ptr_tpos_proj"} & result.selected.steps.keys()
+    for name, value in prepared.state_dict().items():
+        if name.startswith(("memory_attention", "obj_ptr_tpos_proj")):
+            assert torch.equal(value, start[name]), name
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
     init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)

@@ -156,6 +156,17 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: str) -> Non
         Selection(model, HELD_OUT, error, run, every=2, steps=8, path=path)
 
 
+def test_the_best_of_parts_is_no_best_of_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    select(line(-2.0), target=1.0, path=path, steps=2)
+    by_parts = lambda output: {"other": output.square().mean()}  # noqa: E731
+    selection = Selection(line(-2.0), HELD_OUT, error, run, parts=by_parts, every=1, steps=8, path=path)
+    with pytest.raises(CheckpointError, match=r"judged by other parts.*delete it"):
+        train(
+            line(-2.0), lambda first: HELD_OUT, error, steps=1, ema=0.5, forward=run, on_step=selection, progress=False
+        )
+
+
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(DataError, match="held-out"):
         Selection(line(1.0), [], error, run, every=1, steps=1)
