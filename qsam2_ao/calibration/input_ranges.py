@@ -38,7 +38,7 @@ class InputRows:
 
     Example:
         >>> rows = InputRows(-1)
-        >>> rows.add(inputs)
+        >>> rows.add(torch.randn(2, 50, 6))
         >>> rows.sample().shape
         torch.Size([64, 6])
     """
@@ -110,7 +110,11 @@ def fit_to_outputs(
             quantizer at all.
 
     Example:
-        >>> fit_to_outputs(quantizer, torch.randn(64, 6), [layer])
+        >>> layer = copy.deepcopy(prepared.obj_ptr_proj.layers[0])
+        >>> quantizer = LSCFakeQuantize(4)
+        >>> with quantizer.calibrating():
+        ...     rows = quantizer(torch.randn(64, layer.in_features) + 20)
+        >>> fit_to_outputs(quantizer, rows, [layer])
     """
     weights = [_quantized_weight(layer) for layer in layers]
     if len(rows) == 0:
