@@ -225,7 +225,12 @@ def _start_inputs(
     keep: KeptCalibration | None = None,
 ) -> None:
     inputs = {name: q for name, q in fake_quantizers(prepared) if "input_quantizer" in name}
-    readers = _fitted_readers(prepared)
+    # Those whose ranges can be chosen by what their layers make of them, which multiply rows.
+    readers = {
+        name: layers
+        for name, layers in input_readers(prepared).items()
+        if isinstance(inputs[name], LSCFakeQuantize) and all(map(is_calibratable, layers))
+    }
     rows = {name: InputRows(-1 if isinstance(layers[0], nn.Linear) else -3) for name, layers in readers.items()}
     # Biases belong to the ranges that inputs have had so far.
     before: dict[str, Any] = {
@@ -246,16 +251,6 @@ def _start_inputs(
     for name, quantizer in inputs.items():
         if isinstance(quantizer, RangedFakeQuantize) and not quantizer.is_initialized:
             logger.warning("%s saw no data during calibration; it starts from the first training batch", name)
-
-
-def _fitted_readers(prepared: SAM2Base) -> dict[str, list[Any]]:
-    """By input quantizer, the layers by whose outputs its range can be chosen: those that multiply rows."""
-    quantizers = dict(fake_quantizers(prepared))
-    return {
-        name: layers
-        for name, layers in input_readers(prepared).items()
-        if isinstance(quantizers[name], LSCFakeQuantize) and all(map(is_calibratable, layers))
-    }
 
 
 def _seen(quantizers: Mapping[str, FakeQuantizeBase], rows: Mapping[str, InputRows]) -> dict[str, Any]:

@@ -202,8 +202,7 @@ class VRCObserver(ObserverBase):
         self._keep_first(torch.cat([self.keys, keys]), torch.cat([self.sample, rows]))
 
     def _keep_first(self, keys: Tensor, rows: Tensor) -> None:
-        self.keys, order = keys.sort()
-        self.keys, self.sample = self.keys[:_SAMPLE], rows[order[:_SAMPLE]]
+        self.keys, self.sample = first_by_key(keys, rows, _SAMPLE)
 
     def _add_waiting(self) -> None:
         if self._waiting:
@@ -291,6 +290,21 @@ class VRCObserver(ObserverBase):
             if incoming is not None and (self.n == 0 or key in ("sample", "keys")):
                 setattr(self, key, torch.zeros(incoming.shape, dtype=current.dtype, device=current.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def first_by_key(keys: Tensor, rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """A random choice of rows that stays one when others join it: those of the smallest of the keys drawn for them.
+
+    Args:
+        keys: One random number a row, [rows].
+        rows: [rows, ...], on any device.
+        most: How many are kept.
+
+    Returns:
+        The keys that are kept, ascending, and their rows.
+    """
+    keys, order = keys.sort()
+    return keys[:most], rows[order[:most].to(rows.device)]
 
 
 def _gather(rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..quantizers import LSCFakeQuantize
 from ..quantizers.statistics import world_size
+from .gram import first_by_key
 
 # Rows that are kept of an input: so many values in all, of at most so many rows of a call, and so many rows at least.
 # Of fewer than that of a call, little can be said.
@@ -67,9 +68,8 @@ class InputRows:
             chosen = keys < self._keys[-1]
             keys, places = keys[chosen], places[chosen]
         own = rows[places.to(rows.device)].float()
-        self._keys, order = torch.cat([self._keys, keys]).sort()
-        self._keys, order = self._keys[:most], order[:most].to(rows.device)
-        self._rows = (torch.cat([self._rows, own]) if len(self._rows) else own)[order]
+        joined = torch.cat([self._rows, own]) if len(self._rows) else own
+        self._keys, self._rows = first_by_key(torch.cat([self._keys, keys]), joined, most)
 
     def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook of what takes the input."""

@@ -75,10 +75,11 @@ class PartwiseDistillation:
         """The terms of the last loss, a part each."""
 
     @staticmethod
-    def parts(student: nn.Module) -> list[str]:
-        """The parts that learn: those with a parameter that is not frozen."""
+    def parts(student: nn.Module, *, frozen: bool = False) -> list[str]:
+        """The parts that learn: those with a parameter that is not frozen, or with any at all."""
         modules = dict(student.named_modules())
-        return [unit for unit in _UNITS if unit in modules and any(p.requires_grad for p in modules[unit].parameters())]
+        units = filter(modules.__contains__, _UNITS)
+        return [unit for unit in units if any(p.requires_grad or frozen for p in modules[unit].parameters())]
 
     def forward(self, model: nn.Module, batch: BatchedVideoDatapoint) -> dict[str, Tensor]:
         """The distance of each part on a batch, 0-dimensional, by the part's name.
@@ -112,14 +113,11 @@ class PartwiseDistillation:
 
             return hear
 
-        teacher, parts = self._teacher.model, dict(student.named_modules())
         with ExitStack() as stack:
-            for unit in filter(parts.__contains__, _UNITS):
-                own = list(parts[unit].parameters())
-                # A frozen part is judged, and has nothing to learn.
-                if own and (not torch.is_grad_enabled() or any(p.requires_grad for p in own)):
-                    module = teacher.get_submodule(unit)
-                    stack.callback(module.register_forward_hook(listener(unit), with_kwargs=True).remove)
+            # A frozen part is judged, and has nothing to learn.
+            for unit in self.parts(student, frozen=not torch.is_grad_enabled()):
+                module = self._teacher.model.get_submodule(unit)
+                stack.callback(module.register_forward_hook(listener(unit), with_kwargs=True).remove)
             self._teacher.answer(student, batch)
         return calls
 

@@ -114,8 +114,7 @@ def rates_of(settings: TrainingSettings, model: nn.Module) -> Rates:
     """
     bits = Counter[int]()
     for name, layer in quantized_layers(model):
-        learning = layer.weight.requires_grad
-        bits[code_range(layer.weight_fake_quant, name)[2]] += layer.weight.numel() if learning else 0
+        bits[code_range(layer.weight_fake_quant, name)[2]] += layer.weight.numel() * layer.weight.requires_grad
     if not bits:
         return Rates(settings.lr or FLOAT_RATE)
     lr = settings.lr or rate_at(bits.most_common(1)[0][0])

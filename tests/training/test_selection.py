@@ -96,14 +96,17 @@ def of_parts(model: nn.Module, batch: Pair) -> dict[str, Tensor]:
     return {name: error(part(batch[0]), batch) for name, part in parts.items()}
 
 
+def total(output: dict[str, Tensor], batch: Pair) -> Tensor:
+    return torch.stack(list(output.values())).sum()
+
+
 def test_every_part_keeps_its_own_best(tmp_path: Path) -> None:
     model, path = Two(), tmp_path / "best.pt"
     start = copy.deepcopy(model.state_dict())
     batches = [(torch.ones(1, 2), torch.full((1, 1), target)) for target in (0.0, 2.0)]
 
     def selection() -> Selection[Pair, dict[str, Tensor]]:
-        whole = lambda output, batch: torch.stack(list(output.values())).sum()  # noqa: E731
-        return Selection(model, batches, whole, of_parts, parts=dict, every=2, steps=8, path=path)
+        return Selection(model, batches, total, of_parts, parts=dict, every=2, steps=8, path=path)
 
     def forward(model: nn.Module, batch: Pair) -> dict[str, Tensor]:
         assert isinstance(model, Two)
@@ -115,7 +118,6 @@ def test_every_part_keeps_its_own_best(tmp_path: Path) -> None:
 
     chosen = selection()
     data = [(torch.ones(4, 2), torch.zeros(4, 1))] * 8
-    total = lambda output, batch: torch.stack(list(output.values())).sum()  # noqa: E731
     options = {"forward": forward, "on_step": chosen, "progress": False}
     train(model, lambda first: data[first:], total, steps=8, lr=0.1, ema=0.5, **options)
     best = chosen.best
