@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
-from torch._inductor.exc import CppCompileError, InductorError
 
 from ..deploy.compiled import refuse_opaque_weights
 from ..errors import QSAM2Error
@@ -66,6 +65,8 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
 
 def _compile(name: str, program: torch.export.ExportedProgram, package: Path, image_size: int) -> None:
     """The compiler's errors are told as its own, not as those of the place that the file goes to."""
+    from torch._inductor.exc import CppCompileError, InductorError  # a second, which running exports must not wait for
+
     # settings.json may be another export's: what the network was compiled for stands inside it, too.
     configs = {"aot_inductor.metadata": {SIZE_KEY: str(image_size)}}
     try:

@@ -1,4 +1,4 @@
-"""Loading a packed model imports neither torch's compiler, DTensor nor all of torchao, which are there when wanted."""
+"""Loading and running a packed model imports neither torch's compiler, DTensor nor all of torchao."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ assert issubclass(PackedIntxTensor, torchao.utils.TorchAOBaseTensor)
 from qsam2_ao.quantizers import LSCFakeQuantize
 assert LSCFakeQuantize.__module__ == "qsam2_ao.quantizers.lsc"
 """
+
+
+_SEGMENT = """
+import sys
+from typer.testing import CliRunner
+from qsam2_ao.cli.main import app
+done = CliRunner().invoke(app, ["segment", *sys.argv[1:]])
+assert done.exit_code == 0, done.output
+late = {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "scipy", "torchao.quantization"}
+assert not late & set(sys.modules), late & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_mask_needs_no_compiler(packed_file: Path, picture: Path, tmp_path: Path) -> None:
+    arguments = [str(packed_file), str(picture), "--point", "48,48", "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", _SEGMENT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
