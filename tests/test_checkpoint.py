@@ -169,7 +169,8 @@ def test_the_header_tells_what_is_inside(quantized: SAM2Base, saved: Path) -> No
     assert header.plan == stage_of(quantized).layers
     assert header.config["_target_"].endswith("SAM2VideoPredictor")
     assert header.info["qconfig"] == "w2a8"
-    assert header.info["versions"]["torch"] == torch.__version__
+    # torch calls itself by its build, "2.13.0+cu130", which its package need not
+    assert torch.__version__.startswith(header.info["versions"]["torch"])
 
 
 class _FloatShapes(TorchDispatchMode):

@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..optional import needed
 from .decoding import count_pages
 from .listing import list_pictures
-from .seeking import count_packets
+from .seeking import count_packets, open_video
 from .video import is_pages, read_frames
 
 CACHE_BYTES = 128 * 2**20
@@ -91,7 +91,7 @@ def count_frames(path: Path) -> int:
     """
     av = needed("av")
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with open_video(path) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             return count_packets(container, container.streams.video[0])

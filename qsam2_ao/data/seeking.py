@@ -1,7 +1,8 @@
-"""Decoding a video from its middle, to the frame."""
+"""Opening a video, and decoding it from its middle, to the frame."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -12,6 +13,25 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+
+def open_video(path: str | os.PathLike[str]) -> InputContainer:
+    """Open a video file by PyAV, whatever the encoding of its title and other metadata.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The container, to be closed by ``with``.
+
+    Raises:
+        MissingPackageError: PyAV is not installed.
+        av.error.FFmpegError: It is no such file, or none that FFmpeg reads.
+    """
+    av = needed("av")
+    # From version 19 on it has no such option, and such text is no error.
+    before = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    return av.open(path, **before)
 
 
 def presentation_times(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]] | None:

@@ -20,7 +20,7 @@ from ..optional import needed
 from .decoding import open_pages, page_rate
 from .listing import PICTURE_SUFFIXES, list_pictures
 from .pictures import FrameReader, largest_value, to_rgb
-from .seeking import decode_from
+from .seeking import decode_from, open_video
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -74,7 +74,7 @@ def read_frames(
 def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
     av = needed("av")
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with open_video(path) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
@@ -91,12 +91,11 @@ def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
 def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
     """Turn and mirror a frame as its display matrix says: phones store what the sensor saw, and how it was held."""
     # A frame's side_data and the frame keep each other, and Python collects such garbage after hundreds of frames.
-    items = needed("av.sidedata.sidedata").SideDataContainer(frame)
-    data = next((bytes(item) for item in items if item.type.name == "DISPLAYMATRIX"), None)
-    if data is None:
+    matrix = needed("av.sidedata.sidedata").SideDataContainer(frame).get("DISPLAYMATRIX")
+    if matrix is None:
         return pixels
     # A pixel at (x, y) is shown at (a x + c y, b x + d y); other angles than quarters of a turn are rounded.
-    a, b, _, c, d = struct.unpack("=5i", data[:20])
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     across, down = (a, d) if abs(a) >= abs(b) else (c, b)
     if abs(a) < abs(b):
         pixels = pixels.transpose(1, 0, 2)
@@ -138,7 +137,7 @@ def frame_rate(path: str | os.PathLike[str], default: Fraction | int = 24) -> Fr
         return Fraction(page_rate(path) or default).limit_denominator(65535)
     av = needed("av")
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with open_video(path) as container:
             rate = container.streams.video[0].average_rate if container.streams.video else None
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from qsam2_ao.data.frames import ClipFrames
 from qsam2_ao.data.video import frame_rate, read_frames, write_video
 from qsam2_ao.errors import DataError, QSAM2Error
 
@@ -155,6 +156,21 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
         container.mux(stream.encode(silence))
     with pytest.raises(DataError, match=r"sound\.wav has no video stream"):
         list(read_frames(tmp_path / "sound.wav"))
+
+
+def test_a_title_in_any_encoding_is_no_error(tmp_path: Path) -> None:
+    with av.open(tmp_path / "clip.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        container.metadata["title"] = "Cafe au lait"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(stream.encode())
+    written = (tmp_path / "clip.mp4").read_bytes()
+    assert written.count(b"Cafe") == 1
+    (tmp_path / "clip.mp4").write_bytes(written.replace(b"Cafe", b"Caf\xe9"))
+    assert len(list(read_frames(tmp_path / "clip.mp4"))) == 1
+    assert len(ClipFrames(tmp_path / "clip.mp4")) == 1
+    assert frame_rate(tmp_path / "clip.mp4") == 5
 
 
 def test_a_cut_off_video_is_an_error(tmp_path: Path) -> None:
