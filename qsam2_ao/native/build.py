@@ -38,9 +38,11 @@ def kind() -> str:
     """The kind of CPU, of those in the compiler's ``KINDS``, whose kernels make the most of this one."""
     if platform.machine() == "aarch64":
         return "neon_i8mm" if _cpu_has("i8mm") else "neon"
-    # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
-    if _kept_to() == "avx2" or not torch.cpu._is_vnni_supported() or not all(map(_cpu_has, compiler.X86["avx512"])):
+    if _kept_to() == "avx2":
         return "avx2"
+    # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
+    if not torch.cpu._is_vnni_supported() or not all(map(_cpu_has, compiler.X86["avx512"])):
+        return "avx_vnni" if _cpu_has("avx_vnni") else "avx2"
     return "avx512_bf16" if bf16_supported() else "avx512"
 
 

@@ -17,7 +17,12 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma")
-X86 = {"avx2": ("avx2", "fma"), "avx512": _AVX512, "avx512_bf16": (*_AVX512, "avx512_bf16")}
+X86 = {
+    "avx2": ("avx2", "fma"),
+    "avx_vnni": ("avx2", "fma", "avx_vnni"),
+    "avx512": _AVX512,
+    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+}
 """What each kind of x86-64 CPUs can do, as Linux names it; compilers leave the line out."""
 _NEON = "-march=armv8.2-a+dotprod"
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -130,7 +135,7 @@ def _run(compiler: str, calls: Iterable[Sequence[str]]) -> None:
                     output.seek(0)
                     raise CompileError(
                         f"The C++ compiler {compiler} fails (it must know C++20 and this CPU's instructions, as "
-                        f"GCC 10 does): {output.read().decode(errors='replace').strip()[-2000:]}"
+                        f"GCC 11 does): {output.read().decode(errors='replace').strip()[-2000:]}"
                     )
         except subprocess.TimeoutExpired as error:
             raise CompileError(f"The C++ compiler {compiler} takes more than {SECONDS} seconds.") from error

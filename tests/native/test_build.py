@@ -65,6 +65,8 @@ def test_the_cpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {"avx2", *compiler.X86["avx512_bf16"]}
     for lacking in ({"avx512_vnni"}, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}, {"avx512dq"}):
         monkeypatch.setattr(build, "cpu_flags", lambda lacking=lacking: everything - lacking | {"avx_vnni"})
+        assert build.kind() == "avx_vnni"
+        monkeypatch.setattr(build, "cpu_flags", lambda lacking=lacking: everything - lacking)
         assert build.kind() == "avx2"
         assert why_unfit_for_kernels() is None
     monkeypatch.setattr(build, "cpu_flags", lambda: everything - {"avx512_bf16"})
@@ -143,6 +145,10 @@ def test_torch_may_be_told_to_do_without_instructions(
     for chosen, kind in (("avx2", "avx2"), ("AVX2", "avx2"), ("avx512", "avx512")):
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", chosen)
         assert why_unfit_for_kernels() is None
+        assert build.kind() == kind
+    cpuinfo(compiler.X86["avx_vnni"])
+    for chosen, kind in (("avx2", "avx2"), ("avx512", "avx_vnni")):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", chosen)
         assert build.kind() == kind
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "DEFAULT")
     assert "ATEN_CPU_CAPABILITY=default says to do without" in str(why_no_kernels())
@@ -330,6 +336,32 @@ def test_the_kernels_for_avx2() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not cuda"]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
     run = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+
+
+_WITH_LIBRARY_OF = """
+import sys
+import pytest
+from qsam2_ao.native import build, load_kernels
+load_kernels()
+assert build.kernel_library().is_relative_to(sys.argv[1]), "a wheel's kernels"
+sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not cuda", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.kind() not in compiler.X86, reason="These kernels are for x86-64.")
+@pytest.mark.skipif(build.kind() == "avx_vnni", reason="All tests of the kernels run on those for AVX-VNNI.")
+@needs_kernels  # nearest to the function: its reason is told first
+def test_the_kernels_for_avx_vnni(tmp_path: Path) -> None:
+    """With an emulated instruction: few CPUs have it and no AVX512-VNNI."""
+    here = Path(__file__).parent
+    tests = [str(here / name) for name in ("test_kernels.py", "test_int8_scores.py")]
+    emulating = f"{compiler.compilers()[0]} -include {here / 'avx_vnni.h'}"
+    environment = {**os.environ, "CXX": emulating, "XDG_CACHE_HOME": str(tmp_path), "ATEN_CPU_CAPABILITY": "avx2"}
+    command = [sys.executable, "-c", _WITH_LIBRARY_OF, str(tmp_path), *tests]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
 

@@ -107,7 +107,7 @@ template <int Rows, int Vectors>
 }
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 constexpr int kNarrow = 16;      // weights of which VPMADDUBSW takes the products
 constexpr int kNarrowSteps = 4;  // and adds so many pairs of them: 4 * 2 * 255 * 16 < 2^15
 

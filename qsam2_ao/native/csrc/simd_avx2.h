@@ -1,4 +1,4 @@
-// The vocabulary of simd.h on AVX2 with FMA: two registers at once.
+// The vocabulary of simd.h on AVX2 with FMA, and with or without AVX-VNNI: two registers at once.
 #pragma once
 
 #include <immintrin.h>
@@ -241,6 +241,14 @@ inline void store_tests(void* p, Bits x, Bits y) {
   std::memcpy(p, bits, sizeof(bits));
 }
 
+#ifdef __AVXVNNI__
+inline void add_dots(Bits& acc, Bits x, Bits w) {
+  const auto add = [](__m256i sum, __m256i codes, __m256i weights) {
+    return _mm256_dpbusd_avx_epi32(sum, codes, weights);
+  };
+  acc = halves(add, acc, x, w);
+}
+#else
 // In 16 bits, two of which have room for their sum: VPMADDUBSW would saturate.
 inline void add_dots(Bits& acc, Bits x, Bits w) {
   const auto add = [](__m256i sum, __m256i codes, __m256i weights) {
@@ -251,6 +259,7 @@ inline void add_dots(Bits& acc, Bits x, Bits w) {
   };
   acc = halves(add, acc, x, w);
 }
+#endif
 
 inline void transpose(__m256i (&r)[8]) {
   __m256i t[8];
