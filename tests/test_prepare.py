@@ -24,11 +24,9 @@ from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
 from torch.utils.checkpoint import checkpoint
 
 from qsam2_ao import calibrate_activations, convert_qsam2, lsc_qconfig, prepare_qsam2
-from qsam2_ao.calibration import load_images
-from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.errors import CalibrationError, GraphTraceError, NonFiniteError, QConfigError
 from qsam2_ao.graph import REGIONS, find_parts
-from qsam2_ao.models.embedded import build_embedded, load_embedded
+from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.recipe import fake_quantizers, quantized_layers
 from qsam2_ao.stage import stage_of
 
@@ -159,46 +157,6 @@ def test_activations_can_be_calibrated_later(model: SAM2Base) -> None:
     ours = prepare_qsam2(model, {"mask_decoder": "w4a8"})
     calibrate_activations(ours, photos(), progress=False)
     run_image(ours.eval(), images(1, 96))
-
-
-@pytest.mark.slow
-def test_ranges_started_anew_take_their_corrections_along() -> None:
-    float_model = with_an_offset()
-    recipe = {"memory_encoder": lsc_qconfig(8, 4)}
-    once = prepare_qsam2(float_model, recipe, calibration_data=photos(), vrc=None, progress=False)
-    again = copy.deepcopy(once)
-    calibrate_activations(again, photos(seed=7), progress=False)
-    calibrate_activations(again, photos(), progress=False)
-    bias = once.memory_encoder.pix_feat_proj.bias
-    assert float((bias - float_model.memory_encoder.pix_feat_proj.bias).abs().max()) > 0.5
-    # Means over other photographs are a little different.
-    torch.testing.assert_close(again.memory_encoder.pix_feat_proj.bias, bias, rtol=0, atol=0.02)
-
-
-@pytest.mark.slow
-def test_a_channel_that_is_always_large_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    float_model = with_an_offset()
-    masks = torch.randn(2, 1, 96, 96) * 10
-    features = float_model.image_encoder(images(2, 96))["vision_features"].detach()
-    wanted = float_model.memory_encoder(features, masks)["vision_features"]
-    errors = []
-    for noticeable in (float("inf"), 0.05):
-        monkeypatch.setattr("qsam2_ao.calibration.input_ranges._NOTICEABLE", noticeable)
-        ours = prepare_qsam2(
-            float_model, {"memory_encoder": lsc_qconfig(8, 4)}, calibration_data=photos(4), vrc=None, progress=False
-        )
-        found = ours.eval().memory_encoder(features, masks)["vision_features"]
-        errors.append(float((found - wanted).square().mean()))
-    assert errors[1] < 0.6 * errors[0]
-
-
-def with_an_offset() -> SAM2Base:
-    """A model with a channel of its image features that is large all the time, as those of vision transformers."""
-    model = load_embedded(SAM2VideoPredictor)
-    with torch.no_grad():
-        model.image_encoder.neck.convs[0].conv.bias[3] -= 60.0
-        model.image_encoder.neck.convs[1].conv.bias[3] -= 60.0
-    return model.eval()
 
 
 @pytest.mark.slow
@@ -384,45 +342,3 @@ def _train_rank(rank: int) -> dict[str, torch.Tensor]:
         ddp(images(1, 96, seed=10 * rank + step))["vision_features"].square().mean().backward()
         optimizer.step()
     return model.image_encoder.state_dict()
-
-
-@pytest.mark.slow
-def test_gptq_puts_weights_near_their_codes_and_brings_the_output_nearer():
-    model = load_embedded()
-    frames = [generate_sequence("train", k, num_frames=1).frames[0] for k in range(12)]
-    unseen = torch.cat(list(load_images(frames[8:]).batches(model, 4)))
-    wanted = model.image_encoder(unseen)["backbone_fpn"][-1]
-    errors = {}
-    for rounding in ("nearest", "gptq"):
-        options = {"calibration_data": frames[:8], "rounding": rounding, "progress": False}
-        prepared = prepare_qsam2(model, {"image_encoder": "w2a16"}, **options).eval()
-        with torch.no_grad():
-            errors[rounding] = float((prepared.image_encoder(unseen)["backbone_fpn"][-1] - wanted).norm())
-    assert errors["gptq"] < 0.9 * errors["nearest"]
-    layer = dict(quantized_layers(prepared))["image_encoder.trunk.blocks.3.mlp.layers.0"]
-    on_codes = layer.weight_fake_quant(layer.weight)
-    steps = (layer.weight - on_codes).abs() / layer.weight_fake_quant.qparams()[0][:, None]
-    assert float(steps.max()) < 0.25 + 1e-4
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_massive_activations_that_float_does_not_feel_are_not_felt_when_quantized():
-    model, data = load_embedded(), [generate_sequence("train", k, num_frames=1).frames[0] for k in range(2)]
-    frames = torch.cat(list(load_images(data).batches(model, 2)))
-    wanted = model.image_encoder(frames)["backbone_fpn"]
-
-    def errors(offset: float, **options: Any) -> list[float]:
-        moved = copy.deepcopy(model)
-        for block in moved.image_encoder.trunk.blocks:
-            channels = slice(0, 3)
-            block.norm2.bias[channels] += offset
-            block.mlp.layers[0].bias -= offset * block.mlp.layers[0].weight[:, channels].sum(1)
-        recipe = {"image_encoder": lsc_qconfig(4, None)}
-        quantized = prepare_qsam2(moved, recipe, calibration_data=data, progress=False, **options).eval()
-        found = quantized.image_encoder(frames)["backbone_fpn"]
-        return [float((x - y).square().sum() / y.square().sum()) for x, y in zip(found, wanted, strict=True)]
-
-    for options in ({"vrc": None}, {"vrc": "auto"}):
-        for massive, plain in zip(errors(300.0, **options), errors(0.0, **options), strict=True):
-            assert massive < 1.3 * plain
