@@ -83,8 +83,7 @@ class Selected:
             ("the start" if step == 0 else f"step {step}") + (f" of {', '.join(parts)}" if _WHOLE not in parts else "")
             for step, parts in sorted(names.items())
         ]
-        verb = "is" if len(kept) == 1 else "are"
-        return f"{' and '.join(kept)} {verb} kept: held-out loss {self.loss:.4f}, {start:.4f} at the start"
+        return f"held-out loss {self.loss:.4f}, {start:.4f} at the start; kept: {'; '.join(kept)}"
 
 
 class Selection(Generic[Batch, Output]):

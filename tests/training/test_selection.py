@@ -76,7 +76,7 @@ def test_the_average_of_least_held_out_loss_is_kept() -> None:
     kept.load_state_dict(best.state)
     expected = sum(error(run(kept, batch), batch).item() for batch in HELD_OUT) / 2
     assert best.judged[best.step] == pytest.approx(expected, rel=1e-6)
-    assert f"step {best.step} is kept" in str(best)
+    assert f"kept: step {best.step}" in str(best)
 
 
 class Two(nn.Module):
@@ -128,7 +128,7 @@ def test_every_part_keeps_its_own_best(tmp_path: Path) -> None:
     assert best.loss == pytest.approx(best.losses["good"][best.step] + best.losses["outer.bad"][0])
     assert best.judged[best.step] > best.loss
     assert 0 < best.gain < 1
-    assert f"the start of outer.bad and step {best.step} of good are kept" in str(best)
+    assert str(best).endswith(f"kept: the start of outer.bad; step {best.step} of good")
     again = selection().best
     assert (again.steps, again.losses) == (best.steps, best.losses)
     assert all(torch.equal(again.state[name], value) for name, value in best.state.items())
