@@ -38,7 +38,7 @@ def overview(
     Args:
         times: The records of ``inference.json``.
         files: The files of ``inference_details.json``.
-        scores: The records of every ``real*/accuracy.json``.
+        scores: The records of ``real_parts/accuracy.json``.
 
     Returns:
         The figure. Where something was not measured, its bar or line is missing.
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("benchmarks/results"))
     folder = parser.parse_args(arguments).folder
     times, details = (json.loads((folder / name).read_text()) for name in ("inference.json", "inference_details.json"))
-    scores = [record for path in sorted(folder.glob("real*/accuracy.json")) for record in json.loads(path.read_text())]
+    scores = json.loads((folder / "real_parts" / "accuracy.json").read_text())
     print(save_figure(overview(times, details["files"], scores), folder / "overview.png"))
 
 

@@ -52,8 +52,8 @@ def test_nothing_measured_is_a_chart_too() -> None:
 
 
 def test_it_is_drawn_beside_its_results(tmp_path: Path) -> None:
-    written = {"inference": TIMES, "inference_details": {"files": FILES}, "real/accuracy": SCORES}
-    for name, content in (written | {"real_150/accuracy": TRAINED}).items():
+    written = {"inference": TIMES, "inference_details": {"files": FILES}, "real_parts/accuracy": SCORES + TRAINED}
+    for name, content in written.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     main([str(tmp_path)])
