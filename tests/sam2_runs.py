@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def photos(count: int = 2, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Pictures of noise, to calibrate on."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (80, 120, 3), np.uint8) for _ in range(count)]
 
 
 def points(model: SAM2Base, batch: Tensor, count: int) -> dict[str, Tensor]:

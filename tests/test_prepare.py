@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from data_parallel import run_ranks
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from sam2_runs import assert_identical, images, run_image, run_video
+from sam2_runs import assert_identical, images, photos, run_image, run_video
 from threads import at_once
 from torch import fx, nn
 from torch.ao.quantization import QConfigMapping, get_default_qat_qconfig
@@ -31,11 +30,6 @@ from qsam2_ao.recipe import fake_quantizers, quantized_layers
 from qsam2_ao.stage import stage_of
 
 LAYERS = (nn.Linear, nn.Conv2d)
-
-
-def photos(count: int = 2, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (80, 120, 3), np.uint8) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

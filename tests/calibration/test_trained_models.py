@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from sam2_runs import images
+from sam2_runs import images, photos
 
 from qsam2_ao import calibrate_activations, lsc_qconfig, prepare_qsam2
 from qsam2_ao.calibration import load_images
@@ -20,11 +18,6 @@ from qsam2_ao.models.embedded import load_embedded
 from qsam2_ao.recipe import quantized_layers
 
 pytestmark = pytest.mark.slow
-
-
-def noise(count: int = 2, seed: int = 0) -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (80, 120, 3), np.uint8) for _ in range(count)]
 
 
 def with_an_offset() -> SAM2Base:
@@ -39,10 +32,10 @@ def with_an_offset() -> SAM2Base:
 def test_ranges_started_anew_take_their_corrections_along() -> None:
     float_model = with_an_offset()
     recipe = {"memory_encoder": lsc_qconfig(8, 4)}
-    once = prepare_qsam2(float_model, recipe, calibration_data=noise(), vrc=None, progress=False)
+    once = prepare_qsam2(float_model, recipe, calibration_data=photos(), vrc=None, progress=False)
     again = copy.deepcopy(once)
-    calibrate_activations(again, noise(seed=7), progress=False)
-    calibrate_activations(again, noise(), progress=False)
+    calibrate_activations(again, photos(seed=7), progress=False)
+    calibrate_activations(again, photos(), progress=False)
     bias = once.memory_encoder.pix_feat_proj.bias
     assert float((bias - float_model.memory_encoder.pix_feat_proj.bias).abs().max()) > 0.5
     # Means over other photographs are a little different.
@@ -58,7 +51,7 @@ def test_a_channel_that_is_always_large_costs_little(monkeypatch: pytest.MonkeyP
     for noticeable in (float("inf"), 0.05):
         monkeypatch.setattr("qsam2_ao.calibration.input_ranges._NOTICEABLE", noticeable)
         ours = prepare_qsam2(
-            float_model, {"memory_encoder": lsc_qconfig(8, 4)}, calibration_data=noise(4), vrc=None, progress=False
+            float_model, {"memory_encoder": lsc_qconfig(8, 4)}, calibration_data=photos(4), vrc=None, progress=False
         )
         found = ours.eval().memory_encoder(features, masks)["vision_features"]
         errors.append(float((found - wanted).square().mean()))

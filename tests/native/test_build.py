@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from other_kernels import run_tests
 from threads import at_once
 
 from qsam2_ao import coverage_report, load_embedded, load_qsam2, lower_float
@@ -340,30 +341,15 @@ def test_the_kernels_for_avx2() -> None:
     assert " passed" in run.stdout
 
 
-_WITH_LIBRARY_OF = """
-import sys
-import pytest
-from qsam2_ao.native import build, load_kernels
-load_kernels()
-assert build.kernel_library().is_relative_to(sys.argv[1]), "a wheel's kernels"
-sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "not cuda", *sys.argv[2:]]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(build.kind() not in compiler.X86, reason="These kernels are for x86-64.")
 @pytest.mark.skipif(build.kind() == "avx_vnni", reason="All tests of the kernels run on those for AVX-VNNI.")
 @needs_kernels  # nearest to the function: its reason is told first
 def test_the_kernels_for_avx_vnni(tmp_path: Path) -> None:
     """With an emulated instruction: few CPUs have it and no AVX512-VNNI."""
-    here = Path(__file__).parent
-    tests = [str(here / name) for name in ("test_kernels.py", "test_int8_scores.py")]
-    emulating = f"{compiler.compilers()[0]} -include {here / 'avx_vnni.h'}"
-    environment = {**os.environ, "CXX": emulating, "XDG_CACHE_HOME": str(tmp_path), "ATEN_CPU_CAPABILITY": "avx2"}
-    command = [sys.executable, "-c", _WITH_LIBRARY_OF, str(tmp_path), *tests]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    emulating = f"{compiler.compilers()[0]} -include {Path(__file__).with_name('avx_vnni.h')}"
+    tests = ["native/test_kernels.py", "native/test_int8_scores.py"]
+    run_tests(tmp_path, emulating, tests, "not cuda", ATEN_CPU_CAPABILITY="avx2")
 
 
 _WITHOUT_BF16 = """

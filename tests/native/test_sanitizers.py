@@ -10,10 +10,10 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from other_kernels import run_script, run_tests
 
 from qsam2_ao.native import why_no_kernels
 
@@ -21,20 +21,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels())),
 ]
-ROOT = Path(__file__).parents[2]
 TESTS = ["native/test_kernels.py", "native/test_int8_scores.py", "native/test_ops.py", "deploy/kernels/test_rotary.py"]
 TESTS += ["deploy/kernels/test_upscaling.py"]
 LEFT_OUT = "not cuda and not models and not official and not described and not guarded"
 SANITIZE = "-O0 -g1 -shared-libasan -fsanitize=address,undefined -fno-sanitize-recover=all"
-
-RUN_TESTS = """
-import sys, pytest
-from qsam2_ao.native import load_kernels
-load_kernels()
-with open("/proc/self/maps") as maps:
-    assert sys.argv[1] in maps.read(), "these are other kernels"
-sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", *sys.argv[2:]]))
-"""
+SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+"""The leaks are Python's own."""
 
 FAULTY = """
 #include <immintrin.h>
@@ -85,24 +77,8 @@ def compiler(folder: Path, flags: str) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        **environment,
-    }
-    return subprocess.run(
-        [sys.executable, "-c", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-
-
 def run_the_tests(folder: Path, flags: str, **environment: str) -> None:
-    environment |= {"CXX": str(compiler(folder, flags)), "XDG_CACHE_HOME": str(folder)}
-    done = run(RUN_TESTS, str(folder), LEFT_OUT, *(str(ROOT / "tests" / name) for name in TESTS), **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    assert " passed" in done.stdout
+    run_tests(folder, str(compiler(folder, flags)), TESTS, LEFT_OUT, **SANITIZERS, **environment)
 
 
 def test_the_kernels_touch_nothing_but_their_memory_and_have_no_undefined_behaviour(tmp_path: Path) -> None:
@@ -119,6 +95,6 @@ def test_faults_would_be_found(fault: str, tmp_path: Path) -> None:
     library = str(tmp_path / "faulty.so")
     command = [str(compiler(tmp_path, SANITIZE)), "-march=native", "-fPIC", "-shared", "faulty.cpp", "-o", library]
     subprocess.run(command, cwd=tmp_path, check=True)
-    done = run(CALL, library, fault, LD_PRELOAD=runtime())
+    done = run_script(CALL, library, fault, LD_PRELOAD=runtime(), **SANITIZERS)
     assert done.returncode != 0
     assert FAULTS[fault] in done.stderr
