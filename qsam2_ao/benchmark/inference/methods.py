@@ -68,8 +68,8 @@ def runs(
     return prepare
 
 
-ONE_DNN: dict[str, Any] = {"dynamic": True, "options": {"freezing": True}}
-"""Frozen graphs of free shapes give their float32 linear layers to oneDNN, on some CPUs much faster than MKL."""
+ONE_DNN: dict[str, Any] = {"options": {"freezing": True}}
+"""Settings of ``torch.compile`` for :func:`one_dnn`; dynamo takes the graph of another method where they are alike."""
 
 
 def _bf16() -> AbstractContextManager[Any]:
@@ -78,11 +78,20 @@ def _bf16() -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def one_dnn() -> Iterator[None]:
-    """What :data:`ONE_DNN` takes while it compiles and runs."""
+    """Gives float32 linear layers of frozen graphs to oneDNN, on some CPUs much faster than MKL.
+
+    Inductor does so where TF32 is allowed. No CPU with AVX512 or less has that: oneDNN stays in float32.
+    """
     from torch._inductor import config
 
-    with config.patch(freezing=True, fx_graph_cache=False):
-        yield
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with config.patch(freezing=True, fx_graph_cache=False):
+            yield
+    finally:
+        matmul.fp32_precision = before
 
 
 @contextlib.contextmanager
