@@ -53,7 +53,8 @@ class Rotary(nn.Module):
 class SinePosition(nn.Module):
     """SAM2's sine position encoding, kept for the last size and dtype instead of made for every image.
 
-    Features ``[B, C, H, W]`` -> ``[B, C', H, W]`` in ``dtype``; all of a batch share one memory.
+    Features ``[B, C, H, W]`` -> ``[B, C', H, W]`` in ``dtype``; all of a batch share one memory. The first half of the
+    channels tells the row alone and the second the column: SAM2 has the encoding of one column and of one row only.
     """
 
     def __init__(self, encoding: PositionEmbeddingSine) -> None:
@@ -67,5 +68,8 @@ class SinePosition(nn.Module):
             return self.encoding(x).to(dtype)
         key, kept = (x.shape[-2:], dtype), self._kept
         if kept is None or kept[0] != key:
-            self._kept = kept = key, self.encoding(x[:1]).to(dtype)
+            down, across = (self.encoding(line).to(dtype) for line in (x[:1, :, :, :1], x[:1, :, :1]))
+            half = down.shape[1] // 2
+            halves = down[:, :half].expand(-1, -1, *key[0]), across[:, half:].expand(-1, -1, *key[0])
+            self._kept = kept = key, torch.cat(halves, dim=1)
         return kept[1].expand(x.shape[0], -1, -1, -1)
