@@ -200,15 +200,16 @@ def picture(results: Mapping[str, Any]) -> Figure:
             colour, marker = next(value for word, value in kinds.items() if word in record["name"])
             fill = colour if record["codes"] else "none"
             axis.scatter(x, y, marker=marker, s=60, facecolors=fill, edgecolors=colour)
+            below = record["codes"] or "merged" in record["name"]  # beside others of the same time
             axis.annotate(
                 record["name"],
                 (x, y),
-                xytext=(5, -10 if record["codes"] else 4),
+                xytext=(5, -10 if below else 4),
                 textcoords="offset points",
                 fontsize=7,
             )
         axis.set(title=name, xlabel="time of memory attention (SAM2's own: 1)", ylabel="J&F")
-        axis.margins(x=0.18, y=0.1)
+        axis.margins(x=0.25, y=0.1)
         axis.grid(alpha=0.3)
     figure.suptitle("Filled: memories kept as codes, half the bytes", fontsize=9)
     return figure
