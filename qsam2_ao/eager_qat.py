@@ -254,13 +254,14 @@ def _convert(module: Any) -> nn.Module:
     if float_class is None:
         return module
     weight_quantizer, input_quantizer = module.weight_fake_quantizer, module.activation_fake_quantizer
+    if input_quantizer is not None:  # first, so that an error leaves the layer as it was
+        scale, zero_point = input_quantizer.qparams()
     if weight_quantizer is not None:
         packed = _pack(weight_quantizer, module.weight)
         module.weight = nn.Parameter(packed, requires_grad=False)
     del module.weight_fake_quantizer, module.activation_fake_quantizer
     module.__class__ = float_class
     if input_quantizer is not None:
-        scale, zero_point = input_quantizer.qparams()
         grid = input_quantizer._grid
         module.__class__ = _QUANTIZED_INPUT[float_class]
         module.input_quantizer = ActivationQuantizer(grid.quant_min, grid.quant_max, scale, zero_point)

@@ -17,13 +17,15 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
+from .calibration.exercise import in_float32
 from .calibration.images import images_at_once
 from .calibration.input_ranges import InputRows, fit_to_outputs
 from .calibration.kept import KeptCalibration, content_hash
 from .calibration.rounding import ROUNDINGS, start_layer
 from .calibration.vrc import is_damping
 from .compat import adapt_predictors
-from .errors import GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
+from .compat.random import OwnGenerator
+from .errors import CalibrationError, GraphTraceError, NonFiniteError, QConfigError, QSAM2Error
 from .graph import check_regions
 from .models.config import model_config
 from .models.wrappers import check_bare
@@ -113,11 +115,12 @@ def prepare_qsam2(
     images = None if calibration_data is None else load_images(calibration_data, max_images=max_images, seed=seed)
     if images is None and (vrc is not None or rounding != "nearest"):
         logger.warning("no calibration data: VRC does not run, and input ranges start from the first training batch")
-    model = _in_float32(model)
+    model = in_float32(model)
     prepared = copy.deepcopy(model)
     config, unsaved = _config(model)
     set_stage(prepared, ModelStage(config=config, unsaved=unsaved, images_only=stage_of(model).images_only))
-    layers = insert_fake_quantizers(prepared, recipe)
+    with OwnGenerator():  # torch.ao's layers draw the weights that they are given afterwards
+        layers = insert_fake_quantizers(prepared, recipe)
     report: VRCReport | None = None
     with one_thread_if_small(model):
         if images is None:
@@ -127,10 +130,9 @@ def prepare_qsam2(
             kept = None
             if keep is not None:
                 chosen = {"vrc": vrc, "vrc_regions": list(vrc_regions), "rounding": rounding, "seed": seed}
+                contents = {"images": images.content_hash(), "weights": content_hash(model)}
                 quantizers = {name: str(layer.weight_fake_quant) for name, layer in layers.items()}
-                kept = KeptCalibration(
-                    keep, {**chosen, "images": images.names, "layers": quantizers, "weights": content_hash(model)}
-                )
+                kept = KeptCalibration(keep, {**chosen, **contents, "layers": quantizers})
             report = _calibrate_weights(model, layers, recipe, images, vrc, vrc_regions, rounding, seed, progress, kept)
             _start_inputs(prepared, images, images_at_once(model), seed, progress, kept)
     info = {
@@ -206,12 +208,16 @@ def calibrate_activations(
         progress: Show a progress bar.
 
     Raises:
-        CalibrationError: Empty or unusable images.
+        CalibrationError: Empty or unusable images, or a model that was cast to another dtype than float32.
         NonFiniteError: An input holds NaN or infinity, naming its quantizer.
 
     Example:
         >>> calibrate_activations(prepared, "photos/")
     """
+    if in_float32(prepared) is not prepared:
+        raise CalibrationError(
+            "the prepared model is not in float32, in which SAM2 runs: cast it after the calibration"
+        )
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     _start_inputs(prepared, images, batch_size, seed, progress)
 
@@ -302,13 +308,6 @@ def _check_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} has NaN or infinite values; the checkpoint is damaged or training diverged")
-
-
-def _in_float32(model: SAM2Base) -> SAM2Base:
-    """The model itself if its weights are float32, else a copy with weights that are."""
-    if all(not t.is_floating_point() or t.dtype == torch.float32 for t in model.state_dict().values()):
-        return model
-    return copy.deepcopy(model).float()
 
 
 def _check_memory(model: SAM2Base, recipe: Mapping[str, LayerRecipe]) -> None:

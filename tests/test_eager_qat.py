@@ -180,3 +180,16 @@ def test_layers_that_cannot_be_prepared_are_refused():
         net[1].weight[0, 0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"Linear\(in_features=192"):
         convert(net)
+
+
+def test_an_input_without_a_range_leaves_the_layer_as_it_was():
+    early = prepare(nn.Sequential(nn.Linear(8, 2)), LSCWeightConfig(4), LSCActivationConfig(4))
+    other = copy.deepcopy(early)
+    with pytest.raises(CalibrationError, match="calibrate or train first"):
+        convert(early.eval())
+    x = torch.randn(64, 8)
+    for net in (early, other):
+        with calibrating(net), torch.no_grad():
+            net(x)
+        convert(net.eval())
+    assert torch.equal(early(x), other(x))

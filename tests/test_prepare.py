@@ -336,3 +336,10 @@ def _train_rank(rank: int) -> dict[str, torch.Tensor]:
         ddp(images(1, 96, seed=10 * rank + step))["vision_features"].square().mean().backward()
         optimizer.step()
     return model.image_encoder.state_dict()
+
+
+def test_the_global_generator_is_left_alone(model: SAM2Base) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    prepare_qsam2(model, {"mask_decoder": "w4a8"}, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -12,10 +12,19 @@ import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import nn
 
-from qsam2_ao import convert_qsam2, load_qsam2, prepare_qsam2, save_qsam2
-from qsam2_ao.errors import CheckpointError, QConfigError
+from qsam2_ao import (
+    calibrate_activations,
+    calibrate_qsam2,
+    convert_qsam2,
+    equalize_qsam2,
+    load_qsam2,
+    prepare_qsam2,
+    save_qsam2,
+)
+from qsam2_ao.errors import CalibrationError, CheckpointError, QConfigError
 from qsam2_ao.models.config import build_from_config, model_config
 from qsam2_ao.models.embedded import build_embedded, load_embedded
+from qsam2_ao.sensitivity import measure_sensitivity
 
 PHOTO = [np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)]
 LITTLE = {"memory_attention": "w4a16"}
@@ -83,3 +92,25 @@ def test_a_model_compiled_in_place_is_a_model(tmp_path: Path) -> None:
     quantized = convert_qsam2(model, LITTLE, progress=False)
     save_qsam2(quantized, tmp_path / "compiled.safetensors")
     assert load_qsam2(tmp_path / "compiled.safetensors").image_size == 96
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_dtype_are_cast_first(dtype: torch.dtype) -> None:
+    model = build_embedded().to(dtype)
+    cast = copy.deepcopy(model).float()
+    results = []
+    for each in (model, cast):
+        calibrated, _ = calibrate_qsam2(each, PHOTO, scope="obj_ptr_proj", progress=False)
+        equalized = equalize_qsam2(each, PHOTO, progress=False)
+        found = measure_sensitivity(each, PHOTO, layers=["obj_ptr_tpos_proj"], bits=(2,), vrc=None, progress=False)
+        results.append((calibrated.state_dict(), equalized.state_dict(), found.records))
+    for ours, theirs in zip(results[0][:2], results[1][:2], strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert results[0][2] == results[1][2]
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_a_prepared_model_is_calibrated_before_it_is_cast() -> None:
+    prepared = prepare_qsam2(build_embedded(), {"obj_ptr_proj": "w4a8"}, vrc=None, progress=False).bfloat16()
+    with pytest.raises(CalibrationError, match="cast it after the calibration"):
+        calibrate_activations(prepared, PHOTO, progress=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.ao.quantization import FakeQuantizeBase
 from ..errors import CalibrationError
 from ..graph.paths import is_inside
 from ..quantizers import LSCFakeQuantize
+from .exercise import Model, in_float32
 from .gram import InputStatistics
 from .images import CalibrationData, CalibrationImages, load_images
 from .kept import KeptCalibration
@@ -21,7 +22,6 @@ from .report import VRCReport
 from .rounding import start_quantizer
 from .vrc import calibrate_weight
 
-Model = TypeVar("Model", bound=nn.Module)
 QuantizerFactory = Callable[[], FakeQuantizeBase]
 """Makes a weight fake-quantizer: ``LSCFakeQuantize.with_args(...)``, or one of torch.ao's."""
 
@@ -51,7 +51,8 @@ def calibrate_qsam2(
     needed and the result is still a float model. All statistics are those of the uncalibrated model.
 
     Args:
-        model: A float ``SAM2Base`` or a subclass; it is not modified.
+        model: A float ``SAM2Base`` or a subclass; it is not modified. Weights in another dtype than float32 are cast
+            first.
         calibration_data: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
         damping: lambda for all layers, relative to the inputs as in :func:`~qsam2_ao.calibration.vrc.solve_vrc`, or
             "auto" to choose it per layer.
@@ -71,7 +72,7 @@ def calibrate_qsam2(
         progress: Show progress bars.
 
     Returns:
-        A calibrated copy of the model, of its class, and the report.
+        A calibrated copy of the model in float32, of its class, and the report.
 
     Raises:
         CalibrationError: Empty or unusable images, no layer in scope, or a layer that cannot be solved.
@@ -88,6 +89,7 @@ def calibrate_qsam2(
             scope = IMAGE_ENCODER
     layers = _layers_in_scope(model, quantizers, scope)
     images = load_images(calibration_data, max_images=max_images, seed=seed)
+    model = in_float32(model)
     calibrated = copy.deepcopy(model)
     report = calibrate_layers(
         model,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .calibrate import Model
+from .exercise import Model, in_float32
 from .images import CalibrationData, load_images
 from .observe import observe_inputs
 from .scale_groups import ScaleGroup, rescale, scale_groups
@@ -42,7 +42,8 @@ def equalize_qsam2(
     :func:`~qsam2_ao.calibration.scale_groups.scale_groups` allows.
 
     Args:
-        model: A float ``SAM2Base`` or a subclass; it is not modified.
+        model: A float ``SAM2Base`` or a subclass; it is not modified. Weights in another dtype than float32 are cast
+            first.
         calibration_data: Images, see :class:`~qsam2_ao.calibration.images.CalibrationImages`.
         max_images: Number of images to use at most.
         batch_size: Images per forward pass.
@@ -50,7 +51,7 @@ def equalize_qsam2(
         progress: Show a progress bar.
 
     Returns:
-        The copy, of the model's class; its outputs differ from the model's by rounding alone.
+        The copy in float32, of the model's class; its outputs differ from the model's by rounding alone.
 
     Raises:
         CalibrationError: Empty or unusable images, or nothing in the model can be rescaled.
@@ -58,6 +59,7 @@ def equalize_qsam2(
     Example:
         >>> prepared = prepare_qsam2(equalize_qsam2(model, "photos/"), "w2a4")
     """
+    model = in_float32(model)
     groups = scale_groups(model)
     if not groups:
         raise CalibrationError(f"{type(model).__name__} has no layers that can be equalized; give a float SAM2 model")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
@@ -12,6 +13,15 @@ from torch import Tensor, nn
 
 from .images import CalibrationImages
 from .kept import Pass
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def in_float32(model: Model) -> Model:
+    """The model itself if its weights are float32, else a copy with weights that are."""
+    if all(not t.is_floating_point() or t.dtype == torch.float32 for t in model.state_dict().values()):
+        return model
+    return copy.deepcopy(model).float()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
@@ -73,6 +74,19 @@ class CalibrationImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self._items)
+
+    def content_hash(self) -> str:
+        """What tells these images from others: a SHA-256 of their pixels.
+
+        Raises:
+            CalibrationError: An image cannot be read, is not RGB, or holds NaN; it is named.
+        """
+        found = hashlib.sha256()
+        for item in self._items:
+            image = _to_tensor(item.name, item.picture)
+            found.update(f"{list(image.shape)} {item.normalized}".encode())
+            found.update(image.cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def batches(
         self, model: nn.Module, batch_size: int = 1, progress: str | None = None, first: int = 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchao.quantization.pt2e import move_exported_model_to_eval
 
 from ..errors import CalibrationError
@@ -15,11 +17,13 @@ from ..graph.exported import ExportedLayer, exported_layers
 from ..progress import tqdm
 from ..quantizers import LSCFakeQuantize
 from ..spelling import did_you_mean
-from .calibrate import Model, QuantizerFactory, calibrate_layer, is_calibratable, refuse_shared_weights
-from .exercise import inference
+from .calibrate import QuantizerFactory, calibrate_layer, is_calibratable, refuse_shared_weights
+from .exercise import Model, inference
 from .gram import VRCObserver
 from .observe import feed, in_chunks, make_observer
 from .report import VRCReport
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Any, Any], Any]
 """Runs a model on one batch."""
@@ -57,7 +61,8 @@ def calibrate_network(
         progress: Show a progress bar.
 
     Returns:
-        A calibrated copy of the model, and the report.
+        A calibrated copy of the model, and the report. The output projection of a ``nn.MultiheadAttention``, whose
+        inputs torch shows to nobody, keeps its weight.
 
     Raises:
         CalibrationError: No batch or no such layer, layers that share a weight, a layer that saw no data, or one that
@@ -80,6 +85,10 @@ def calibrate_network(
     if quantizers is not None:
         _check_names(model, quantizers)
     layers = {name: layer for name, layer in _layers(calibrated).items() if quantizers is None or name in quantizers}
+    if quantizers is None:
+        for name in [name for name, layer in layers.items() if isinstance(layer, NonDynamicallyQuantizableLinear)]:
+            logger.warning("%s keeps its weight: torch's MultiheadAttention reads it without calling the layer", name)
+            del layers[name]
     if not layers:
         raise CalibrationError("the network has no linear layer or 1x1 convolution to calibrate")
     refuse_shared_weights(layers)

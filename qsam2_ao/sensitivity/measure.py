@@ -15,6 +15,7 @@ from torch import nn
 
 from ..calibration import load_images
 from ..calibration.calibrate import is_calibratable
+from ..calibration.exercise import in_float32
 from ..calibration.gram import InputStatistics
 from ..calibration.images import CalibrationData, CalibrationImages, images_at_once
 from ..calibration.observe import observed_layers
@@ -124,7 +125,8 @@ def measure_sensitivity(
     ``vrc_regions``, per output channel, on LSC's default grid in the range of the least error.
 
     Args:
-        model: A float model of the ``SAM2Base`` family. It is not changed.
+        model: A float model of the ``SAM2Base`` family. It is not changed. Weights in another dtype than float32 are
+            cast first.
         calibration_data: Images, as ``prepare_qsam2`` takes them. With the metric "sqnr" the outputs are compared on
             them too.
         bits: Bit-widths, 2 to 8.
@@ -156,6 +158,7 @@ def measure_sensitivity(
         True
     """
     check_regions(vrc_regions)
+    model = in_float32(model)
     chosen = _chosen(quantizable_layers(model), layers)
     if not bits or not all(isinstance(b, int) and 2 <= b <= 8 for b in bits):
         raise QConfigError(f"bits must be among 2 to 8, got {list(bits)}")

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.ao.quantization import FakeQuantizeBase
 
 from ..graph import check_regions
 from ..graph.paths import is_inside
 from ..graph.regions import region_of
-from ..quantizers.base import QuantizerBase
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def frozen(model: nn.Module, regions: Iterable[str]) -> Iterator[None]:
     quantizers = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizerBase) and in_them(name) and bool(module.observer_enabled)
+        if isinstance(module, FakeQuantizeBase) and in_them(name) and bool(module.observer_enabled)
     ]
     for parameter in parameters:
         parameter.requires_grad_(False)

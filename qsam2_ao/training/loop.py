@@ -24,11 +24,20 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import DataError, NonFiniteError
 from ..interrupts import interrupts_between_steps
 from ..progress import tqdm
+from ..quantizers.ranges import range_parameters
 from ..ranks import bare, mean_over_ranks, rank
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
-from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, warmup_and_cosine
+from .step import (
+    autocast_to,
+    copy_state,
+    move_average,
+    naming_step,
+    observed_state,
+    randomness_of_step,
+    warmup_and_cosine,
+)
 
 __all__ = ["TrainResult", "read_checkpoint", "train"]
 
@@ -64,9 +73,9 @@ def train(
     """Train a model in place, with a linear warm-up and a cosine decay to zero.
 
     Args:
-        model: Any module; it is left in the mode (train or eval) in which it came. In DistributedDataParallel, every
-            rank calls this alike with its own part of the batches, and the first one writes the checkpoints, which all
-            ranks read: on several machines they are in a folder that these share.
+        model: Any module; it and its modules are left in the modes (train or eval) in which they came. In
+            DistributedDataParallel, every rank calls this alike with its own part of the batches, and the first one
+            writes the checkpoints, which all ranks read: on several machines they are in a folder that these share.
         batches: Called with the number of the first batch that is needed (not 0 after a resume); gives the batches from
             there on.
         loss: From the model's output and the batch to a scalar.
@@ -145,11 +154,11 @@ def train(
             save_checkpoint(Path(checkpoint), inner, optimizer, result, settings)
         saved, saved_at = result.step, time.monotonic()
 
-    mode = model.training
-    model.train()
+    modes = [(module, module.training) for module in model.modules()]
     bar = tqdm(total=steps, initial=result.step, desc=description, disable=not (progress and main), dynamic_ncols=True)
-    stream = iter(batches(result.step * accumulate) if result.step < steps else ())
     try:
+        model.train()
+        stream = iter(batches(result.step * accumulate) if result.step < steps else ())
         with (
             bar,
             one_thread_if_small(model),
@@ -180,7 +189,8 @@ def train(
             save()
         raise
     finally:
-        model.train(mode)
+        for module, training_mode in modes:
+            module.training = training_mode
     save()
     return result
 
@@ -194,12 +204,14 @@ def _any_rank(model: nn.Module) -> Callable[[bool], bool] | None:
 
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Without decay of gains and biases."""
+    """Without decay of gains, biases and learned ranges."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ranges = {id(parameter) for parameter in range_parameters(model)}
+    decayed = {id(parameter) for parameter in parameters if parameter.ndim >= 2} - ranges
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
         ],
         lr=lr,
         betas=(0.9, 0.98),
@@ -227,6 +239,7 @@ class _Training(Generic[Batch, Output]):
         self._forward = forward if forward is not None else lambda module, batch: module(batch)
         self._seed, self._clip, self._ema, self._autocast = seed, clip, ema, autocast
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._copied = observed_state(self._bare)
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def step(self, parts: Sequence[Batch], factor: float) -> None:
@@ -245,7 +258,7 @@ class _Training(Generic[Batch, Output]):
         result.losses.append(sum(losses) / len(losses))
         if result.average is not None and self._ema is not None:
             decay = min(self._ema, (result.step + 1) / (result.step + 10))
-            move_average(result.average, self._bare.state_dict(), decay)
+            move_average(result.average, self._bare.state_dict(), decay, self._copied)
 
     def _backward(self, batch: Batch, number: int, count: int) -> float:
         """Add a part's gradient, and give its loss, which is the mean over the ranks of a data-parallel model."""

@@ -135,7 +135,7 @@ def load_checkpoint(
         optimizer.load_state_dict(content["optimizer"])
         if result.average is not None:
             for name, value in content["average"].items():
-                result.average[name].copy_(value)
+                result.average[name] = value.to(result.average[name])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit this model or optimizer: {error}") from error
     result.step = content["step"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import NonFiniteError
+from ..graph.paths import is_inside
+from ..quantizers.base import QuantizerBase
 from ..ranks import bare, rank
 from .resume import State
 
@@ -30,12 +33,22 @@ def copy_state(state: State) -> State:
 
 
 @torch.no_grad()
-def move_average(average: State, state: State, decay: float) -> None:
-    """Move the average towards the state; what is not a floating point number is copied."""
-    floats = [name for name, value in state.items() if value.is_floating_point()]
+def move_average(average: State, state: State, decay: float, copied: Set[str] = frozenset()) -> None:
+    """Move the average towards the state; what is not a floating point number is copied, and so are those named."""
+    floats = [name for name, value in state.items() if value.is_floating_point() and name not in copied]
     torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
     for name in state.keys() - set(floats):
-        average[name].copy_(state[name])
+        average[name] = state[name].detach().clone()
+
+
+def observed_state(model: nn.Module) -> frozenset[str]:
+    """The names of what torch.ao's own fake-quantizers observe: ranges that begin at infinity, sized by data."""
+    observed = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, FakeQuantizeBase) and not isinstance(module, QuantizerBase)
+    ]
+    return frozenset(key for key in model.state_dict() if any(is_inside(key, name) for name in observed))
 
 
 def autocast_to(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from qsam2_ao import prepare_qsam2
@@ -115,3 +118,25 @@ def test_a_file_of_other_weights_or_pictures_is_refused(tmp_path: Path):
         model.obj_ptr_proj.layers[0].weight[0, 0] += 1
     with pytest.raises(CheckpointError, match="other settings"):
         prepare_on(images)
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_other_pictures_of_the_same_names_are_no_reason_to_go_on(as_files: bool, tmp_path: Path):
+    generator = np.random.default_rng(0)
+
+    def pictures() -> Any:
+        """Others at each call, in memory or in the same files."""
+        found = [generator.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(2)]
+        if not as_files:
+            return found
+        for number, picture in enumerate(found):
+            Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        return tmp_path
+
+    model = build_embedded()
+    settings: Any = {"vrc": None, "progress": False, "keep": tmp_path / "kept.pt"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptCalibration.__init__, "__defaults__", (0.0,))  # saves at once
+        prepare_qsam2(model, {"obj_ptr_proj": "w4a8"}, calibration_data=pictures(), **settings)
+    with pytest.raises(CheckpointError, match="other settings; delete it"):
+        prepare_qsam2(model, {"obj_ptr_proj": "w4a8"}, calibration_data=pictures(), **settings)

@@ -140,3 +140,11 @@ def test_layers_may_be_called_by_keyword_and_batches_have_no_length():
     expected, _ = calibrate_network(nn.Sequential(nn.Flatten(), net.fc), BATCHES, damping=0.01)
     assert torch.equal(found.fc.weight, expected[1].weight)
     assert not torch.equal(found.fc.weight, net.fc.weight)
+
+
+def test_what_torch_reads_without_calling_it_keeps_its_weight(caplog):
+    net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    calibrated, report = calibrate_network(net, [torch.randn(4, 10, 16) for _ in range(3)])
+    assert [layer.layer for layer in report.layers] == ["linear1", "linear2"]
+    assert torch.equal(calibrated.self_attn.out_proj.weight, net.self_attn.out_proj.weight)
+    assert "self_attn.out_proj keeps its weight" in caplog.text

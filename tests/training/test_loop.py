@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lsc_layers import Layer
 from torch import nn
 from training_runs import Noisy, assert_equal_states, batch_of, run, squared, stream
 
-from qsam2_ao.errors import NonFiniteError
+from qsam2_ao.errors import DataError, NonFiniteError
 from qsam2_ao.training.loop import read_checkpoint, train
 
 
@@ -166,3 +167,31 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_is_used(tmp_path, cl
 def test_too_few_batches_are_refused():
     with pytest.raises(ValueError, match="ended after step 3 of 20"):
         run(Noisy(), stream(3))
+
+
+def test_every_module_keeps_its_mode_also_after_an_error():
+    model = Noisy()
+    model.dropout.eval()
+    modes = [module.training for module in model.modules()]
+    run(model, stream(2), steps=2)
+    assert [module.training for module in model.modules()] == modes
+
+    def no_batches(first):
+        raise DataError("no disk")
+
+    with pytest.raises(DataError, match="no disk"):
+        train(model.eval(), no_batches, squared, steps=2, progress=False)
+    assert not model.training
+
+
+def test_learned_ranges_do_not_decay():
+    """Those of groups have two dimensions, as weights have."""
+    layer = Layer(granularity="group", group_size=8)
+    layer.weight_fake_quant.initialize(layer.linear.weight)
+    alphas, weights = layer.weight_fake_quant.log_alpha, layer.linear.weight
+    assert alphas.ndim == 2
+    before = alphas.detach().clone(), weights.detach().clone()
+    data = [torch.randn(4, 16)] * 2
+    train(layer, lambda first: data[first:], lambda output, _: 0 * output.sum(), steps=2, lr=0.1, progress=False)
+    assert torch.equal(alphas, before[0])
+    assert not torch.equal(weights, before[1])

@@ -116,7 +116,7 @@ class Int8Conv2d(Int8Linear):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve; ``residual`` is added to the result."""
         patches = x.permute(0, 2, 3, 1)
-        if self.kernel != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0):
+        if self.kernel != (1, 1) or self.stride != (1, 1) or self.padding != (0, 0) or self.in_features % 4:
             fill = int(self.input_grid.zero_point)
             patches = torch.ops.qsam2.patches(patches, *self.kernel, *self.stride, *self.padding, fill)
         kept = None if residual is None else residual.permute(0, 2, 3, 1)

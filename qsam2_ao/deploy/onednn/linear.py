@@ -77,9 +77,10 @@ class OneDNNLinear(nn.Module):
         if self.halves:
             x = torch.cat([x, x], -1)
         scale, zero_point, _ = self.input_grid.arguments
-        return torch.ops.onednn.qlinear_pointwise(
+        out = torch.ops.onednn.qlinear_pointwise(
             x.contiguous(), scale, int(zero_point), self._weight, self.scale, self.zero, self.bias, *self._output()
         )
+        return out.reshape(*x.shape[:-1], self.out_features)  # of no rows oneDNN forgets the other sizes
 
     def _output(self) -> tuple[Any, ...]:
         scale, zero_point, _ = self.grid.arguments if self.grid else NO_GRID

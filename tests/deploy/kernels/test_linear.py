@@ -53,6 +53,7 @@ def test_linear(bits: int, zero_point: float, quantizer: ActivationQuantizer, bi
     "layer",
     [
         nn.Conv2d(8, 20, 1),
+        nn.Conv2d(6, 20, 1),
         nn.Conv2d(3, 96, 7, stride=4, padding=3),
         nn.Conv2d(5, 12, (3, 1), stride=(2, 1), padding=(1, 0)),
     ],

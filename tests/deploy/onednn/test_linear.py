@@ -234,3 +234,9 @@ def test_what_was_pickled_with_vnni_is_refused_without() -> None:
             copy.deepcopy(lowered)
     else:
         assert torch.equal(copy.deepcopy(lowered)._dense(), lowered._dense())
+
+
+def test_no_rows_keep_their_sizes() -> None:
+    layer, quantizer = nn.Linear(16, 6), QUANTIZERS["8 bits"]
+    actual, expected = both(layer, packed_like(layer.weight, 4), quantizer, torch.empty(0, 7, 16))
+    assert actual.shape == expected.shape == (0, 7, 6)
