@@ -215,9 +215,7 @@ def calibrate_activations(
         >>> calibrate_activations(prepared, "photos/")
     """
     if in_float32(prepared) is not prepared:
-        raise CalibrationError(
-            "the prepared model is not in float32, in which SAM2 runs: cast it after the calibration"
-        )
+        raise CalibrationError("the prepared model is not in float32, as SAM2 runs: cast it after the calibration")
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     _start_inputs(prepared, images, batch_size, seed, progress)
 

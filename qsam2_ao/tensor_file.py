@@ -55,7 +55,7 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
         if not Path(path).is_file():
-            raise CheckpointError(f"{path}: no such file")
+            raise CheckpointError(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'no such file'}")
         try:
             self._stamp = _stamp(os.stat(path))
             self.metadata = _checked_metadata(path)

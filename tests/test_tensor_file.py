@@ -73,6 +73,8 @@ def test_a_file_that_another_replaces_is_read_to_the_end(path: Path, tensors: di
 
 
 def test_what_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder"):
+        TensorFile(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
         TensorFile(tmp_path / "absent")
     for content in (b"", b"\x00" * 8, b"\xff" * 20, b"\x02" + b"\x00" * 7 + b"{}" + b"x"):

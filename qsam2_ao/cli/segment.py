@@ -53,11 +53,12 @@ def segment(
     """
     from ..data.pictures import read_rgb
     from ..segmentation import SavedAs, parse_prompts, segment_file
+    from ..segmentation.prompts import files_of_prompts
     from ..segmentation.saving import check_outputs
     from ..workflow.models import load_runnable
 
     forms: list[SavedAs] = [kind.value for kind in save]
-    check_outputs(forms, output, image.stem)
+    check_outputs(forms, output, image.stem, files_of_prompts(mask, prompts))
     height, width = read_rgb(image).shape[:2]
     given = parse_prompts((width, height), point, box, mask, prompts)
     runnable = load_runnable(model, checkpoint, device, target)

@@ -90,6 +90,7 @@ def track(
     """
     from ..data.frames import ClipFrames
     from ..segmentation import SavedAs, parse_schedule, track_file
+    from ..segmentation.prompts import files_of_prompts
     from ..segmentation.saving import check_outputs
     from ..segmentation.schedule import check_schedule
     from ..workflow.models import load_runnable
@@ -122,7 +123,7 @@ def track(
         return
     if share.count > 1:
         raise QConfigError(f"processes can share a folder of several videos, and {video} is one: start one process")
-    check_outputs(forms, output)
+    check_outputs(forms, output, read=files_of_prompts(mask, prompts))
     frames = ClipFrames(video, max_frames)
     height, width = frames.first.shape[:2]
     schedule = parse_schedule((width, height), point, box, mask, remove, prompts, frames=len(frames))

@@ -68,7 +68,7 @@ def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
     if len(names) < least:
         raise QSAM2Error("name at least two models to compare; the first is what the others are compared with")
     split = [_split(name) for name in names]
-    if configs := [name for name, _ in split if name in OFFICIAL]:
+    if configs := [name for name, _ in split if name in OFFICIAL or name.endswith((".yaml", ".yml"))]:
         raise QSAM2Error(
             f"{configs[0]} is a config without weights; name its checkpoint's file, which tells the config"
         )

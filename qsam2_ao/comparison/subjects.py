@@ -166,7 +166,7 @@ def grid_prompts(size: tuple[int, int], grid: int, kind: GridPrompt = "click") -
         if kind == "click":
             prompt = ObjectPrompt([(x + width / 2, y + height / 2, 1)])
         else:
-            prompt = ObjectPrompt(box=(x, y, min(x + width, size[0] - 1.0), min(y + height, size[1] - 1.0)))
+            prompt = ObjectPrompt(box=(x, y, min(x + width, size[0]), min(y + height, size[1])))
         found[number + 1] = prompt
     return found
 

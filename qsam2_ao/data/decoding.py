@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import DataError, MissingPackageError
 from ..optional import needed
@@ -134,6 +134,9 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         except Exception as error:
             raise _unreadable(Path(path), error) from error
         width, height = picture.size
+        if sideways and isinstance(picture, TiffImagePlugin.TiffImageFile):  # some versions of Pillow turn it already
+            stored = picture.tag_v2[ExifTags.Base.ImageWidth], picture.tag_v2[ExifTags.Base.ImageLength]
+            sideways = picture.size == stored
         return (width, height) if sideways else (height, width)
 
 

@@ -237,7 +237,8 @@ def _is_soft(values: Values, full: int) -> bool:
     # Enlarged edges are stairs, and JPEG trembles: values on both sides of the middle, where black and white prevail.
     above_middle, below_middle = values[values > middle], values[values <= middle]
     return bool(
-        (steps > middle).any()
+        ((values > margin) & (values < full)).any()  # or there are ids and void
+        and (steps > middle).any()
         and (steps <= middle).any()
         and np.count_nonzero(above_middle >= full - margin) > 0.5 * len(above_middle)
         and np.count_nonzero(below_middle <= margin) > 0.5 * len(below_middle)

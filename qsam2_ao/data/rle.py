@@ -66,7 +66,7 @@ def decode_rle(rle: Mapping[str, object]) -> NDArray[np.bool_]:
     if (
         not isinstance(size, Sequence)
         or len(size) != 2
-        or not all(isinstance(side, int) and side > 0 for side in size)
+        or not all(type(side) is int and side > 0 for side in size)
         or not isinstance(counts, (str, bytes, list))
     ):
         raise DataError("a mask in COCO's run lengths has size [height, width] and counts, a text or a list")

@@ -43,8 +43,10 @@ def presentation_times(container: InputContainer, stream: VideoStream) -> tuple[
 
     Returns:
         The time of each frame, and those of key frames, in the stream's time base, ascending; None if the file does
-        not say, or says the same of two frames.
+        not say, or says the same of two frames. What FFmpeg says of an AVI is the order in which frames are decoded.
     """
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        return None
     times, keys = [], []
     for packet in container.demux(stream):
         if packet.size == 0:  # the one that flushes the decoder
@@ -86,7 +88,7 @@ def decode_from(container: InputContainer, stream: VideoStream, start: int) -> I
             for packet in chain((first,), packets):
                 yield from (frame for frame in packet.decode() if frame.pts is None or frame.pts >= times[start])
             return
-    with needed("av").open(container.name) as again:
+    with open_video(container.name) as again:
         from_start = again.streams.video[0]
         from_start.thread_type = "AUTO"
         yield from islice(again.decode(from_start), start, None)

@@ -56,6 +56,7 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         with tempfile.TemporaryDirectory(prefix="qsam2-aoti-") as build:
             package = Path(build) / path.name
             _compile(part.name, program, package, model.image_size)
+            ExportSettings.remove(Path(folder))
             with atomic_write(path) as temporary:
                 shutil.copyfile(package, temporary)
         files.append(path)

@@ -62,6 +62,7 @@ def openvino_from_onnx(sources: Iterable[Path], folder: str | os.PathLike[str]) 
             whole = Path(work) / f"{source.stem}.xml"
             ov.save_model(ov.convert_model(source), whole, compress_to_fp16=False)
             path = Path(folder) / whole.name
+            ExportSettings.remove(Path(folder))
             # The .bin is renamed first: where the .xml is, both are, of one export.
             with atomic_write(path) as xml, atomic_write(path.with_suffix(".bin")) as weights:
                 xml.write_bytes(whole.read_bytes())

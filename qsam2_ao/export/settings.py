@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -94,6 +95,12 @@ class ExportSettings:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Take those of an earlier export away before the first file of another replaces one: they are written last."""
+        with suppress(OSError):  # writing there says why not
+            (folder / FILE).unlink()
 
     @classmethod
     def load(cls, folder: Path) -> ExportSettings:

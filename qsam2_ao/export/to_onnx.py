@@ -65,6 +65,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         path = Path(folder) / f"{part.name}.onnx"
         proto = _convert(part)
         _pack_int4(proto)
+        ExportSettings.remove(Path(folder))
         with atomic_write(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
         files.append(path)

@@ -144,7 +144,7 @@ def draw_prompts(
     pen = ImageDraw.Draw(canvas)
     radius = radius or max(2, round(min(canvas.size) / 90))
     for box in boxes:
-        pen.rectangle(box, outline="white", width=max(1, radius // 3))
+        pen.rectangle(tuple(box), outline="white", width=max(1, radius // 3))
     for x, y, label in points:
         corners = (x - radius, y - radius, x + radius, y + radius)
         pen.ellipse(corners, fill="lime" if label else "red", outline="white", width=max(1, radius // 3))

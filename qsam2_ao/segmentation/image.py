@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from ..data.pictures import read_rgb
+from ..errors import DataError
 from ..export import ExportedSAM2
 from ..export.tracker import smoothed
-from ..predictors import image_predictor
+from ..predictors import eval_mode, image_predictor
 from ..reporting.label_maps import label_map, save_label_map
 from ..reporting.overlay import draw_masks, draw_prompts, save_picture
 from ..threads import one_thread_if_small
-from .prompts import ObjectPrompt
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
+from .schedule import ObjectPrompt, check_object_id
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -84,7 +87,7 @@ def segment_file(
         The files, and what was found.
 
     Raises:
-        DataError: The picture is absent or damaged, or ``save`` has an unknown name.
+        DataError: The picture is absent or damaged, as for :func:`segment_image`, or ``save`` has an unknown name.
         QSAM2Error: A file cannot be written.
 
     Example:
@@ -102,7 +105,7 @@ def segment_file(
         drawn = draw_prompts(
             draw_masks(picture, ids),
             [click for prompt in prompts.values() for click in prompt.points],
-            [prompt.box for prompt in prompts.values() if prompt.box],
+            [prompt.box for prompt in prompts.values() if prompt.box is not None],
         )
         overlay = save_picture(drawn, output / f"{image.stem}_overlay.png")
     with coco_files(save, output, f"{image.stem}_") as files:
@@ -126,37 +129,42 @@ def segment_image(
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
 
     Raises:
-        DataError: A prompt breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or a model that an older
-            version exported is to read a mask.
+        DataError: There is no prompt, one breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, an object
+            has a mask and another prompt or an id that is not 1 to 254, or a model that an older version exported is to
+            read a mask.
 
     Example:
         >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
     """
+    if not prompts:
+        raise DataError("say what to look for: give a click, a box or a mask for at least one object")
     for object_id, prompt in prompts.items():
+        check_object_id(object_id, "")
         prompt.check(picture.size, f"object {object_id}: ")
         if prompt.mask is not None and isinstance(model, ExportedSAM2):
             model.settings.check_mask_prompts(f"object {object_id} has a mask")
     # Its picture is its caller's; other threads may be at work with it, too.
     predictor = copy.copy(model) if isinstance(model, ExportedSAM2) else image_predictor(model)
-    predictor.set_image(picture)
-    logits, scores = {}, {}
-    for object_id, prompt in prompts.items():
-        arrays = prompt.arrays()
-        mask = {}
-        if prompt.mask is not None:
-            mask = {"mask_input": _as_logits(prompt.mask, model)}
-            arrays |= {"points": np.zeros((1, 2), np.float32), "labels": np.array([-1], np.int32)}
-        masks, ious, _ = predictor.predict(
-            point_coords=arrays["points"],
-            point_labels=arrays["labels"],
-            box=arrays["box"],
-            # One click may mean a part or the whole: let the model propose several and keep its favourite.
-            multimask_output=len(prompt.points) == 1 and prompt.box is None and prompt.mask is None,
-            return_logits=True,
-            **mask,
-        )
-        best = int(np.argmax(ious))
-        logits[object_id], scores[object_id] = masks[best], float(ious[best])
+    with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
+        predictor.set_image(picture)
+        logits, scores = {}, {}
+        for object_id, prompt in prompts.items():
+            arrays = prompt.arrays()
+            mask = {}
+            if prompt.mask is not None:
+                mask = {"mask_input": _as_logits(prompt.mask, model)}
+                arrays |= {"points": np.zeros((1, 2), np.float32), "labels": np.array([-1], np.int32)}
+            masks, ious, _ = predictor.predict(
+                point_coords=arrays["points"],
+                point_labels=arrays["labels"],
+                box=arrays["box"],
+                # One click may mean a part or the whole: let the model propose several and keep its favourite.
+                multimask_output=len(prompt.points) == 1 and prompt.box is None and prompt.mask is None,
+                return_logits=True,
+                **mask,
+            )
+            best = int(np.argmax(ious))
+            logits[object_id], scores[object_id] = masks[best], float(ious[best])
     return logits, scores
 
 

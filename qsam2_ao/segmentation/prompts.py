@@ -48,6 +48,9 @@ def parse_prompts(
         [(320.0, 240.0, 1), (10.0, 10.0, 0)]
     """
     schedule = parse_schedule(size, points, boxes, masks, file=file, frames=1)
+    for object_id, prompt in schedule[0].items():
+        if prompt is None:
+            raise DataError(f"{file}: object {object_id} cannot be removed from a picture; leave the item out")
     return {object_id: prompt for object_id, prompt in schedule[0].items() if prompt is not None}
 
 
@@ -167,6 +170,24 @@ def masks_named_in(path: str | os.PathLike[str]) -> list[Path]:
     items = read_prompt_file(path)
     named = [item.get("mask") for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
     return [Path(path).parent / name for name in named if isinstance(name, str)]
+
+
+def files_of_prompts(masks: Sequence[str] | None = None, file: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The files that prompts are read from, which results must not replace.
+
+    Args:
+        masks: ``[FRAME@][ID:]FILE``, as for :func:`parse_schedule`.
+        file: The file of prompts.
+
+    Raises:
+        DataError: It cannot be read.
+
+    Example:
+        >>> files_of_prompts(["30@2:cat.png"])
+        [PosixPath('cat.png')]
+    """
+    named = [] if file is None else [Path(file), *masks_named_in(file)]
+    return [*(Path(_split("--mask", text)[2]) for text in masks or ()), *named]
 
 
 def schedule_of_items(

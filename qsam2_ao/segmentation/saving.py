@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,16 +35,19 @@ def check_saved(save: Collection[SavedAs]) -> None:
         raise DataError(f"save must name some of {', '.join(known)}, got {', '.join(map(str, save)) or 'none'}")
 
 
-def check_outputs(save: Collection[SavedAs], output: str | os.PathLike[str], stem: str | None = None) -> None:
+def check_outputs(
+    save: Collection[SavedAs], output: str | os.PathLike[str], stem: str | None = None, read: Iterable[Path] = ()
+) -> None:
     """Say before models are loaded and anything is computed that results cannot be written.
 
     Args:
         save: What is wanted.
         output: The folder.
         stem: Of the picture's name; None for a clip.
+        read: Files of the user's that are read, such as masks.
 
     Raises:
-        DataError: A name in ``save`` is unknown, or there is none.
+        DataError: A name in ``save`` is unknown, or there is none, or a result would replace a file of ``read``.
         QSAM2Error: A file cannot be written.
 
     Example:
@@ -55,11 +58,23 @@ def check_outputs(save: Collection[SavedAs], output: str | os.PathLike[str], ste
     if stem is not None:
         pictures = {"masks": "mask.png", "overlay": "overlay.png"}
         names = [f"{stem}_{name}" for name in (*(pictures[form] for form in save if form in pictures), *coco)]
+        _check_kept(read, [Path(output) / name for name in names])
         check_output_folder(output, files=names)
         return
-    check_output_folder(output, files=[*(["overlay.mp4"] if "overlay" in save else []), *coco])
+    names = [*(["overlay.mp4"] if "overlay" in save else []), *coco]
+    masks = Path(output) / "masks"
+    _check_kept(read, [Path(output) / name for name in names], masks if "masks" in save else None)
+    check_output_folder(output, files=names)
     if "masks" in save:
-        check_output_folder(Path(output) / "masks")
+        check_output_folder(masks)
+
+
+def _check_kept(read: Iterable[Path], written: Collection[Path], folder: Path | None = None) -> None:
+    """Refuse to replace what is read: the files that are written, and all that is in a folder of masks."""
+    replaced = {path.resolve() for path in written}
+    for path in read:
+        if path.resolve() in replaced or (folder is not None and path.resolve().parent == folder.resolve()):
+            raise DataError(f"{path} is read, and the results would replace it; name another output")
 
 
 class CocoFiles:

@@ -44,8 +44,8 @@ class ObjectPrompt:
     def arrays(self) -> PromptDict:
         """Points float32 ``[n, 2]``, labels int32 ``[n]`` and box float32 ``[4]``; None where absent."""
         return {
-            "points": np.array([p[:2] for p in self.points], np.float32) if self.points else None,
-            "labels": np.array([p[2] for p in self.points], np.int32) if self.points else None,
+            "points": np.array([p[:2] for p in self.points], np.float32) if len(self.points) else None,
+            "labels": np.array([p[2] for p in self.points], np.int32) if len(self.points) else None,
             "box": np.array(self.box, np.float32) if self.box is not None else None,
         }
 
@@ -57,11 +57,14 @@ class ObjectPrompt:
             where: What errors start with.
 
         Raises:
-            DataError: It breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`.
+            DataError: It breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or has a mask and more.
         """
         if self.mask is not None:
+            if len(self.points) or self.box is not None:
+                whose = where.removesuffix(": ") or "it"
+                raise DataError(f"{whose} has a mask and another prompt; give a mask, or points and a box")
             check_mask(size, self.mask, f"{where}mask")
-        if self.mask is None or self.points or self.box is not None:
+        else:
             check_prompts(size, **self.arrays(), names=NAMES, where=where)
 
 
@@ -117,8 +120,6 @@ def check_schedule(
             where = f"frame {frame}, object {object_id}: "
             if prompt is not None:
                 prompt.check(size, where)
-                if prompt.mask is not None and (prompt.points or prompt.box is not None):
-                    raise DataError(_excluded("", frame, object_id))
                 known.add(object_id)
             elif object_id not in known:
                 raise DataError(f"{where}it cannot be removed, because it is not tracked there; prompt it before")

@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..predictors import eval_mode
 from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
+from .schedule import check_object_id
 from .trackers import make_tracker
 
 if TYPE_CHECKING:
@@ -160,12 +161,13 @@ class StreamingPredictor:
             All masks of the frame as they are now.
 
         Raises:
-            DataError: There was no ``start``; the prompt breaks the rules of
+            DataError: There was no ``start``; the id is not 1 to 254; the prompt breaks the rules of
                 :func:`~qsam2_ao.data.prompts.check_prompts`; the frame has passed; or an older version exported the
                 model, whose decoder reads no masks and so can't correct them either.
         """
         started = time.perf_counter()
         tracker = self._running()
+        check_object_id(object_id, "")
         if frame is not None and frame != self._index:
             state = "has passed" if (frame < self._index) != self._backward else "has not come yet"
             raise DataError(

@@ -90,8 +90,9 @@ def track_file(
         The files, and how long each object was visible.
 
     Raises:
-        DataError: The video cannot be read, a prompt doesn't fit it, a model that an older version exported is to read
-            a mask, or ``save`` has an unknown name.
+        DataError: The video cannot be read or its frames would be replaced, a prompt doesn't fit it, a model that an
+            older version exported is to read a mask, or ``save`` has an unknown name. Masks of frames that were
+            finished stay.
         QSAM2Error: A file cannot be written.
         MissingPackageError: PyAV is not installed.
         KeyboardInterrupt: Ctrl-C, once the files are closed.
@@ -99,11 +100,11 @@ def track_file(
     Example:
         >>> tracked = track_file(model, "clip.mp4", {1: ObjectPrompt(box=(10, 20, 60, 80))}, "outputs")
     """
-    check_outputs(save, output)
     video, output = Path(video), Path(output)
+    paths = list_pictures(video) if video.is_dir() else None
+    check_outputs(save, output, read=paths or [video])
     frames = ClipFrames(video) if frames is None else frames
     schedule = as_schedule(prompts)
-    paths = list_pictures(video) if video.is_dir() else None
     visible = dict.fromkeys(sorted({object_id for found in schedule.values() for object_id in found}), 0)
     rate, done, shown = frame_rate(video), 0, set[int]()
     store: _MaskFolder | None = None
@@ -145,14 +146,16 @@ def track_file(
                     write_video(overlay, pictures(), rate)
                 else:
                     deque(pictures(), maxlen=0)
-    except KeyboardInterrupt as interrupt:
+    except (KeyboardInterrupt, Exception) as error:
         if store is not None and store.begun:
             store.keep(shown)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         what = "no frame was finished"
         if done:
             places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
             what = f"{done} of {len(frames)} frames are in {places}"
-        raise KeyboardInterrupt(what) from interrupt
+        raise KeyboardInterrupt(what) from error
     return TrackedVideo(done, masks, overlay, visible, files.rle, files.polygons)
 
 

@@ -87,4 +87,4 @@ def serve(
     try:
         uvicorn.Server(config).run()
     except SystemExit as error:
-        raise QSAM2Error(f"port {port} of {host} cannot be listened on; choose another --port") from error
+        raise QSAM2Error(f"port {port} of {host} cannot be listened on; choose another --port or --host") from error

@@ -130,3 +130,23 @@ def test_places_that_cannot_be_written_are_named_before_the_model_is_loaded(run,
     saved = ("--save", "overlay", "-o", tmp_path / "out")  # what is not written cannot be in the way
     result = run("segment", tmp_path / "absent.safetensors", picture, "--point", "9,9", *saved)
     assert "absent.safetensors" in result.stderr
+
+
+def test_a_mask_that_is_read_is_not_replaced(run, packed_file: Path, picture: Path, tmp_path: Path):
+    path = tmp_path / f"{picture.stem}_mask.png"
+    Image.fromarray(np.full((96, 96), 255, np.uint8)).save(path)
+    before = path.read_bytes()
+    (tmp_path / "prompts.json").write_text(json.dumps([{"object": 3, "mask": path.name}]))
+    for prompt in (["--mask", path], ["--prompts", tmp_path / "prompts.json"]):
+        result = run("segment", packed_file, picture, *prompt, "-o", tmp_path)
+        assert result.exit_code == 2
+        assert f"{path} is read, and the results would replace it" in result.stderr.replace("\n", " ")
+    assert path.read_bytes() == before
+
+
+def test_nothing_is_removed_from_a_picture(run, packed_file: Path, picture: Path, tmp_path: Path):
+    items = [{"object": 1, "box": [1, 2, 30, 40]}, {"object": 2, "remove": True}]
+    (tmp_path / "prompts.json").write_text(json.dumps(items))
+    result = run("segment", packed_file, picture, "--prompts", tmp_path / "prompts.json", "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "object 2 cannot be removed" in result.stderr

@@ -242,3 +242,15 @@ def test_prompts_of_many_videos_are_checked_first(run, packed_file: Path, clips:
     assert result.exit_code == 2
     assert "is one: start one process" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_that_is_read_is_not_replaced(run, packed_file: Path, davis: Path, sequence: Sequence, tmp_path: Path):
+    frames, annotations = (davis / kind / sequence.name for kind in ("JPEGImages", "Annotations"))
+    mask = tmp_path / "out" / "masks" / "00002.png"
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes((annotations / "00002.png").read_bytes())
+    before = mask.read_bytes()
+    result = run("track", packed_file, frames, "--mask", f"2@{mask}", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "is read, and the results would replace it" in result.stderr.replace("\n", " ")
+    assert mask.read_bytes() == before

@@ -26,6 +26,7 @@ def test_labels_tell_models_apart(names: list[str], labels: list[str]):
     [
         (["embedded"], "at least two"),
         (["embedded", "sam2.1-t"], "config without weights"),
+        (["embedded", "configs/sam2.1/sam2.1_hiera_t.yaml"], "config without weights"),
         (["a.pt", "a.pt"], "named twice"),
     ],
 )

@@ -119,6 +119,11 @@ def test_without_photographs_there_are_scenes(monkeypatch: pytest.MonkeyPatch, c
     assert "procedural scenes of 40 x 40 pixels, and without photographs, which pip install" in said
 
 
+def test_the_smallest_picture_has_a_grid_of_boxes():
+    for prompt in grid_prompts((3, 3), 4, "box").values():
+        prompt.check((3, 3))
+
+
 def test_the_shipped_subjects_have_prompts_that_fit():
     for subject in shipped_subjects():
         frames, schedule = subject.open()

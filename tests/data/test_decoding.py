@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsam2_ao.data.decoding import MAX_PIXELS, max_pixels, open_pages, open_picture, page_rate, pixel_limit
+from qsam2_ao.data.decoding import (
+    MAX_PIXELS,
+    max_pixels,
+    open_pages,
+    open_picture,
+    page_rate,
+    picture_size,
+    pixel_limit,
+)
 from qsam2_ao.data.pictures import read_rgb
 from qsam2_ao.errors import DataError
 
@@ -62,6 +70,7 @@ def test_every_orientation_is_turned_upright(tmp_path: Path, name: str, orientat
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / name, exif=exif, quality=100)
     read = read_rgb(tmp_path / name)
     assert read.shape == shown.shape
+    assert picture_size(tmp_path / name) == shown.shape[:2]
     assert np.abs(read.astype(int) - shown).mean() < 4
 
 

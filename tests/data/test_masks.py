@@ -195,3 +195,13 @@ def test_masks_are_turned_as_their_pictures_are(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(IDS).save(tmp_path / "m.png", exif=exif)
     assert np.array_equal(read_ids(tmp_path / "m.png"), np.rot90(IDS, -1))
+
+
+def test_small_objects_beside_void_stay_ids(tmp_path: Path) -> None:
+    """None of them has as much inside as outline, and all ids are dark."""
+    ids = np.zeros((480, 640), np.uint8)
+    ids[100:105, 100:105], ids[200:206, 300:306], ids[300:303, 50:80], ids[400:404, 500:520] = 1, 2, 3, 255
+    assert np.array_equal(read_ids(save(tmp_path / "m.png", ids)), ids)
+    outlined = np.zeros((480, 640), np.uint8)
+    outlined[99:107, 99:107], outlined[100:106, 100:106] = 255, 1
+    assert np.array_equal(read_ids(save(tmp_path / "o.png", outlined)), outlined)

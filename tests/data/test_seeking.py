@@ -27,3 +27,26 @@ def test_times_are_those_of_the_decoded_frames(tmp_path: Path) -> None:
         with av.open(tmp_path / "clip.mp4") as container:
             found = [frame.pts for frame in decode_from(container, container.streams.video[0], start)]
         assert found == times[start:]
+
+
+def test_a_file_that_knows_only_the_order_of_decoding_is_read_from_its_start(tmp_path: Path) -> None:
+    """AVI has no times: FFmpeg counts packets, and frames that lean on later ones are shown in another order."""
+    frames = np.zeros((40, 64, 96, 3), np.uint8)
+    for t, frame in enumerate(frames):
+        frame[20:40, 2 * t : 2 * t + 10] = 250
+    with av.open(tmp_path / "clip.avi", "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3", "g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(tmp_path / "clip.avi") as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(decoded) == 40
+    for start in (7, 16, 39):
+        with av.open(tmp_path / "clip.avi") as container:
+            assert presentation_times(container, container.streams.video[0]) is None
+        with av.open(tmp_path / "clip.avi") as container:
+            found = decode_from(container, container.streams.video[0], start)
+            rest = [frame.to_ndarray(format="rgb24") for frame in found]
+        np.testing.assert_array_equal(rest, decoded[start:])

@@ -16,15 +16,16 @@ from sam2_runs import images
 from torch import nn
 
 from qsam2_ao import load_qsam2
-from qsam2_ao.errors import QSAM2Error, UnsupportedLayerError
+from qsam2_ao.errors import CheckpointError, QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_onnx
 from qsam2_ao.export.openvino import openvino_from_onnx
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export, saturating_layers
+from qsam2_ao.export.settings import ExportSettings
 from qsam2_ao.native import why_no_kernels
 from qsam2_ao.stage import set_stage, stage_of
 
-pytest.importorskip("onnx")
+ModelProto = pytest.importorskip("onnx").ModelProto
 pytest.importorskip("onnxscript")
 
 
@@ -204,3 +205,20 @@ def test_the_model_is_left_as_it_was(four_bits: SAM2Base) -> None:
     before = [(name, type(module)) for name, module in four_bits.named_modules()]
     assert isinstance(for_export(four_bits), nn.Module)
     assert [(name, type(module)) for name, module in four_bits.named_modules()] == before
+
+
+def test_an_interrupted_export_is_none(packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first files are there, and the others are those of another model."""
+    model = load_qsam2(packed_file)
+    ExportSettings.of(model, "onnx").save(tmp_path)
+
+    def convert(part: ExportPart) -> Any:
+        if (tmp_path / "image_encoder.onnx").exists():
+            raise KeyboardInterrupt
+        return ModelProto()
+
+    monkeypatch.setattr("qsam2_ao.export.to_onnx._convert", convert)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(model, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="no folder that qsam2 export wrote"):
+        ExportSettings.load(tmp_path)

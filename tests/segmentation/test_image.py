@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+from qsam2_ao import build_embedded, prepare_qsam2
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence
 from qsam2_ao.errors import DataError
@@ -87,8 +88,36 @@ def test_a_mask_is_sam2s_low_resolution_input_with_a_padding_click(predictor: An
         (ObjectPrompt(), "object 2: there is no prompt"),
         (ObjectPrompt([(200.0, 3.0, 1)]), r"object 2: points has \(200, 3\), outside of the picture"),
         (ObjectPrompt(mask=np.ones((3, 3), bool)), r"object 2: mask has shape \[3, 3\]"),
+        (ObjectPrompt([(2.0, 3.0, 1)], mask=np.ones((96, 96), bool)), "object 2 has a mask and another prompt"),
     ],
 )
 def test_prompts_that_break_the_rules(predictor: Any, sequence: Sequence, prompt: ObjectPrompt, message: str) -> None:
     with pytest.raises(DataError, match=message):
         segment_image(predictor, Image.fromarray(sequence.frames[0]), {2: prompt})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [({}, "say what to look for"), ({300: PROMPTS[1]}, "300 is no object id"), ({0: PROMPTS[1]}, "0 is no object id")],
+)
+def test_no_objects_and_ids_that_no_mask_has(
+    predictor: Any, picture: Path, tmp_path: Path, prompts: dict[int, ObjectPrompt], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        segment_file(predictor, picture, prompts, tmp_path / "out")
+
+
+def test_prompts_may_be_arrays(predictor: Any, picture: Path, tmp_path: Path) -> None:
+    given = {1: ObjectPrompt(box=np.array([10, 20, 60, 80])), 4: ObjectPrompt(np.array([[30.0, 30.0, 1]]))}  # type: ignore[arg-type]
+    found = [segment_file(predictor, picture, prompts, tmp_path / "out").objects for prompts in (given, PROMPTS)]
+    assert found[0] == found[1]
+
+
+def test_a_model_in_training_is_left_as_it_is(sequence: Sequence) -> None:
+    prepared: Any = prepare_qsam2(
+        build_embedded(), {"mask_decoder": "w4a8"}, calibration_data=[sequence.frames[0]], vrc=None, progress=False
+    ).train()
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    segment_image(prepared, Image.fromarray(sequence.frames[0]), PROMPTS)
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+    assert all(module.training for module in prepared.modules())

@@ -225,3 +225,34 @@ def test_iterators_go_forward_only(trained: Any, clip: Sequence) -> None:
         next(track_frames(trained, iter(()), {1: FIRST}))
     with pytest.raises(DataError, match="prompts for frame 3, but the clip ended after 2 frames"):
         list(track_frames(trained, iter(clip.frames[:2]), {0: {1: FIRST}, 3: {1: SECOND}}))
+
+
+def test_an_error_leaves_what_is_finished(trained: Any, clip: Sequence, tmp_path: Path) -> None:
+    """Also of those that were stored on the way back, and are not whole."""
+    write_video(tmp_path / "clip.mp4", clip.frames)
+
+    class Damaged(ClipFrames):
+        def __iter__(self) -> Any:
+            yield from self._of(2)
+            raise DataError("frame 2 is damaged")
+
+        def _of(self, count: int) -> Any:
+            return iter(clip.frames[:count])
+
+    frames, out = Damaged(tmp_path / "clip.mp4"), tmp_path / "out"
+    with pytest.raises(DataError, match="frame 2 is damaged"):
+        track_file(
+            trained, frames.path, {4: {1: FIRST}}, out, frames=frames, direction="both", save=["masks"], progress=False
+        )
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_frames_are_not_replaced_by_their_masks(trained: Any, clip: Sequence, tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for t, frame in enumerate(clip.frames[:3]):
+        Image.fromarray(frame).save(folder / f"{t:05d}.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DataError, match="is read, and the results would replace it"):
+        track_file(trained, folder, {1: FIRST}, tmp_path, progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

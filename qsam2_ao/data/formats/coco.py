@@ -244,6 +244,7 @@ def segmentation_mask(segmentation: object, size: tuple[int, int], where: str) -
             raise DataError(f"{where}: its mask is {list(mask.shape)}, the picture {list(size)}; correct it")
         return mask
     height, width = size
+    polygons = []
     for polygon in segmentation:
         try:
             corners = np.array(polygon, np.float64).reshape(-1, 2)
@@ -253,10 +254,11 @@ def segmentation_mask(segmentation: object, size: tuple[int, int], where: str) -
         inside = (corners >= -max(size)) & (corners <= 2 * max(size))
         if len(corners) < 3 or not bool(inside.all()):
             raise DataError(f"{where}: a polygon has {len(corners)} corners, or some far outside of {width} x {height}")
+        polygons.append(corners.ravel().tolist())
     if not segmentation:
         raise DataError(f"{where}: its segmentation is empty; remove the annotation")
     coco = needed("pycocotools.mask")
-    merged = coco.merge(coco.frPyObjects([list(map(float, polygon)) for polygon in segmentation], height, width))
+    merged = coco.merge(coco.frPyObjects(polygons, height, width))
     return decode_rle(merged)
 
 

@@ -90,6 +90,18 @@ def test_coco_beside_its_pictures_as_labelling_services_export_it(tmp_path: Path
     assert np.array_equal(read(tmp_path, split="val").masks[11], sequence.masks[0] == 1)
 
 
+def test_polygons_of_pairs_are_those_of_numbers_in_a_row(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [video()])
+    found = []
+    for polygon in ([4, 4, 30, 4, 30, 20], [[4, 4], [30, 4], [30, 20]]):
+        record = json.loads(path.read_text())
+        record["annotations"][0] |= {"segmentation": [polygon]}
+        path.write_text(json.dumps(record))
+        found.append(read(tmp_path, split="val2017"))
+    assert found[0].masks.keys() == found[1].masks.keys()
+    assert all(np.array_equal(mask, found[1].masks[key]) for key, mask in found[0].masks.items())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -99,6 +111,7 @@ def test_coco_beside_its_pictures_as_labelling_services_export_it(tmp_path: Path
         ({"segmentation": []}, "its segmentation is empty"),
         ({"segmentation": None}, "a box without a segmentation"),
         ({"segmentation": {"size": [2, 2], "counts": [4]}}, r"its mask is \[2, 2\], the picture \[48, 64\]"),
+        ({"segmentation": {"size": [True, 1], "counts": [1]}}, "has size"),
         ({"id": 12}, "annotation's id 12 is negative or another's too"),
         ({"image_id": 7}, "annotation 1 is of image 7, which is not listed"),
         ({"image_id": "a"}, "annotation 1: the field 'image_id' is not a whole number"),
