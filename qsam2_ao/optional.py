@@ -28,7 +28,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "onnx": ("export", "exporting"),
     "onnxscript": ("export", "exporting"),
     "openvino": ("export", "running in OpenVINO"),
-    "onnxruntime": ("benchmark", "running in ONNX Runtime"),
+    "onnxruntime": ("export", "running in ONNX Runtime"),
     "nncf": ("benchmark", "the comparison with NNCF"),
 }
 #: Package -> its name for pip, where that is another.

@@ -88,6 +88,7 @@ def measure_long_video(
     video: Path,
     output: Path,
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
     target: str = "auto",
     save: Collection[SavedAs] = MASKS,
     progress: bool = True,
@@ -111,7 +112,7 @@ def measure_long_video(
     Example:
         >>> measure_long_video("w4a8.safetensors", Path("clip.mp4"), Path("outputs")).peak_mb  # doctest: +SKIP
     """
-    found = alone(partial(_measure, str(model), video, output, target, tuple(save), progress))
+    found = alone(partial(_measure, str(model), checkpoint, video, output, target, tuple(save), progress))
     with atomic_write(output / "long_video.json") as temporary:
         temporary.write_text(json.dumps(asdict(found), indent=1) + "\n")
     return found
@@ -140,14 +141,20 @@ class _Watched:
 
 
 def _measure(
-    model: str, video: Path, output: Path, target: str, save: tuple[SavedAs, ...], progress: bool
+    model: str,
+    checkpoint: str | os.PathLike[str] | None,
+    video: Path,
+    output: Path,
+    target: str,
+    save: tuple[SavedAs, ...],
+    progress: bool,
 ) -> LongVideo:
     clip = ClipFrames(video)
     if len(clip) < 3:
         raise DataError(f"{video} has {counted(len(clip), 'frame')}; from the third on there are latencies to measure")
     height, width = clip.first.shape[:2]
     frames = _Watched(clip)
-    predictor = load_runnable(model, None, "cpu", target)
+    predictor = load_runnable(model, checkpoint, "cpu", target)
     loaded = _resident_mb()
     box = (width * 0.25, height * 0.25, width * 0.75, height * 0.75)
     with torch.inference_mode():

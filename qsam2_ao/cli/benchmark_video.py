@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..files import check_output_folder
-from .common import Json, RunnableName, Save, SaveAs, Target, print_json
+from .common import Checkpoint, Json, RunnableName, Save, SaveAs, Target, print_json
 
 
 def video(
@@ -25,6 +25,7 @@ def video(
         "outputs/long-video"
     ),
     save: Save = [SaveAs.masks],  # noqa: B006 - it is not changed, and typer shows it
+    checkpoint: Checkpoint = None,
     target: Target = "auto",
     as_json: Json = False,
 ) -> None:
@@ -44,7 +45,7 @@ def video(
     if clip is None:
         clip = output / "clip.mp4"
         draw_clip(clip, round(minutes * 60 * FPS), (width, height), progress=True)
-    found = measure_long_video(model, clip, output, target=target, save=forms)
+    found = measure_long_video(model, clip, output, checkpoint=checkpoint, target=target, save=forms)
     if as_json:
         print_json(asdict(found))
         return

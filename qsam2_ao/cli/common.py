@@ -125,7 +125,7 @@ PromptFile: TypeAlias = Annotated[
         "--prompts",
         metavar="FILE",
         help='Prompts as JSON: [{"frame": 30, "object": 2, "points": [[80, 90]], "labels": [0]}, ...], also with '
-        '"box": [x0, y0, x1, y1], "mask": "FILE" or "remove": true.',
+        '"box": \\[x0, y0, x1, y1], "mask": "FILE" or "remove": true.',
         show_default=False,
     ),
 ]

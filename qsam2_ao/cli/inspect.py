@@ -8,14 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import QConfigError
-from .common import Checkpoint, Json, ModelName, Target, console, print_json
+from .common import Checkpoint, Json, ModelName, console, print_json
 
 
 def inspect(
     model: ModelName,
     checkpoint: Checkpoint = None,
     time: Annotated[bool, typer.Option("--time", help="Time each layer of a packed file as TARGET runs it.")] = False,
-    target: Target | None = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="With --time: how the file runs; auto by default.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in a packed file: its recipe, sizes, and every layer's bits.

@@ -128,7 +128,7 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
         Region name -> mapping, to be edited or passed to ``prepare_qsam2``.
 
     Raises:
-        QConfigError: An unknown preset.
+        QConfigError: An unknown preset, or ``first_last_bits`` below its own.
 
     Example:
         >>> recipe = preset_qconfig("w2a8")
@@ -137,6 +137,11 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
     preset = PRESETS.get(name)
     if preset is None:
         raise QConfigError(unknown_name("preset", name, PRESETS))
+    if first_last_bits is not None and first_last_bits < preset.weight_bits:
+        raise QConfigError(
+            f"first_last_bits is {first_last_bits}, fewer than the {preset.weight_bits} that {name} has everywhere; "
+            "take a preset of fewer bits, or leave it out"
+        )
     edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
     edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
     inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)

@@ -78,7 +78,10 @@ def load_model(
         )
     if official:
         if checkpoint is None:
-            raise QSAM2Error(f"{name} is a config without weights; name its checkpoint with --checkpoint")
+            raise QSAM2Error(
+                f"{name} is a config without weights; name its checkpoint with --checkpoint, or give "
+                "that file as the model, which tells the config"
+            )
         model = build_official(name, checkpoint, device=where)
     elif name in EMBEDDED_MODELS:
         files = EMBEDDED_MODELS[name]

@@ -51,9 +51,9 @@ def test_the_first_frames_work_is_no_latency_and_a_picture_has_none(
         return start(self, *arguments, **named)
 
     monkeypatch.setattr(StreamingPredictor, "start", slow)
-    found = _measure("embedded", tmp_path / "clip.mp4", tmp_path / "masks", "packed", ("masks",), False)
+    found = _measure("embedded", None, tmp_path / "clip.mp4", tmp_path / "masks", "packed", ("masks",), False)
     assert found.seconds >= 1.5
     assert found.latency_ms["max"] < 1500
     draw_clip(tmp_path / "short.mp4", 2, (64, 48))
     with pytest.raises(DataError, match="2 frames"):
-        _measure("embedded", tmp_path / "short.mp4", tmp_path / "short", "packed", ("masks",), False)
+        _measure("embedded", None, tmp_path / "short.mp4", tmp_path / "short", "packed", ("masks",), False)

@@ -48,6 +48,11 @@ for line in sys.argv[1:]:
 _ALL = (*COMMANDS, "sensitivity", "export", *(f"benchmark {name}" for name in ("accuracy", "inference", "training")))
 
 
+def test_lists_in_help_are_no_markup(run):
+    shown = "".join(run("segment", "--help").stdout.replace("│", "").split())
+    assert '"box":[x0,y0,x1,y1],"mask":"FILE"' in shown
+
+
 def test_help_imports_nothing_that_takes_long():
     lines = ["--version", "--help", *(f"{command} --help" for command in (*_ALL, "benchmark"))]
     done = subprocess.run([sys.executable, "-c", _QUICK, *lines], capture_output=True, text=True)

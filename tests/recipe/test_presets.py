@@ -41,6 +41,11 @@ def test_excepted_layers_have_8_bits_unless_asked_otherwise(layer: str) -> None:
     assert bits(2) == (2, 4)
 
 
+def test_fewer_bits_at_the_ends_than_everywhere_are_refused() -> None:
+    with pytest.raises(QConfigError, match="fewer than the 8 that w8a8 has everywhere"):
+        preset_qconfig("w8a8", first_last_bits=7)
+
+
 def test_a_regions_inner_layers_are_no_exception() -> None:
     mapping = preset_qconfig("w2a8")["image_encoder"]
     for layer in ("image_encoder.trunk.patch_embed.projection", "image_encoder.trunk.blocks.0.mlp.layers.0"):
