@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,11 +118,14 @@ class Workspace:
             self.folder.parent.rmdir()
 
 
-def fingerprint(path: str | os.PathLike[str] | None) -> list[Any] | None:
+def fingerprint(
+    path: str | os.PathLike[str] | None, without: Iterable[str | os.PathLike[str] | None] = ()
+) -> list[Any] | None:
     """What tells a file or folder from a changed one: names, sizes and times, not contents.
 
     Args:
         path: A file, a folder, something else (a name, which stands for itself), or None.
+        without: Files and folders inside of ``path`` that do not count, such as those that are being written.
 
     Returns:
         JSON-able values.
@@ -134,21 +137,25 @@ def fingerprint(path: str | os.PathLike[str] | None) -> list[Any] | None:
         stat = place.stat()
         return [str(place.resolve()), stat.st_size, stat.st_mtime_ns]
     if place.is_dir():
-        told = sorted((os.path.relpath(file, place), stat.st_size, stat.st_mtime_ns) for file, stat in _files(place))
+        left_out = {os.path.realpath(other) for other in without if other is not None} - {os.path.realpath(place)}
+        found = _files(place, left_out)
+        told = sorted((os.path.relpath(file, place), stat.st_size, stat.st_mtime_ns) for file, stat in found)
         return [str(place.resolve()), len(told), hashlib.sha256(json.dumps(told).encode()).hexdigest()]
     return [str(path)]
 
 
-def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _files(folder: Path, left_out: Set[str]) -> Iterator[tuple[str, os.stat_result]]:
     """The files of a folder and those below it, also of folders that links lead to, each folder once."""
-    seen = set[str]()
+    seen = set(left_out)
     for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
+        real = os.path.realpath(place)
+        if real in seen:
             folders.clear()
             continue
-        seen.add(os.path.realpath(place))
-        for path in (os.path.join(place, name) for name in names):
-            if os.path.isfile(path):
+        seen.add(real)
+        for name in names:
+            path = os.path.join(place, name)
+            if os.path.join(real, name) not in left_out and os.path.isfile(path):
                 yield path, os.stat(path)
 
 

@@ -128,3 +128,15 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode != 0
     with Workspace(tmp_path, {}).locked():
         pass
+
+
+def test_fingerprints_leave_out_what_is_written_meanwhile(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    own = [tmp_path / "out", tmp_path / "model.pt", None]
+    before = fingerprint(tmp_path, own)
+    (tmp_path / "out" / "videos").mkdir(parents=True)
+    (tmp_path / "out" / "videos" / "a.json").write_bytes(b"2")
+    (tmp_path / "model.pt").write_bytes(b"3")
+    assert fingerprint(tmp_path, own) == before != fingerprint(tmp_path)
+    # The folder itself is not left out.
+    assert fingerprint(tmp_path, [tmp_path]) == fingerprint(tmp_path)

@@ -80,6 +80,8 @@ def evaluate(
         int | None,
         typer.Option(
             metavar="LABEL",
+            min=1,
+            max=255,
             help="Leave pixels of this label out of the scores, such as 255 (void).",
             show_default=False,
         ),

@@ -71,6 +71,15 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     return _in_order(Path(entry.path) for entry in entries if _is_picture(entry.name))
 
 
+def list_folders(folder: Path) -> list[Path]:
+    """The folders in a folder in natural order, without those that a system or a program keeps for itself."""
+    return [folder / name for name in _of_the_user(path.name for path in folder.iterdir() if path.is_dir())]
+
+
+def _of_the_user(folders: Iterable[str]) -> list[str]:
+    return sorted((n for n in folders if n[0] != "." and n.casefold() not in _SYSTEM_FOLDERS), key=natural_key)
+
+
 def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
     """The photographs below a folder, and not the masks that belong to them.
 
@@ -131,10 +140,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], bool]]:
         seen.add((status.st_dev, status.st_ino))
         if place != root and (place.parent in masks or _MASK_FOLDER.fullmatch(place.name)):
             masks.add(place)
-        folders[:] = sorted(
-            (folder for folder in folders if folder[0] != "." and folder.casefold() not in _SYSTEM_FOLDERS),
-            key=natural_key,
-        )
+        folders[:] = _of_the_user(folders)
         yield place, files, place in masks
 
 

@@ -75,7 +75,7 @@ def to_transformers(quantized: SAM2Base, model: Model) -> Model:
             )
         [place] = places
         target = place.name.removesuffix(".weight")
-        lowered = lower_packed(model.get_submodule(target), weight)
+        lowered = lower_packed(model.get_submodule(target), weight.to(theirs[place.name].dtype))
         path = inputs[layer]
         if path is not None:
             quantizer = quantized.get_submodule(path)

@@ -89,7 +89,7 @@ class QSAM2TransformersQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, layer in self._layers.items():
             about, shell = self.quantization_config.layers[name], shells[name]
             inner = {key: getattr(shell, f"weight_{key}") for key in _INNER}
-            packed = PackedIntxTensor.from_inner(about["weight"], inner)
+            packed = PackedIntxTensor.from_inner(about["weight"], inner).to(layer.weight.dtype)
             lowered = lower_packed(layer, packed)
             lowered.bias = shell.bias  # type: ignore[assignment]
             if about["input"] is not None:

@@ -19,6 +19,7 @@ from ..progress import tqdm
 from ..threads import one_thread_if_small
 from .miou import mask_iou
 from .prompts import CLICKS, ImagePrompt, check_prompt
+from .tally import check_ignore
 
 if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
@@ -109,6 +110,7 @@ def image_samples(
         >>> len(image_samples(generate_split("test", 2, num_frames=3), per_sequence=2))
         4
     """
+    check_ignore(ignore)
     rng = np.random.default_rng(seed)
     samples = []
     for sequence in sequences:
@@ -218,9 +220,10 @@ def evaluate_image(
         for sample in tqdm(samples, desc=f"images, {prompt}", unit="image", disable=not progress):
             predictor.set_image(sample.image)
             predicted = predict_objects(predictor, sample.masks, prompt)
+            truth = sample.masks
             if sample.void is not None:
-                predicted = predicted & ~sample.void
-            ious.append(mask_iou(predicted, sample.masks))
+                predicted, truth = predicted & ~sample.void, truth & ~sample.void
+            ious.append(mask_iou(predicted, truth))
     objects = sum(map(len, ious))
     if not objects:
         raise DataError("there are no samples with objects to evaluate")

@@ -21,7 +21,7 @@ from ..data.masks import VOID, MaskReader
 from ..data.types import Indexed
 from ..errors import DataError
 from ..progress import tqdm
-from .tally import Metric, ObjectScore, Tally, check_metric, objects_that_count
+from .tally import Metric, ObjectScore, Tally, check_ignore, check_metric, objects_that_count
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def score_sequence(
         A score for each object that counts.
 
     Raises:
-        DataError: The metric is unknown, the numbers of frames or the sizes differ, or no frame is left to count.
+        DataError: The metric or the label is unknown, the numbers of frames or the sizes differ, or no frame is left to
+            count.
 
     Example:
         >>> masks = np.ones((3, 8, 8), np.uint8)
@@ -119,6 +120,7 @@ def score_sequence(
         100.0
     """
     check_metric(metric)
+    check_ignore(ignore)
     if len(predicted) != len(truth):
         raise DataError(f"{name}: {len(predicted)} predicted masks for {len(truth)} annotated frames")
     annotated = [t for t in range(len(truth)) if truth[t] is not None]

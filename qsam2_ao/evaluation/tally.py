@@ -57,6 +57,16 @@ def check_metric(metric: str) -> None:
         raise DataError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
 
 
+def check_ignore(ignore: int | None) -> None:
+    """Check a label of pixels that do not count.
+
+    Raises:
+        DataError: It is none of 1 to 255; 0 is background.
+    """
+    if ignore is not None and not 1 <= ignore <= 255:
+        raise DataError(f"ignore must be a label from 1 to 255, got {ignore}; 0 is background, which counts")
+
+
 class Tally:
     """The scores of one video while its frames come.
 

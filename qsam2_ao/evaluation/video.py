@@ -23,7 +23,7 @@ from ..threads import one_thread_if_small
 from .jf import JFScores, check_lengths
 from .prompts import VideoPrompt, check_prompt
 from .protocol import Protocol, following
-from .tally import Metric, ObjectScore, Tally, check_metric
+from .tally import Metric, ObjectScore, Tally, check_ignore, check_metric
 from .tracking import first_masks, track_objects, track_sequence
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def score_masks(
         >>> score_masks(sequence, truth)[0].jf
         100.0
     """
+    check_ignore(ignore)
     overlapping = getattr(sequence, "overlapping", False)
     counted = _frames_that_count(sequence, skip_first_and_last)
     tally = Tally(sequence.name, _objects_that_count(sequence, metric, overlapping, ignore), metric)

@@ -52,7 +52,7 @@ def bars(
     for number, (legend, values) in enumerate(series.items()):
         positions = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
         axis.barh(positions, values, thickness, label=legend, color=colours[number % len(colours)])
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), map(_plain, names), fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(label)
     axis.grid(axis="y", visible=False)
@@ -155,7 +155,13 @@ def curves(rows: Sequence[Mapping[str, float]], names: Iterable[str], label: str
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row and np.isfinite(row[name])]
         values += [y for _, y in points]
-        axis.plot(*zip(*points, strict=True), "-" if len(points) > 8 else "-o", linewidth=1.2, markersize=3, label=name)
+        axis.plot(
+            *zip(*points, strict=True),
+            "-" if len(points) > 8 else "-o",
+            linewidth=1.2,
+            markersize=3,
+            label=_plain(name),
+        )
     if values and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel=label)
@@ -181,11 +187,16 @@ def pareto(points: Mapping[str, tuple[float, float, float | None]], accuracy: st
     for name, (size, score, speed) in points.items():
         axis.plot(size / 1e6, score, "o", color=QUANTIZED, markersize=7)
         text = name if speed is None else f"{name}, {speed:.2f}x"
-        axis.annotate(text, (size / 1e6, score), xytext=(6, -13), textcoords="offset points", fontsize=9)
+        axis.annotate(_plain(text), (size / 1e6, score), xytext=(6, -13), textcoords="offset points", fontsize=9)
     axis.margins(0.18)
     axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
     axis.set(xlabel="file, MB", ylabel=accuracy)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text whose dollars are no mathematics."""
+    return text.replace("$", r"\$")
 
 
 def region_order(regions: Iterable[str]) -> list[str]:

@@ -321,7 +321,10 @@ def _in_official_names(state: dict[Any, Any], source: str) -> dict[str, Tensor]:
             continue
         if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f"{source}: {key} is no plain tensor but {_kind(value)}; save the float state dict")
-        plain[name.removeprefix(prefix)] = value
+        bare = name.removeprefix(prefix)
+        if bare in plain:
+            raise CheckpointError(f"{source} has two tensors for {bare}, with and without {prefix!r}; save one set")
+        plain[bare] = value
     return hub.official_names(plain, source) if mark == hub.MARK else plain
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from .size import human_bytes
@@ -52,7 +53,7 @@ def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") 
         >>> comparison_table([ModelRow("float32", "32", 5_000_000, jf=81.0)]).row_count
         1
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("model", overflow="fold")
     columns: list[Callable[[ModelRow], str]] = []
     if any(row.bits is not None for row in rows):
@@ -66,7 +67,7 @@ def comparison_table(rows: Sequence[ModelRow], title: str = "Before and after") 
         table.add_column("file", justify="right", no_wrap=True)
         columns.append(lambda row: _size(row, rows[0]))
     for row in rows:
-        table.add_row(row.name, *(column(row) for column in columns))
+        table.add_row(escape(row.name), *(column(row) for column in columns))
     return table
 
 

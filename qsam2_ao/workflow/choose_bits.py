@@ -102,11 +102,11 @@ def choose_bits(
         {
             "model": fingerprint(model),
             "checkpoint": fingerprint(checkpoint),
-            "calibration": fingerprint(calibration),
+            "calibration": fingerprint(calibration, [output]),
             "images": images,
             "bits": list(bits),
             "metric": metric,
-            "data": [fingerprint(data), videos] if metric == "jf" else None,
+            "data": [fingerprint(data, [output]), videos] if metric == "jf" else None,
             "vrc": vrc,
             "rounding": rounding,
             "seed": seed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -81,18 +82,19 @@ def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint
     return FirstFrames(open_dataset(name)) if sav_train.detect(Path(name)) else name
 
 
-def sources_fingerprint(data: str | None) -> list[Any] | None:
+def sources_fingerprint(data: str | None, without: Iterable[str | os.PathLike[str] | None] = ()) -> list[Any] | None:
     """What tells data sets from changed ones.
 
     Args:
         data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, "embedded", or None.
+        without: Files and folders among them that do not count.
 
     Returns:
         JSON-able values.
     """
     if data is None or data == EMBEDDED:
         return fingerprint(data)
-    return [[s.format, s.split, s.weight, *(fingerprint(s.path) or ())] for s in parse_sources(data)]
+    return [[s.format, s.split, s.weight, *(fingerprint(s.path, without) or ())] for s in parse_sources(data)]
 
 
 def videos_with_masks(name: str, split: str, count: int | None, frames: int) -> Sequence[VideoSequence]:

@@ -195,13 +195,16 @@ def evaluate(
         "masks": None if save_masks is None else str(save_masks),
         "versions": environment(),
     }
+    written_here = [save_masks]
+    if output is not None:
+        written_here += [Path(output) / "videos", Path(output) / "report.json"]
     with TemporaryDirectory(prefix="qsam2-evaluate-") as temporary:
         work = Workspace(
             Path(temporary if output is None else output) / "videos",
             {
                 "model": fingerprint(model),
                 "checkpoint": fingerprint(checkpoint),
-                "data": videos.fingerprint(),
+                "data": videos.fingerprint(written_here),
                 "settings": asdict(settings),
                 "masks": None if save_masks is None else str(Path(save_masks).resolve()),
                 "device": device,
@@ -243,8 +246,9 @@ def evaluate(
 
 def _file_name(video: str) -> str:
     """What a video's file is called: its name, or as much of it as file systems take."""
-    quoted = quote(video, safe="")
-    return quoted if len(quoted) <= 150 else f"{quoted[:100]}-{hashlib.sha256(video.encode()).hexdigest()[:16]}"
+    name = os.fsencode(video)
+    quoted = quote(name, safe="")
+    return quoted if len(quoted) <= 150 else f"{quoted[:100]}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,10 @@ class _Written:
         return (self.folder / video).is_dir() and record.exists() and record.read_text("utf-8") == self.settings
 
     def begin(self, video: str) -> None:
-        """Say so before they are written: what was there is an earlier one's no more."""
+        """Say so before they are written: what was there is an earlier one's no more, and goes."""
+        if self._record(video).exists():
+            for path in (self.folder / video).rglob("*.png"):
+                path.unlink()
         with atomic_write(self._record(video)) as temporary:
             temporary.write_text(self.settings, "utf-8")
 

@@ -16,7 +16,7 @@ from ..workspace import fingerprint, versions
 from . import EMBEDDED
 from .data import sources_fingerprint
 from .models import load_model
-from .quantize import shared_workspace, write_by_way_of
+from .quantize import shared_workspace, work_folder, write_by_way_of
 from .training import room_to_train, train_as, training_data
 
 
@@ -76,14 +76,15 @@ def finetune_to_file(
             )
         check_output_file(output, ".pt", room_to_train(loaded))
         data = training_data(train_data, val_data, settings, loaded, seed)
+        written = output, work_folder(output), log_dir
         depends_on = {
             "command": "finetune",
             "training": settings.recorded,
             "seed": seed,
             "model": fingerprint(model),
             "checkpoint": fingerprint(checkpoint),
-            "train_data": sources_fingerprint(train_data),
-            "val_data": sources_fingerprint(val_data),
+            "train_data": sources_fingerprint(train_data, written),
+            "val_data": sources_fingerprint(val_data, written),
             "versions": versions("qsam2_ao", "torch"),
         }
         with shared_workspace(output, depends_on) as work:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,14 @@ class LabelledVideos:
     protocol: Protocol
     metric: Metric
 
-    def fingerprint(self) -> list[Any]:
-        """What tells them from others, and from themselves before they were changed: JSON-able."""
+    def fingerprint(self, without: Iterable[str | os.PathLike[str] | None] = ()) -> list[Any]:
+        """What tells them from others, and from themselves before they were changed: JSON-able.
+
+        Args:
+            without: Files and folders among them that do not count.
+        """
         return [
-            fingerprint(self.about["data"]),
+            fingerprint(self.about["data"], without),
             self.about["format"],
             self.about["split"],
             list(self.names),

@@ -161,13 +161,14 @@ def quantize_to_file(
             from .training import training_data
 
             training = training_data(train_data, val_data, job.training, loaded, job.seed)
+        written = output, work_folder(output), log_dir
         settings = {
             **job.recorded,
             "model": fingerprint(model),
             "checkpoint": fingerprint(checkpoint),
-            "calibration": fingerprint(calibration),
-            "train_data": sources_fingerprint(train_data) if job.training else None,
-            "val_data": sources_fingerprint(val_data),
+            "calibration": fingerprint(calibration, written),
+            "train_data": sources_fingerprint(train_data, written) if job.training else None,
+            "val_data": sources_fingerprint(val_data, written),
             "versions": versions("qsam2_ao", "torch"),
         }
         with shared_workspace(output, settings) as work:
@@ -192,6 +193,11 @@ def _loaded(
     return loaded
 
 
+def work_folder(output: Path) -> Path:
+    """Where a file that is made has its work folder."""
+    return output.parent / f"{output.name}.work"
+
+
 @contextmanager
 def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Workspace]:
     """The work folder beside a file, which one run at a time has, with all of its ranks; it goes when the block ends.
@@ -207,7 +213,7 @@ def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Work
 
         def open_locked() -> Workspace:
             others = sorted(output.parent.glob("*.work"))
-            work = Workspace(output.parent / f"{output.name}.work", settings, others)
+            work = Workspace(work_folder(output), settings, others)
             stack.enter_context(work.locked())
             return work
 

@@ -162,8 +162,9 @@ def track_videos(
             if (folder / RESULT).exists():
                 # It says what is there, which is about to change, and whose the masks are.
                 (folder / RESULT).unlink()
-                for path in (folder / "masks").glob("*.png"):
-                    path.unlink()
+                others = (folder / name for name in ("overlay.mp4", "rle.json", "polygons.json"))
+                for path in (*(folder / "masks").glob("*.png"), *others):
+                    path.unlink(missing_ok=True)
             done = track_file(
                 runnable, job.video, schedule, folder, direction=direction, save=save, frames=frames, progress=False
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +238,32 @@ def test_frames_are_of_embedded_videos(run, packed_file: Path, tmp_path: Path):
     result = run("evaluate", packed_file, "--data", tmp_path, "--frames", 3)
     assert result.exit_code == 2
     assert "--frames is for embedded videos" in result.stderr
+
+
+def test_results_may_lie_among_the_data(run, packed_file: Path, davis: Path):
+    arguments = [packed_file, "--data", davis, "--split", "all"]
+    own = ["-o", davis / "results", "--save-masks", davis / "masks"]
+    first = evaluated(run, *arguments, *own)
+    again = run("evaluate", *arguments, *own, "--json")
+    assert "evaluated before: 3 of 3 videos" in again.stderr
+    assert json.loads(again.stdout) == first
+
+
+def test_masks_of_an_earlier_evaluation_go(run, packed_file: Path, davis: Path, tmp_path: Path):
+    arguments = [packed_file, "--split", "all", "--save-masks", tmp_path / "masks"]
+    evaluated(run, *arguments, "--data", davis)
+    for path in davis.rglob("*/val-00000/00002.*"):
+        path.unlink()
+    evaluated(run, *arguments, "--data", davis, "--all-frames")
+    assert [path.name for path in sorted((tmp_path / "masks" / "val-00000").iterdir())] == ["00000.png", "00001.png"]
+
+
+def test_brackets_and_bytes_in_names_are_no_markup_and_no_error(run, packed_file: Path, davis: Path):
+    shutil.rmtree(davis / "ImageSets")
+    data = davis.parent / "data[val]"
+    davis.rename(data)
+    for folder in ("JPEGImages", "Annotations"):
+        (data / folder / "val-00000").rename(os.fsdecode(os.fsencode(data / folder) + b"/caf\xe9"))
+    result = run("evaluate", packed_file, "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "data[val]" in result.stdout

@@ -209,9 +209,11 @@ def test_a_result_goes_before_its_video_is_tracked_again(
     assert run(*arguments, "--direction", "both").exit_code == 130
     monkeypatch.undo()
     assert "tracked before: 2 of 3 videos" in run(*arguments).stderr
+    (tmp_path / "out" / "a" / "overlay.mp4").touch()
     # Of fewer frames, too: what was tracked before is known to be its own.
     assert run(*arguments, "--max-frames", 3).exit_code == 0
     assert len(list((tmp_path / "out" / "a" / "masks").iterdir())) == 3
+    assert not (tmp_path / "out" / "a" / "overlay.mp4").exists()
 
 
 def test_videos_go_by_their_endings_on_every_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -141,3 +141,13 @@ def test_frames_of_any_format_in_natural_order(davis: Path) -> None:
     sequence = read_davis(davis)[0]
     assert [path.name for path in sequence.frames.paths] == [f"frame_{t}.tif" for t in range(8, 12)]
     assert sequence.annotated == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("extra", ["@eaDir", ".ipynb_checkpoints", "old"])
+def test_a_folder_inside_of_videos_is_no_resolution(davis: Path, extra: str) -> None:
+    names = [sequence.name for sequence in read_davis(davis)]
+    for kind in ("JPEGImages", "Annotations"):
+        for video in list((davis / kind).iterdir()):
+            (video / extra / "x").mkdir(parents=True)
+        (davis / kind / "@eaDir" / "x").mkdir(parents=True)
+    assert [sequence.name for sequence in read_davis(davis)] == names

@@ -125,3 +125,17 @@ def test_models_that_do_not_belong_together_are_refused(quantized: Any) -> None:
     model = to_transformers(quantized, fresh())
     with pytest.raises(QSAM2Error, match="quantized already"):
         to_transformers(quantized, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision(quantized: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    image = torch.randn(1, 3, SIDE, SIDE)
+    full = to_transformers(quantized, fresh())
+    full.save_pretrained(tmp_path)
+    expected = encoded(full, image)
+    put = to_transformers(quantized, fresh().to(dtype))
+    loaded = transformers.Sam2VideoModel.from_pretrained(tmp_path, dtype=dtype)
+    for model in (put, loaded.eval()):
+        for mine, theirs in zip(encoded(model, image.to(dtype)), expected, strict=True):
+            assert mine.dtype == dtype
+            assert (mine.float() - theirs).norm() < 0.05 * theirs.norm()

@@ -58,6 +58,14 @@ def test_pixels_of_void_do_not_count(predictor: Any) -> None:
     expected = mask_iou(predicted & ~sample.void, sample.masks)
     assert evaluate_image(predictor, [sample]).miou == pytest.approx(100 * expected.mean())
     assert (mask_iou(predicted, sample.masks) != expected).any(), "the model's masks reach into void"
+    # Nor do those that an object has, too, as in data sets whose masks overlap.
+    half = np.zeros_like(sample.void)
+    half[: len(half) // 2] = True
+    shared = ImageSample(sample.image, sample.masks, void=half)
+    expected = mask_iou(predicted & ~half, sample.masks & ~half)
+    assert evaluate_image(predictor, [shared]).miou == pytest.approx(100 * expected.mean())
+    with pytest.raises(DataError, match="ignore must be a label"):
+        image_samples([marked], ignore=0)
     with pytest.raises(DataError, match="void is bool"):
         ImageSample(sample.image, sample.masks, void=sample.void[1:])
 

@@ -243,6 +243,8 @@ def test_an_ignored_label_counts_for_nothing_whatever_the_metric() -> None:
     assert score_sequence("s", predicted, truth, metric="davis") != expected
     without_2 = score_sequence("s", predicted, truth, metric="davis", ignore=2)
     assert [score.object_id for score in without_2] == [1]
+    with pytest.raises(DataError, match="ignore must be a label from 1 to 255, got 0"):
+        score_sequence("s", predicted, truth, ignore=0)
     with pytest.raises(DataError, match="metric must be one of davis, sav, got 'coco'"):
         score_sequence("s", predicted, truth, metric="coco")  # type: ignore[arg-type]
 

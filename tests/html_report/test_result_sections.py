@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from qsam2_ao.comparison import Comparison, ModelResult
+from qsam2_ao.html_report.figures import bars
 from qsam2_ao.html_report.page import Facts, Table
 from qsam2_ao.html_report.result_sections import comparison_section, demo_section, evaluation_section
+from qsam2_ao.reporting.figures import save_figure
 
 
 def test_a_demo_says_what_was_lost_and_how_much_smaller_the_files_are(tmp_path: Path):
@@ -39,3 +41,9 @@ def test_an_evaluation_says_how_it_was_measured(tmp_path: Path):
     (facts,) = (b for b in evaluation_section(tmp_path / "r.json", content).blocks if isinstance(b, Facts))
     expected = {"model": "m", "protocol": "official", "metric": "davis", "prompt": "3-click", "J&F": "80.0 %"}
     assert facts.facts == expected
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path: Path):
+    figure = bars(["$a_$ b"], {"J&F": [80.0]}, "J&F")
+    save_figure(figure, tmp_path / "figure.png")
+    assert figure.axes[0].get_yticklabels()[0].get_text() == r"\$a_\$ b"

@@ -147,6 +147,13 @@ def prepared(state: dict[str, Tensor]) -> dict[str, Any]:
     return {**state, "image_encoder.trunk.blocks.0.attn.qkv.weight_fake_quant.log_alpha": torch.zeros(1)}
 
 
+def beside_an_average(state: Any) -> Any:
+    return {
+        **prefixed(state, "ema."),
+        **{name: value + 1 for name, value in state.items() if "mask_decoder" not in name},
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -154,6 +161,7 @@ def prepared(state: dict[str, Tensor]) -> dict[str, Any]:
         (text, "no_mem_embed is no plain tensor but a str"),
         (without_data, "no_mem_embed is no plain tensor but a tensor of another kind"),
         (twice, "two tensors for no_mem_embed"),
+        (beside_an_average, r"two tensors for .*, with and without 'ema\.'"),
         (prepared, "of a prepared model, with quantizers"),
     ],
 )

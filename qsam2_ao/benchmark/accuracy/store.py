@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,14 +64,25 @@ class ExperimentStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path) as file:
-                end = file.seek(0, os.SEEK_END)
-                if end:  # a line that a crash cut off must not swallow this one
-                    file.seek(end - 1)
-                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.seek(0)
+                content = file.read()
+                last = content[content.rfind(b"\n") + 1 :]
+                if _is_json(last):
+                    line = "\n" + line
+                else:  # a crash cut it off
+                    file.truncate(len(content) - len(last))
                 file.write(line.encode())
                 file.flush()
         except OSError as error:
             raise QSAM2Error(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

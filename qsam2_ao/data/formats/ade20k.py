@@ -26,7 +26,7 @@ _SPLITS = ("training", "validation")
 
 def detect(root: Path) -> bool:
     """Whether pictures are called as in ADE20K."""
-    if any(_is_ours(next(iter(sorted(images.iterdir())), images)) for images, _ in _places(root).values()):
+    if any(_is_ours(path) for images, _ in _places(root).values() for path in images.iterdir()):
         return True
     full, pattern = _full_set(root), f"ADE_*{_SEGMENTS}.png"
     places = (full.glob(pattern), *((full / split).rglob(pattern) for split in _SPLITS))

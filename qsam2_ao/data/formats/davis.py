@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DataError
+from ..listing import list_folders, list_pictures
 from .base import Dataset, Video
 from .maps import check_folders, open_maps, video_folders
 from .records import read_names
@@ -69,9 +70,8 @@ def sequences_folder(folder: Path, resolution: str | None = None) -> Path:
         if not (folder / resolution).is_dir():
             raise DataError(f"{folder / resolution}: no such folder; choose another resolution")
         return folder / resolution
-    between = sorted(
-        child.name for child in folder.iterdir() if child.is_dir() and any(p.is_dir() for p in child.iterdir())
-    )
+    # A video may have a folder of its user's beside its frames; one of a resolution has no frames.
+    between = [path.name for path in list_folders(folder) if list_folders(path) and not list_pictures(path)]
     if not between:
         return folder
     if len(between) > 1 and "480p" not in between:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..annotation import Annotation
-from ..listing import list_pictures, natural_key
+from ..listing import list_folders, list_pictures
 from ..masks import VOID, MaskReader
 from ..pictures import FrameReader
 from .base import PictureFiles, Video
@@ -108,8 +108,7 @@ def open_maps(
 
 def video_folders(folder: Path) -> tuple[str, ...]:
     """The folders in a folder, at least one, in natural order."""
-    names = (path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    found = tuple(sorted(names, key=natural_key))
+    found = tuple(path.name for path in list_folders(folder))
     if not found:
         raise DataError(f"{folder} has no sequences; each is a folder of PNG files")
     return found

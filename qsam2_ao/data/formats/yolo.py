@@ -22,6 +22,8 @@ from .pairs import all_pairs, check_pairs, paired_folders
 from .records import checked_size
 
 NAME = "yolo"
+#: The classes' names, which some tools write beside the labels.
+_CLASSES = "classes.txt"
 #: How far beyond the edge a corner may be, in sides of the picture: labellers round a little over it.
 _BEYOND = 0.1
 
@@ -29,8 +31,8 @@ _logger = logging.getLogger(__name__)
 
 
 def detect(root: Path) -> bool:
-    """Whether there are text files in a folder ``labels``."""
-    return bool(_places(root))
+    """Whether there are text files in a folder ``labels``, beside that of the classes' names."""
+    return any(path.name != _CLASSES for _, labels in _places(root).values() for path in labels.rglob("*.txt"))
 
 
 def splits(root: Path) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def open_split(root: Path, split: str | None) -> Dataset:
         DataError: Labels have no picture.
     """
     images, labels = all_pairs(root, _places(root), split, {".txt"})
-    labels.pop("classes", None)  # the classes' names, which some tools write there
+    labels = {name: path for name, path in labels.items() if path.name != _CLASSES or name in images}
     check_pairs(images, labels, what="file of labels", required=False)
     if missing := [path for name, path in images.items() if name not in labels]:
         _logger.warning(

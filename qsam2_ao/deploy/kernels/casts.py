@@ -19,13 +19,13 @@ def caller_dtype(x: Any) -> torch.dtype:
 
 
 def readable(x: Tensor) -> Tensor:
-    """``x`` in a dtype that the kernels read: float16, as of a float16 autocast, becomes float32."""
-    return x.float() if x.dtype == torch.float16 else x
+    """``x`` in a dtype that the kernels read: float16, as of a float16 autocast, and float64 become float32."""
+    return x.float() if x.dtype in (torch.float16, torch.float64) else x
 
 
 def writable(dtype: torch.dtype) -> torch.dtype:
     """The dtype that the kernels write for a result in ``dtype``."""
-    return torch.float32 if dtype == torch.float16 else dtype
+    return torch.float32 if dtype in (torch.float16, torch.float64) else dtype
 
 
 def to_bfloat16(x: Any) -> Any:

@@ -20,6 +20,11 @@ def test_a_line_that_a_crash_cut_off_is_dropped_and_not_glued(tmp_path):
     with open(store.path, "a") as file:
         file.write('{"k": 1, "va')
     assert [result["k"] for result in store.read()] == [0]
+    store.append({"k": 2})
+    assert [result["k"] for result in store.read()] == [0, 2]
+    store.path.write_text(store.path.read_text().rstrip())  # whole, without the end of its line
+    store.append({"k": 3})
+    assert [result["k"] for result in store.read()] == [0, 2, 3]
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -201,6 +201,9 @@ def test_ade20k(tmp_path: Path) -> None:
     assert list(found.masks) == [int(i) for i in np.unique(classes) if i]
     assert np.array_equal(found.masks[149], classes == 149)
     assert np.array_equal(found.void, classes == 0)
+    for images in (tmp_path / "challenge/images").iterdir():
+        (images / ".DS_Store").touch()
+    assert open_dataset(tmp_path / "challenge", split="val").format == "ade20k"
     # The full set spreads its instances over the values of blue.
     folder = tmp_path / "full/images/ADE/training/urban/street"
     blue = video().masks[0] * 40
@@ -232,6 +235,22 @@ def test_yolo(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert np.array_equal(annotation.masks[1], square)
     assert annotation.masks[3].all()
     assert dataset[1].object_ids == ()
+
+
+def test_the_classes_names_are_no_labels(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "flat", ["1 0 0 1 0 1 1 0 1"])
+    for split in ("train", "val"):
+        write_yolo(tmp_path / "both" / split, ["1 0 0 1 0 1 1 0 1"])
+        (tmp_path / "both" / split / "labels/classes.txt").write_text("cat")
+    (tmp_path / "flat/labels/classes.txt").write_text("cat")
+    assert len(open_dataset(tmp_path / "both", split="all")) == 2 * len(open_dataset(tmp_path / "flat")) == 4
+    # Beside masks they alone do not say that there are labels.
+    (tmp_path / "flat/labels/a.txt").unlink()
+    for name in "ab":
+        save(tmp_path / f"flat/labels/{name}.png", video().masks[0])
+    dataset = open_dataset(tmp_path / "flat")
+    assert dataset.format == "images-and-masks"
+    assert dataset[0].object_ids == video().object_ids
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,13 @@ def test_a_value_layer_without_bias(packed_file: Path) -> None:
     lowered = lower_float(model).memory_attention
     assert "unsqueeze" in lowered.code
     assert error(lowered(**x), expected) < 0.02
+
+
+@torch.no_grad()
+def test_a_model_in_float64_runs_on_the_kernels(packed_file: Path) -> None:
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    found = load_qsam2(packed_file, target="int8")
+    expected = found.image_encoder(image)["vision_features"]
+    wide = found.double().image_encoder(image.double())["vision_features"]
+    assert wide.dtype == torch.float64
+    assert (wide - expected).norm() < 0.05 * expected.norm()
