@@ -72,8 +72,10 @@ def check_outputs(
 def _check_kept(read: Iterable[Path], written: Collection[Path], folder: Path | None = None) -> None:
     """Refuse to replace what is read: the files that are written, and all that is in a folder of masks."""
     replaced = {path.resolve() for path in written}
+    masks = None if folder is None else folder.resolve()
     for path in read:
-        if path.resolve() in replaced or (folder is not None and path.resolve().parent == folder.resolve()):
+        place = path.resolve()
+        if place in replaced or place.parent == masks:
             raise DataError(f"{path} is read, and the results would replace it; name another output")
 
 

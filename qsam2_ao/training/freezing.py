@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 
 from ..graph import check_regions
 from ..graph.paths import is_inside
 from ..graph.regions import region_of
+from ..quantizers.base import QuantizerBase
+from .observers import has_range, torch_ao_quantizers
 
 
 @contextmanager
@@ -36,11 +37,9 @@ def frozen(model: nn.Module, regions: Iterable[str]) -> Iterator[None]:
         return region_of(name) in wanted or ("mask_decoder" in wanted and is_inside(name, "sam_mask_decoder"))
 
     parameters = [p for name, p in model.named_parameters() if p.requires_grad and in_them(name)]
-    quantizers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, FakeQuantizeBase) and in_them(name) and bool(module.observer_enabled)
-    ]
+    own = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantizerBase)]
+    others = [(name, module) for name, module in torch_ao_quantizers(model) if has_range(module)]
+    quantizers = [module for name, module in own + others if in_them(name) and bool(module.observer_enabled)]
     for parameter in parameters:
         parameter.requires_grad_(False)
     for quantizer in quantizers:

@@ -28,16 +28,9 @@ from ..quantizers.ranges import range_parameters
 from ..ranks import bare, mean_over_ranks, rank
 from ..threads import deterministic_on_cpu, one_thread_if_small
 from .divergence import check_ranges, name_culprit
+from .observers import observed_state
 from .resume import TrainResult, load_checkpoint, read_checkpoint, save_checkpoint
-from .step import (
-    autocast_to,
-    copy_state,
-    move_average,
-    naming_step,
-    observed_state,
-    randomness_of_step,
-    warmup_and_cosine,
-)
+from .step import autocast_to, copy_state, move_average, naming_step, randomness_of_step, warmup_and_cosine
 
 __all__ = ["TrainResult", "read_checkpoint", "train"]
 

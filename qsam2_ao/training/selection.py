@@ -15,14 +15,13 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize
 
 from ..errors import CheckpointError, DataError
 from ..files import load_torch, save_torch
 from ..graph.paths import is_inside
-from ..quantizers.base import QuantizerBase
 from ..quantizers.statistics import world_size
 from ..ranks import rank
+from .observers import has_range, torch_ao_quantizers
 from .resume import State, TrainResult
 from .step import copy_state, randomness_of_step
 
@@ -178,7 +177,9 @@ class Selection(Generic[Batch, Output]):
         model: Any = self._judged
         model.load_state_dict(state)
         model.eval()
-        _hold_observers(model)
+        for _, quantizer in torch_ao_quantizers(model):
+            if has_range(quantizer):
+                quantizer.disable_observer()
         model.training = True  # chooses the training's prompts; its parts, quantizers included, stay in eval mode
         losses: dict[str, list[float]] = {}
         for number, batch in enumerate(self._batches):
@@ -193,15 +194,6 @@ class Selection(Generic[Batch, Output]):
             dist.broadcast_object_list(shared)
             judged = shared[0]
         return judged
-
-
-def _hold_observers(model: nn.Module) -> None:
-    """Keep torch.ao's observers, which look on in eval mode too, to the ranges that they have; some have none yet."""
-    for module in model.modules():
-        if isinstance(module, FakeQuantize) and not isinstance(module, QuantizerBase):
-            seen = getattr(module.activation_post_process, "min_val", None)
-            if isinstance(seen, Tensor) and seen.numel() and bool(seen.isfinite().all()):
-                module.disable_observer()
 
 
 def _owner(name: str, parts: Iterable[str]) -> str | None:

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import NonFiniteError
-from ..graph.paths import is_inside
-from ..quantizers.base import QuantizerBase
 from ..ranks import bare, rank
 from .resume import State
 
@@ -39,16 +36,6 @@ def move_average(average: State, state: State, decay: float, copied: Set[str] = 
     torch._foreach_lerp_([average[name] for name in floats], [state[name].detach() for name in floats], 1 - decay)
     for name in state.keys() - set(floats):
         average[name] = state[name].detach().clone()
-
-
-def observed_state(model: nn.Module) -> frozenset[str]:
-    """The names of what torch.ao's own fake-quantizers observe: ranges that begin at infinity, sized by data."""
-    observed = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, FakeQuantizeBase) and not isinstance(module, QuantizerBase)
-    ]
-    return frozenset(key for key in model.state_dict() if any(is_inside(key, name) for name in observed))
 
 
 def autocast_to(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
