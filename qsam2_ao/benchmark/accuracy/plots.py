@@ -30,18 +30,23 @@ def _methods(results: Results, model: str) -> list[str]:
     ]
 
 
+#: The settings with 8-bit inputs, by the bits of the weights.
+BY_BITS = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
+
+
 def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS) -> Figure:
     """J&F against the bits of the weights, 8-bit inputs, one line per method."""
     figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    settings = {bits: f"W{bits}A8" for bits in (2, 3, 4, 8)}
     for axis, model in zip(axes, models, strict=True):
         for mark, method in zip(cycle(_MARKS), _methods(results, model), strict=False):
             points = {
                 bits: found
-                for bits, setting in settings.items()
+                for bits, setting in BY_BITS.items()
                 if (found := results.spread(model, method, setting, "J&F")) is not None
             }
+            if not points:
+                continue
             axis.errorbar(
                 list(points),
                 [p.mean for p in points.values()],
@@ -51,12 +56,12 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
                 label=method,
             )
         untrained = {
-            bits: results.spread(model, _UNTRAINED, f"PTQ {setting}", "J&F") for bits, setting in settings.items()
+            bits: results.spread(model, _UNTRAINED, f"PTQ {setting}", "J&F") for bits, setting in BY_BITS.items()
         }
         if known := {bits: found.mean for bits, found in untrained.items() if found is not None}:
             axis.plot(list(known), list(known.values()), "x--", color="0.4", label=f"{_UNTRAINED}, untrained")
         _float_line(axis, results, model)
-        axis.set(title=model, xlabel="bits per weight (8-bit inputs)", xticks=list(settings))
+        axis.set(title=model, xlabel="bits per weight (8-bit inputs)", xticks=list(BY_BITS))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("J&F")
     axes[0].legend(fontsize=8)

@@ -14,7 +14,7 @@ from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget
 from .illustrate import illustrate_training, illustrate_weights, outlying_model
 from .plan import MAIN_MODELS, REAL_MODELS, Unit
-from .plots import accuracy_against_bits, accuracy_against_bytes
+from .plots import BY_BITS, accuracy_against_bits, accuracy_against_bytes
 from .report import markdown
 from .results import Results
 from .run import check_budget, run_plan
@@ -67,7 +67,10 @@ def publish(
     models = [m for m in (MAIN_MODELS if data.name == PROCEDURAL.name else REAL_MODELS) if m in measured]
     plots: dict[str, Path] = {}
     if models:
-        plots["J&F against bits"] = save_figure(accuracy_against_bits(results, models), folder / "accuracy_bits.png")
+        settings = {experiment["setting"].removeprefix("PTQ ") for experiment in results.all_experiments}
+        if settings & {*BY_BITS.values()}:
+            figure = accuracy_against_bits(results, models)
+            plots["J&F against bits"] = save_figure(figure, folder / "accuracy_bits.png")
         plots["J&F against bytes"] = save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png")
     weights, shapes = illustrate_weights(folder, budget, data)
     plots["A weight before and after VRC"] = weights

@@ -128,3 +128,9 @@ def test_plots_are_written(experiments, tmp_path):
     for number, draw in enumerate((accuracy_against_bits, accuracy_against_bytes)):
         path = save_figure(draw(Results(experiments)), tmp_path / f"{number}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_method_that_was_not_run_with_8_bit_inputs_has_no_line():
+    results = Results([make_experiment("plain", "LSQ", "W2A8"), make_experiment("plain", "QSAM2", "W2A4")])
+    legend = accuracy_against_bits(results, ["plain"]).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["LSQ"]
