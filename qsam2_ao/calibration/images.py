@@ -66,11 +66,6 @@ class CalibrationImages:
         if not self._items:
             raise CalibrationError("the calibration set is empty: give at least one image")
 
-    @property
-    def names(self) -> list[str]:
-        """What errors call each image: its path, or its place."""
-        return [item.name for item in self._items]
-
     def __len__(self) -> int:
         """Number of images."""
         return len(self._items)
