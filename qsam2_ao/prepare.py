@@ -17,7 +17,7 @@ from torch.ao.quantization import FakeQuantize, FakeQuantizeBase
 
 from .calibration import CalibrationData, CalibrationImages, VRCReport, exercise, load_images
 from .calibration.calibrate import calibrate_layers, is_calibratable
-from .calibration.exercise import in_float32
+from .calibration.exercise import in_float32, is_float32
 from .calibration.images import images_at_once
 from .calibration.input_ranges import InputRows, fit_to_outputs
 from .calibration.kept import KeptCalibration, content_hash
@@ -214,7 +214,7 @@ def calibrate_activations(
     Example:
         >>> calibrate_activations(prepared, "photos/")
     """
-    if in_float32(prepared) is not prepared:
+    if not is_float32(prepared):
         raise CalibrationError("the prepared model is not in float32, as SAM2 runs: cast it after the calibration")
     images = load_images(calibration_data, max_images=max_images, seed=seed)
     _start_inputs(prepared, images, batch_size, seed, progress)

@@ -17,11 +17,14 @@ from .kept import Pass
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def is_float32(model: nn.Module) -> bool:
+    """Whether every floating tensor of a model's state is float32."""
+    return all(not t.is_floating_point() or t.dtype == torch.float32 for t in model.state_dict().values())
+
+
 def in_float32(model: Model) -> Model:
     """The model itself if its weights are float32, else a copy with weights that are."""
-    if all(not t.is_floating_point() or t.dtype == torch.float32 for t in model.state_dict().values()):
-        return model
-    return copy.deepcopy(model).float()
+    return model if is_float32(model) else copy.deepcopy(model).float()
 
 
 @contextmanager

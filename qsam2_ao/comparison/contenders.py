@@ -12,10 +12,9 @@ from ..deploy.targets import TARGETS
 from ..errors import QSAM2Error
 from ..export import ExportedSAM2
 from ..models.embedded import EMBEDDED_MODELS
-from ..models.official import OFFICIAL
 from ..reporting.size import file_size
 from ..stage import stage_of
-from ..workflow.models import load_runnable
+from ..workflow.models import is_config, load_runnable
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -68,7 +67,7 @@ def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
     if len(names) < least:
         raise QSAM2Error("name at least two models to compare; the first is what the others are compared with")
     split = [_split(name) for name in names]
-    if configs := [name for name, _ in split if name in OFFICIAL or name.endswith((".yaml", ".yml"))]:
+    if configs := [name for name, _ in split if is_config(name)]:
         raise QSAM2Error(
             f"{configs[0]} is a config without weights; name its checkpoint's file, which tells the config"
         )

@@ -18,6 +18,9 @@ from ..files import check_output_folder
 #: Palette PNGs of object ids; pictures or a video with the masks over them; COCO's annotations in one JSON file, with
 #: run lengths or with polygons.
 SavedAs = Literal["masks", "overlay", "rle", "polygons"]
+_COCO: dict[SavedAs, str] = {"rle": "rle.json", "polygons": "polygons.json"}
+#: What a clip has beside its folder of masks.
+CLIP_FILES: dict[SavedAs, str] = {"overlay": "overlay.mp4", **_COCO}
 MASKS_AND_OVERLAY: tuple[SavedAs, ...] = ("masks", "overlay")
 
 
@@ -54,18 +57,16 @@ def check_outputs(
         >>> check_outputs(["masks"], "outputs", "truck")
     """
     check_saved(save)
-    coco = [f"{form}.json" for form in ("rle", "polygons") if form in save]
+    masks = None
     if stem is not None:
-        pictures = {"masks": "mask.png", "overlay": "overlay.png"}
-        names = [f"{stem}_{name}" for name in (*(pictures[form] for form in save if form in pictures), *coco)]
-        _check_kept(read, [Path(output) / name for name in names])
-        check_output_folder(output, files=names)
-        return
-    names = [*(["overlay.mp4"] if "overlay" in save else []), *coco]
-    masks = Path(output) / "masks"
-    _check_kept(read, [Path(output) / name for name in names], masks if "masks" in save else None)
+        of_pictures = {"masks": "mask.png", "overlay": "overlay.png", **_COCO}
+        names = [f"{stem}_{of_pictures[form]}" for form in save]
+    else:
+        names = [CLIP_FILES[form] for form in save if form in CLIP_FILES]
+        masks = Path(output) / "masks" if "masks" in save else None
+    _check_kept(read, [Path(output) / name for name in names], masks)
     check_output_folder(output, files=names)
-    if "masks" in save:
+    if masks is not None:
         check_output_folder(masks)
 
 

@@ -61,8 +61,7 @@ class ObjectPrompt:
         """
         if self.mask is not None:
             if len(self.points) or self.box is not None:
-                whose = where.removesuffix(": ") or "it"
-                raise DataError(f"{whose} has a mask and another prompt; give a mask, or points and a box")
+                raise DataError(mask_and_more(where.removesuffix(": ") or "it"))
             check_mask(size, self.mask, f"{where}mask")
         else:
             check_prompts(size, **self.arrays(), names=NAMES, where=where)
@@ -183,7 +182,7 @@ class ScheduleBuilder:
         given = check_prompts(self._size, points, labels, names=NAMES, where=where)
         prompt = self._prompt(where, frame, object_id)
         if prompt.mask is not None:
-            raise DataError(_excluded(where, frame, object_id))
+            raise DataError(mask_and_more(f"{where}object {object_id}", frame))
         if given.batch != 1 or given.points is None or given.labels is None:
             raise DataError(f"{where}points are for {given.batch} objects; give each its own item")
         found = zip(np.reshape(np.asarray(points, float), (-1, 2)).tolist(), given.labels[0].tolist(), strict=True)
@@ -198,7 +197,7 @@ class ScheduleBuilder:
         if prompt.box is not None:
             raise DataError(f"{where}object {object_id} has two boxes{_on_frame(frame)}{hint}")
         if prompt.mask is not None:
-            raise DataError(_excluded(where, frame, object_id))
+            raise DataError(mask_and_more(f"{where}object {object_id}", frame))
         x0, y0, x1, y1 = np.reshape(np.asarray(box, float), -1).tolist()
         prompt.box = (x0, y0, x1, y1)
 
@@ -207,7 +206,7 @@ class ScheduleBuilder:
         for number, mask in self._read_mask(where, object_id, file).items():
             prompt = self._prompt(where, frame, number)
             if prompt.mask is not None or prompt.points or prompt.box is not None:
-                raise DataError(_excluded(where, frame, number))
+                raise DataError(mask_and_more(f"{where}object {number}", frame))
             prompt.mask = mask
 
     def remove(self, where: str, frame: int, object_id: int) -> None:
@@ -252,10 +251,9 @@ class ScheduleBuilder:
         return {value: ids == value for value in found}
 
 
-def _excluded(where: str, frame: int, object_id: int) -> str:
-    return (
-        f"{where}object {object_id} has a mask and another prompt{_on_frame(frame)}; give a mask, or points and a box"
-    )
+def mask_and_more(whose: str, frame: int = 0) -> str:
+    """What is wrong where a mask is not the only prompt of an object on a frame."""
+    return f"{whose} has a mask and another prompt{_on_frame(frame)}; give a mask, or points and a box"
 
 
 def _on_frame(frame: int) -> str:

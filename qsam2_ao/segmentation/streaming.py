@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..predictors import eval_mode
 from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
-from .schedule import check_object_id
+from .schedule import check_object_id, mask_and_more
 from .trackers import make_tracker
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class StreamingPredictor:
                 "current frame, or give a file or a list of frames to track_frames, which takes prompts for any frame"
             )
         if mask is not None and not all(other is None for other in (points, labels, box)):
-            raise DataError(f"object {object_id} has a mask and another prompt; give a mask, or points and a box")
+            raise DataError(mask_and_more(f"object {object_id}"))
         if add and (box is not None or mask is not None):
             raise DataError("a box or a mask replaces earlier points: give it without add=True")
         where = f"object {object_id}: "

@@ -42,6 +42,11 @@ def parse_device(name: str) -> torch.device:
         raise QSAM2Error(f"--device {name}: {error}") from error
 
 
+def is_config(name: str) -> bool:
+    """Whether a model's name is that of an official config or a YAML file, which have no weights."""
+    return name in OFFICIAL or Path(name).suffix.lower() in (".yaml", ".yml")
+
+
 def load_model(
     name: str,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,7 +75,7 @@ def load_model(
 
     get_target(target)
     where = parse_device(device)
-    official = name in OFFICIAL or Path(name).suffix.lower() in (".yaml", ".yml")
+    official = is_config(name)
     if checkpoint is not None and not official:
         raise QSAM2Error(
             f"--checkpoint belongs to an official config, but the model is {name!r}; use one of {', '.join(OFFICIAL)}, "

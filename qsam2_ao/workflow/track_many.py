@@ -20,8 +20,8 @@ from ..files import atomic_write, check_output_folder
 from ..progress import tqdm
 from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
-from ..segmentation.prompts import masks_named_in
-from ..segmentation.saving import MASKS_AND_OVERLAY, SavedAs, check_saved
+from ..segmentation.prompts import files_of_prompts
+from ..segmentation.saving import CLIP_FILES, MASKS_AND_OVERLAY, SavedAs, check_saved
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_object_id, check_schedule
 from ..spelling import counted
 from ..workspace import fingerprint, versions
@@ -162,7 +162,7 @@ def track_videos(
             if (folder / RESULT).exists():
                 # It says what is there, which is about to change, and whose the masks are.
                 (folder / RESULT).unlink()
-                others = (folder / name for name in ("overlay.mp4", "rle.json", "polygons.json"))
+                others = (folder / name for name in CLIP_FILES.values())
                 for path in (*(folder / "masks").glob("*.png"), *others):
                     path.unlink(missing_ok=True)
             done = track_file(
@@ -184,7 +184,7 @@ def track_videos(
 
 
 def _settings_of(job: _Job, settings: dict[str, Any]) -> dict[str, Any]:
-    prompts = [job.prompts, *(masks_named_in(job.prompts) if job.prompts.is_file() else ())]
+    prompts = files_of_prompts(file=job.prompts) if job.prompts.is_file() else [job.prompts]
     return {**settings, "video": fingerprint(job.video), "prompts": [fingerprint(path) for path in prompts]}
 
 
