@@ -8,6 +8,7 @@ import torch
 
 from qsam2_ao.benchmark.accuracy import experiment, publish
 from qsam2_ao.benchmark.accuracy.experiment import Budget
+from qsam2_ao.benchmark.accuracy.store import ExperimentStore
 from qsam2_ao.training.qat import Rates
 
 
@@ -39,13 +40,20 @@ def test_a_benchmark_writes_results_report_and_pictures_and_goes_on(run, tmp_pat
     assert {record["metric"] for record in records} >= {"J&F", "mIoU_box", "mIoU_1click", "mIoU_3click"}
     assert json.loads((tmp_path / "accuracy.json").read_text()) == records
     report = (tmp_path / "accuracy.md").read_text()
-    for name in ("accuracy_bits", "accuracy_bytes", "weights", "ranges", "masks"):
+    for name in ("accuracy_bytes", "weights", "ranges", "masks"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"{name}.png" in report
+    assert not (tmp_path / "accuracy_bits.png").exists()  # of 8-bit inputs, and the quick plan's are of 4 bits
+    assert "accuracy_bits.png" not in report
     before = (tmp_path / "accuracy_cells.jsonl").read_text()
     again = run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
     assert "2 experiments" in again.stdout
     assert (tmp_path / "accuracy_cells.jsonl").read_text() == before
+    (cell,) = [json.loads(line) for line in before.splitlines() if '"VRC+LSC"' in line and '"seed"' in line]
+    ExperimentStore(tmp_path / "accuracy_cells.jsonl").append(cell | {"setting": "W2A8"})
+    run("benchmark", "accuracy", "--quick", "--report-only", "-o", tmp_path)
+    assert (tmp_path / "accuracy_bits.png").read_bytes().startswith(b"\x89PNG")
+    assert "accuracy_bits.png" in (tmp_path / "accuracy.md").read_text()
 
 
 def test_an_unknown_method_is_refused(run, tmp_path):
