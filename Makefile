@@ -1,14 +1,14 @@
 # make demo   installs into $(VENV) and runs the whole journey: float, calibration, QAT, 4 and 2 bits, evaluation
 # make check  installs the test dependencies too, and runs ruff, mypy and the tests that take seconds
-# make test   the same with all tests
+# make test   the same, and then the slow tests
 # make fuzz   reads 10,000 damaged files with every reader, for some hours; for less: FUZZ_ARGS="yaml --cases 500"
 # make kill   kills a quantization at ten random moments, and again under torchrun, and compares what comes out
 # make docs   builds the documentation into build/site, with warnings as errors
 # make notebooks   writes the tutorials as notebooks beside their scripts
 # make clean  removes the virtual environment, caches and outputs
 #
-# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, FUZZ_ARGS, COVERAGE (pytest-cov's
-# options; by default none is measured; that of slow tests never is).
+# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS, FUZZ_ARGS, COVERAGE (what stands in
+# front of -m pytest to measure that of the tests that take seconds; nothing by default).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,13 +30,14 @@ demo: $(VENV)/.installed
 	$(BIN)/qsam2 demo $(DEMO_ARGS)
 
 # What the tests of a file share is made once: they stay in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(1) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: lint
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(call PYTEST,$(COVERAGE)) -m "not slow" $(PYTEST_ARGS)
 
-test: lint
-	$(PYTEST) $(COVERAGE) $(PYTEST_ARGS)
+# Without coverage: torch does not compile what is instrumented.
+test: check
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

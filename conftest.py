@@ -8,11 +8,9 @@ import importlib.util
 import os
 import random
 from collections import Counter
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import coverage
 import numpy as np
 import pytest
 import torch
@@ -70,19 +68,6 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: collecting garbage need not look at it again, behind each file and in between."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Coverage is that of the fast tests: what compilers and exporters of torch do takes twice as long when traced."""
-    measured = coverage.Coverage.current() if item.get_closest_marker("slow") else None
-    if measured is None:
-        return (yield)
-    measured.stop()
-    try:
-        return (yield)
-    finally:
-        measured.start()
 
 
 @pytest.hookimpl(tryfirst=True)
