@@ -122,6 +122,9 @@ _FULL = replace(_PAPER, name="QSAM2", rounding="gptq", distill=RECOMMENDED)
 _PARTWISE = replace(
     _FULL, name="QSAM2, part by part", distill=None, partwise=True, held_out=True, range_rate=RANGE_RATE
 )
+_LSQ_PARTWISE = Method(
+    "LSQ, equalized and part by part", "lsq", "reference", equalize=True, partwise=True, held_out=True
+)
 
 _ALL = (
     Method(FLOAT, None, "reference"),
@@ -140,7 +143,8 @@ _ALL = (
     Method("LSQ, equalized", "lsq", "reference", equalize=True),
     Method("LSQ, distilled", "lsq", "reference", distill=RECOMMENDED),
     Method("LSQ, equalized and distilled", "lsq", "reference", equalize=True, distill=RECOMMENDED),
-    Method("LSQ, equalized and part by part", "lsq", "reference", equalize=True, partwise=True, held_out=True),
+    _LSQ_PARTWISE,
+    replace(_LSQ_PARTWISE, name="LSQ, equalized and part by part, ranges at ten times the rate", range_rate=RANGE_RATE),
     # VRC+LSC with one thing changed.
     replace(_PAPER, name="VRC+LSC, no momentum", group="ablation", momentum=0.0),
     replace(_PAPER, name="VRC+LSC, alpha not learned", group="ablation", learn_alpha=False),

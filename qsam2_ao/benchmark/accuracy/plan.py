@@ -116,6 +116,7 @@ def real_plan(seeds: int = 3) -> list[Unit]:
         "VRC+LSC",
         "LSQ, equalized and distilled",
         "LSQ, equalized and part by part",
+        "LSQ, equalized and part by part, ranges at ten times the rate",
         "QSAM2, part by part, ranges at the common rate",
     )
     methods = (
