@@ -17,6 +17,7 @@ from torchao.quantization.qat import FakeQuantizeConfigBase, FakeQuantizedLinear
 from .deploy.inputs import ActivationQuantizer
 from .deploy.packed import PackedIntxTensor
 from .errors import QConfigError, UnsupportedLayerError
+from .models.wrappers import check_plain_weight
 from .quantizers import LSCFakeQuantize, quantize_affine
 
 
@@ -220,6 +221,23 @@ def is_linear_or_conv(module: nn.Module, name: str = "") -> bool:
     return type(module) in _PREPARED or type(module) in _PREPARED.values()
 
 
+def _computes_itself(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    """A hook that keeps torch's encoder layers from computing with a layer's weight and never calling the layer.
+
+    Outside training ``nn.TransformerEncoderLayer`` does so, unless one of its modules has a hook.
+    """
+    if args and isinstance(args[0], Tensor) and args[0].is_nested:
+        raise UnsupportedLayerError(
+            f"{_describe(layer)} got a nested tensor, as nn.TransformerEncoder makes of padded inputs outside "
+            "training; call torch.backends.mha.set_fastpath_enabled(False) first"
+        )
+
+
+def _remove_hook(layer: nn.Module) -> None:
+    for number in [number for number, hook in layer._forward_pre_hooks.items() if hook is _computes_itself]:
+        del layer._forward_pre_hooks[number]
+
+
 @register_quantize_module_handler(LSCQATConfig)
 def _transform(module: nn.Module, config: LSCQATConfig) -> nn.Module:
     """What ``quantize_`` does to each module; in place, so that a module with several names stays one."""
@@ -238,13 +256,16 @@ def _prepare(module: Any, config: LSCQATConfig) -> nn.Module:
             f"LSCQATConfig prepares nn.Linear and nn.Conv2d, not {type(module).__name__}; leave it out with "
             "quantize_'s filter_fn"
         )
-    name, device = _describe(module), module.weight.device
+    name = _describe(module)
+    check_plain_weight(name, module)
+    device = module.weight.device
     quantizers = {kind: None if c is None else LSCFakeQuantizer(c, name, device) for kind, c in configs.items()}
     if quantizers["weight"] is not None and device.type != "meta":
         quantizers["weight"].initialize(module.weight)
     module.__class__ = _PREPARED[type(module)]
     for kind, quantizer in quantizers.items():
         setattr(module, f"{kind}_fake_quantizer", None if quantizer is None else quantizer.train(module.training))
+    module.register_forward_pre_hook(_computes_itself)
     return module
 
 
@@ -265,6 +286,8 @@ def _convert(module: Any) -> nn.Module:
         grid = input_quantizer._grid
         module.__class__ = _QUANTIZED_INPUT[float_class]
         module.input_quantizer = ActivationQuantizer(grid.quant_min, grid.quant_max, scale, zero_point)
+    else:  # packed weights are known to torch's encoder layers as none of theirs
+        _remove_hook(module)
     return module
 
 

@@ -91,6 +91,7 @@ def prepare_qsam2(
             cannot be trained, naming the layer, or one for the memory of a model with ``num_maskmem=0``.
         GraphTraceError: A part cannot be traced, or ``model`` is no SAM2, is prepared already, is wrapped in another
             one (DataParallel, torch.compile, peft) or has adapters (LoRA) that were not merged.
+        UnsupportedLayerError: A layer's weight is made of other tensors by a hook (pruning, the old ``weight_norm``).
         CalibrationError: Empty or unusable calibration data.
         NonFiniteError: NaN or infinity in the model's weights, naming the tensor.
         CheckpointError: ``keep`` is damaged, or of another calibration.
@@ -121,6 +122,7 @@ def prepare_qsam2(
     set_stage(prepared, ModelStage(config=config, unsaved=unsaved, images_only=stage_of(model).images_only))
     with OwnGenerator():  # torch.ao's layers draw the weights that they are given afterwards
         layers = insert_fake_quantizers(prepared, recipe)
+    _name_lost_hooks(model, prepared)
     report: VRCReport | None = None
     with one_thread_if_small(model):
         if images is None:
@@ -145,6 +147,26 @@ def prepare_qsam2(
         info["images_only"] = True
     set_stage(prepared, replace(stage_of(prepared), info=info))
     return prepared
+
+
+def _name_lost_hooks(model: nn.Module, prepared: nn.Module) -> None:
+    """Say which of the user's hooks will not be called: those of modules between a part and its layers."""
+    modules = dict(prepared.named_modules())
+    lost = [name for name, module in model.named_modules() if _hooks(module) > _hooks(modules.get(name))]
+    if lost:
+        logger.warning(
+            "these modules' hooks are lost, since a prepared model's parts are graphs: %s; register them anew on its "
+            "parts, such as image_encoder, or on its layers",
+            ", ".join(lost),
+        )
+
+
+def _hooks(module: nn.Module | None) -> int:
+    """How many hooks of users a module has around its forward."""
+    if module is None:
+        return 0
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return sum(not getattr(hook, "of_part", False) for hook in hooks)
 
 
 def _calibrate_weights(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import images, network
 from torch import nn
+from torch.nn.utils import prune
 from torchao.quantization import quantize_
 from torchao.quantization.qat import QATConfig
 from torchao.quantization.qat.linear import disable_linear_fake_quant, enable_linear_fake_quant
@@ -193,3 +194,40 @@ def test_an_input_without_a_range_leaves_the_layer_as_it_was():
             net(x)
         convert(net.eval())
     assert torch.equal(early(x), other(x))
+
+
+@pytest.mark.parametrize("weight", [None, LSCWeightConfig(2)])
+def test_torchs_encoder_layers_compute_with_quantized_layers_outside_training(weight):
+    net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    x = torch.randn(3, 5, 16)
+    prepare(net, weight, LSCActivationConfig(4)).eval()
+    with calibrating(net), torch.no_grad():
+        net(x)
+    assert net.linear1.activation_fake_quantizer.is_initialized
+    for model in (net, convert(copy.deepcopy(net))):
+        with torch.no_grad():
+            alone = model(x)
+        torch.testing.assert_close(alone, model(x))  # with gradients torch calls every layer
+
+
+def test_hooks_go_with_the_last_quantizer_of_a_layer():
+    net = convert(prepare(nn.Sequential(nn.Linear(16, 8)), LSCWeightConfig(4)).eval())
+    assert not net[0]._forward_pre_hooks
+
+
+def test_nested_tensors_are_refused_with_what_to_do():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    net = prepare(nn.TransformerEncoder(layer, 1), None, LSCActivationConfig(8))
+    x = torch.randn(2, 5, 16)
+    net(x)
+    net.eval()
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad(), pytest.raises(UnsupportedLayerError, match="set_fastpath_enabled"):
+        net(x, src_key_padding_mask=padding)
+
+
+def test_a_pruned_layer_is_refused():
+    net = nn.Sequential(nn.Linear(16, 8))
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    with pytest.raises(UnsupportedLayerError, match=r"Linear\(in_features=16.*is no parameter"):
+        prepare(net, LSCWeightConfig(4))

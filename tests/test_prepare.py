@@ -133,6 +133,23 @@ def test_torch_aos_own_qconfig_works(model: SAM2Base) -> None:
         assert float((a - b).detach().norm()) <= 3e-2 * float(b.detach().norm())
 
 
+def test_hooks_that_will_not_be_called_are_named(model: SAM2Base, caplog: pytest.LogCaptureFixture) -> None:
+    hooked = copy.deepcopy(model)
+    paths = ("memory_encoder", "memory_encoder.fuser", "memory_encoder.fuser.layers.0.pwconv1")
+    called = []
+    for path in paths:
+        hooked.get_submodule(path).register_forward_hook(lambda *_, path=path: called.append(path))
+    with caplog.at_level(logging.WARNING):
+        ours = prepare_qsam2(hooked, {"memory_encoder": "w4a8"})
+    assert (
+        "hooks are lost, since a prepared model's parts are graphs: memory_encoder, memory_encoder.fuser;"
+        in caplog.text
+    )
+    called.clear()  # SAM2's own modules are called while they are traced
+    ours.memory_encoder.train()(torch.randn(1, 64, 6, 6), torch.randn(1, 1, 96, 96))
+    assert called == [paths[-1]]
+
+
 def test_without_data_ranges_start_from_the_first_training_batch(
     model: SAM2Base, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,7 +34,7 @@ from torch.ao.quantization.quantize_fx import (
 )
 
 from qsam2_ao import LSCFakeQuantize, lsc_qconfig, snap_weights
-from qsam2_ao.errors import NonFiniteError, QConfigError
+from qsam2_ao.errors import CalibrationError, NonFiniteError, QConfigError
 from qsam2_ao.quantizers.grids import WEIGHT_GRIDS
 from qsam2_ao.recipe import qsam2_backend_config
 
@@ -387,3 +387,46 @@ def test_depthwise_weights_that_torchs_kernels_overflow_are_named(bits: int, gri
     snap_weights(prepared)
     _, warned = converted_by(convert_fx, prepared, "native")
     assert ("for depthwise convolutions" in warned) == warns
+
+
+# --- layers that torch.ao alone gets wrong ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convert", [convert_fx, convert_to_reference_fx, _convert_to_reference_decomposed_fx])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+def test_convolutions_are_padded_as_in_training(padding_mode: str, convert: Callable[..., nn.Module]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, padding_mode=padding_mode))
+    x = torch.randn(2, 3, 8, 8)
+    mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
+    prepared = prepare_qat_fx(net.train(), mapping, (x,), backend_config=qsam2_backend_config())
+    prepared(x)
+    prepared.eval()
+    with torch.no_grad():
+        expected = prepared(x)
+    assert error_of(convert(prepared, backend_config=qsam2_backend_config()), x, expected) < 1e-2
+
+
+def test_a_leaf_with_layers_inside_converts() -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0))
+    x = torch.randn(1, 5, 16)
+    mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
+    prepared = prepare_qat_fx(net.train(), mapping, (x,), backend_config=qsam2_backend_config())
+    prepared(x)
+    prepared.eval()
+    expected = prepared(x).detach()
+    reference = convert_to_reference_fx(prepared, backend_config=qsam2_backend_config())
+    assert (reference(x) - expected).abs().max() < 1e-5
+
+
+def test_errors_of_graph_mode_name_the_layer() -> None:
+    x = torch.randn(2, 8)
+    mapping = QConfigMapping().set_global(lsc_qconfig(4, 8))
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    prepared = prepare_qat_fx(net.train(), mapping, (x,), backend_config=qsam2_backend_config())
+    with pytest.raises(CalibrationError, match="activation_post_process_0"):
+        _convert_to_reference_decomposed_fx(copy.deepcopy(prepared).eval(), backend_config=qsam2_backend_config())
+    prepared(x)
+    with torch.no_grad():
+        prepared.get_submodule("1").weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="of '1'"):
+        snap_weights(prepared.eval())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ..quantizers.pt2e import is_constant
 
@@ -33,6 +35,14 @@ _FLOAT: dict[Any, tuple[int, ...]] = {
     _aten.bmm.default: (0, 1),
     _aten.addmm.default: (1, 2),
     _aten.baddbmm.default: (1, 2),
+    _aten.bilinear.default: (2,),
+    _aten.einsum.default: (1,),
+    _aten.gru.input: (2,),
+    _aten.gru.data: (3,),
+    _aten.lstm.input: (2,),
+    _aten.lstm.data: (3,),
+    _aten.rnn_relu.input: (2,),
+    _aten.rnn_tanh.input: (2,),
 }
 
 
@@ -45,11 +55,14 @@ class ExportedLayer:
             ``in_proj_weight``). Two calls of one layer have the same name.
         node: The operation.
         kind: ``nn.Linear`` or ``nn.Conv2d``, for example; None for an operation that is not quantized.
+        block: The operation that it is inside of, such as ``wrap_with_autocast``; empty outside of such blocks. What is
+            inside is not quantized.
     """
 
     name: str
     node: fx.Node
     kind: type[nn.Module] | None
+    block: str = ""
 
     @property
     def input(self) -> fx.Node:
@@ -77,15 +90,42 @@ def exported_layers(graph: fx.GraphModule, path: str = "") -> list[ExportedLayer
         >>> [(layer.name, layer.kind.__name__) for layer in exported_layers(exported)]
         [('0', 'Linear')]
     """
-    layers = []
+    return list(_layers(graph, path, {}, ""))
+
+
+def _layers(
+    graph: fx.GraphModule, path: str, outside: Mapping[fx.Node, fx.Node], block: str
+) -> Iterator[ExportedLayer]:
+    """The layers of a graph, and of the blocks in it: contexts such as autocast, and branches, are graphs of their own.
+
+    Args:
+        graph: The graph.
+        path: Put before the names.
+        outside: What a block's placeholders are in the graph around all blocks.
+        block: See :class:`ExportedLayer`.
+    """
     for node in graph.graph.nodes:
         for index in (1,) if node.target in _QUANTIZED else _FLOAT.get(node.target, ()):
-            weight = node.args[index]
-            if isinstance(weight, fx.Node) and is_constant(weight):
-                name = ".".join(part for part in (path, _name(node, weight)) if part)
-                layers.append(ExportedLayer(name, node, _QUANTIZED.get(node.target)))
+            given = node.args[index]
+            sources = given if isinstance(given, Sequence) else (given,)
+            weights = [source for source in sources if isinstance(source, fx.Node) and is_constant(source, outside)]
+            if weights:
+                name = _name(node, outside.get(weights[0], weights[0]))
+                path_of_it = ".".join(part for part in (path, name) if part)
+                yield ExportedLayer(path_of_it, node, None if block else _QUANTIZED.get(node.target), block)
                 break
-    return layers
+        leaves = tree_leaves(node.args)
+        blocks = {place: inner for place, leaf in enumerate(leaves) if (inner := _graph_of(graph, leaf)) is not None}
+        for inner in blocks.values():
+            placeholders = [own for own in inner.graph.nodes if own.op == "placeholder"]
+            operands = [outside.get(operand, operand) for operand in leaves[max(blocks) + 1 :]]
+            yield from _layers(inner, path, dict(zip(placeholders, operands, strict=False)), str(node.target))
+
+
+def _graph_of(graph: fx.GraphModule, leaf: object) -> fx.GraphModule | None:
+    """The graph that an argument of an operation stands for, if it does."""
+    found = getattr(graph, str(leaf.target), None) if isinstance(leaf, fx.Node) and leaf.op == "get_attr" else None
+    return found if isinstance(found, fx.GraphModule) else None
 
 
 def _name(node: fx.Node, weight: fx.Node) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..errors import GraphTraceError
+from ..errors import GraphTraceError, UnsupportedLayerError
 
 #: Class of the wrapper -> the attribute that has the model.
 _AROUND = {
@@ -19,6 +19,27 @@ _AROUND = {
 }
 
 
+def check_plain_weight(name: str, layer: object) -> None:
+    """Refuse a linear layer or convolution whose weight a hook makes anew at each call.
+
+    Args:
+        name: What the message calls the layer.
+        layer: Any module.
+
+    Raises:
+        UnsupportedLayerError: Its weight is no parameter.
+
+    Example:
+        >>> check_plain_weight("head", nn.Linear(2, 1))
+    """
+    if isinstance(layer, (nn.Linear, nn.Conv2d)) and "weight" not in layer._parameters:
+        raise UnsupportedLayerError(
+            f"the weight of {name} is no parameter: a hook makes it of other tensors, as torch.nn.utils.prune and the "
+            "old weight_norm and spectral_norm do; make it plain first, with prune.remove(layer, 'weight'), "
+            "remove_weight_norm(layer) or remove_spectral_norm(layer)"
+        )
+
+
 def check_bare(model: object, caller: str) -> None:
     """Refuse a model that something is wrapped around, or whose adapters (LoRA) are not merged, by name.
 
@@ -28,6 +49,7 @@ def check_bare(model: object, caller: str) -> None:
 
     Raises:
         GraphTraceError: It is wrapped, or a layer has an adapter; the message says how to get at the model.
+        UnsupportedLayerError: A layer's weight is made of other tensors by a hook.
 
     Example:
         >>> check_bare(nn.DataParallel(model), "prepare_qsam2")  # doctest: +SKIP
@@ -63,3 +85,4 @@ def check_bare(model: object, caller: str) -> None:
                 f"{name} computes its {', '.join(module.parametrizations)} anew from other tensors: make them plain "  # type: ignore[union-attr, arg-type]
                 "first, with torch.nn.utils.parametrize.remove_parametrizations"
             )
+        check_plain_weight(name, module)

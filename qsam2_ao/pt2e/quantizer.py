@@ -88,6 +88,10 @@ class QSAM2Quantizer(Quantizer):
             if qconfig is None:
                 self.left_in_float[layer.name] = reason
                 continue
+            if layer.weight.meta["val"].dtype == torch.float64:
+                raise QConfigError(
+                    f"{layer.name} is float64, which convert_pt2e refuses; export the network in float32"
+                )
             specs: dict[fx.Node, Any] = {layer.input: None}  # torchao counts on the input coming first
             for source, constructor in ((layer.input, qconfig.activation), (layer.weight, qconfig.weight)):
                 spec = _spec(constructor, source is layer.weight, layer.name)
@@ -144,15 +148,17 @@ class QSAM2Quantizer(Quantizer):
             model: An exported module.
 
         Returns:
-            Name -> constructor.
+            Name in the exported module, without ``path`` -> constructor.
         """
-        chosen = {layer.name: self._choose(layer)[0] for layer in exported_layers(model, self.path)}
-        return {name: qconfig.weight for name, qconfig in chosen.items() if qconfig is not None}
+        names = [layer.name for layer in exported_layers(model)]
+        chosen = [self._choose(layer)[0] for layer in exported_layers(model, self.path)]
+        return {name: qconfig.weight for name, qconfig in zip(names, chosen, strict=True) if qconfig is not None}
 
     def _choose(self, layer: ExportedLayer) -> tuple[QConfig | None, str]:
         """A layer's QConfig, or None and why."""
         if layer.kind is None:
-            return None, f"{layer.node.target} is not quantized"
+            inside = f" inside {layer.block}; export the network without that block" if layer.block else ""
+            return None, f"{layer.node.target} is not quantized{inside}"
         if Q_ANNOTATION_KEY in layer.node.meta:
             return None, "annotated before by another quantizer"
         if self._by_region:

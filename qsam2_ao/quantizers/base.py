@@ -75,6 +75,10 @@ class QuantizerBase(FakeQuantizeBase):
         """The observer that torch.ao's FX mode looks for inside a fake-quantizer: these observe by themselves."""
         return self
 
+    @activation_post_process.deleter
+    def activation_post_process(self) -> None:
+        """torch.ao takes observers out of what it leaves in float; this one goes with its quantizer."""
+
     @property
     def kind(self) -> str:
         """What error messages call quantizers like this one."""

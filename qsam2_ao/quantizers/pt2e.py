@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,11 +40,17 @@ def constant_value(graph: fx.GraphModule, node: fx.Node) -> Tensor | None:
     return value.detach()
 
 
-def is_constant(node: fx.Node) -> bool:
-    """Whether a node depends on no input of the graph."""
+def is_constant(node: fx.Node, outside: Mapping[fx.Node, fx.Node] = MappingProxyType({})) -> bool:
+    """Whether a node depends on no input of the graph.
+
+    Args:
+        node: The node.
+        outside: Where the graph is a part of another one, what its placeholders are there.
+    """
     seen, waiting = {node}, [node]
     while waiting:
         current = waiting.pop()
+        current = outside.get(current, current)
         if current.op == "placeholder":
             return False
         new = [source for source in current.all_input_nodes if source not in seen]
@@ -72,6 +80,7 @@ def insert_quantize_dequantize(quantizer: LSCFakeQuantize, graph: fx.GraphModule
         raise UnsupportedLayerError(
             f"{quantizer.who}: torch's quantized operations have no scales per group; choose granularity='channel'"
         )
+    quantizer.name = quantizer.name or str(node.target)
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if quantizer.is_weight:

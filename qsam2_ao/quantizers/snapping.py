@@ -30,9 +30,10 @@ def snap_weights(model: nn.Module) -> None:
         >>> quantized = convert_fx(prepared)
     """
     layer: Any
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         quantizer: Any = getattr(layer, "weight_fake_quant", None)
         if not getattr(quantizer, "snapped", True):  # LSC's alone say whether they are
+            quantizer.name = quantizer.name or name
             weight, factor = layer.weight.detach(), _folded_factor(layer)
             snapped = torch.where(factor != 0, quantizer.snap(weight * factor) / factor, weight)
             layer.weight = nn.Parameter(snapped, requires_grad=layer.weight.requires_grad)

@@ -164,7 +164,7 @@ def _after_optimizer_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
             continue
         if not quantizer.log_alpha.requires_grad:
             quantizer.end_step()
-        elif not quantizer.learned:
+        elif not quantizer.learned and quantizer.log_alpha.grad is not None:  # else its model was run, and not trained
             step.outlived += 1
             if step.outlived == 2:  # the first may be another model's
                 forgotten.append(quantizer.who)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.ao.nn.qat as nnqat
 import torch.ao.nn.quantized.reference as nnqr
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization.backend_config import (
     BackendConfig,
     BackendPatternConfig,
@@ -41,9 +41,39 @@ class QATConv2d(nnqat.Conv2d):
         return layer
 
 
+class PaddedReferenceConv2d(nnqr.Conv2d):
+    """torch.ao's reference convolution for other padding than zeros, which that one would pad with.
+
+    torch.ao's ``convert_fx`` does not know it, and leaves it between its quantize and dequantize operations.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the dequantized weight.
+
+        Args:
+            x: [N, in, H, W].
+        """
+        return self._conv_forward(x, self.get_weight(), self.bias)
+
+    @classmethod
+    def from_float(  # type: ignore[override]
+        cls, float_conv: nn.Conv2d, weight_qparams: dict[str, Any]
+    ) -> nnqr.Conv2d:
+        """The reference layer of a float one: torch.ao's own where that pads as the float one does.
+
+        Args:
+            float_conv: The float layer.
+            weight_qparams: torch.ao's description of the weight's quantization.
+        """
+        layer: nnqr.Conv2d = nnqr.Conv2d.from_float(float_conv, weight_qparams)
+        if layer.padding_mode != "zeros":
+            layer.__class__ = cls
+        return layer
+
+
 # Float layer -> the module that fake-quantizes its weight during training.
 QAT_MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: QATLinear, nn.Conv2d: QATConv2d}
-_REFERENCE_MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: nnqr.Linear, nn.Conv2d: nnqr.Conv2d}
+_REFERENCE_MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: nnqr.Linear, nn.Conv2d: PaddedReferenceConv2d}
 
 _WEIGHT_AND_INPUT = DTypeConfig(
     input_dtype=torch.quint8, output_dtype=torch.quint8, weight_dtype=torch.qint8, bias_dtype=torch.float

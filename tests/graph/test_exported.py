@@ -45,3 +45,48 @@ def test_one_layer_alone_is_named_by_its_path():
     graph = torch.export.export(nn.Linear(4, 2), (torch.randn(1, 4),)).module()
     assert [layer.name for layer in exported_layers(graph)] == [""]
     assert [layer.name for layer in exported_layers(graph, "obj_ptr_tpos_proj")] == ["obj_ptr_tpos_proj"]
+
+
+class Blocks(nn.Module):
+    """Operations with weights inside graphs of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.inner = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.a(x).relu()
+        with torch.no_grad():
+            x = self.b(x)
+        x = torch.cond(x.sum() > 0, lambda x: self.c(x), lambda x: x @ (2 * self.inner), (x,))
+        return self.d(x)
+
+
+def test_layers_inside_blocks_are_found_and_have_no_kind():
+    graph = torch.export.export(Blocks(), (torch.randn(2, 4),)).module()
+    found = {layer.name: (layer.kind, layer.block) for layer in exported_layers(graph)}
+    assert found.pop("a") == (None, "wrap_with_autocast")
+    assert found.pop("b") == (None, "wrap_with_set_grad_enabled")
+    assert found.pop("c") == (None, "cond")
+    assert found.pop("d") == (nn.Linear, "")
+    assert list(found.values()) == [(None, "cond")]  # a product with what is computed of a parameter has no name
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.lstm, self.rnn = nn.GRU(4, 4), nn.LSTM(4, 4), nn.RNN(4, 4)
+        self.bilinear, self.matrix = nn.Bilinear(4, 4, 4), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        x = self.rnn(self.lstm(self.gru(x)[0])[0])[0]
+        return torch.einsum("btc,dc->btd", self.bilinear(x, x), self.matrix)
+
+
+def test_other_operations_with_weights_are_found():
+    graph = torch.export.export(Recurrent(), (torch.randn(2, 3, 4),)).module()
+    found = {layer.name: layer.kind for layer in exported_layers(graph)}
+    weights = ("gru.weight_ih_l0", "lstm.weight_ih_l0", "rnn.weight_ih_l0", "bilinear", "matrix")
+    assert found == dict.fromkeys(weights)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from qsam2_ao import convert_qsam2, prepare_qsam2, save_qsam2
-from qsam2_ao.errors import GraphTraceError
+from qsam2_ao.errors import GraphTraceError, UnsupportedLayerError
 from qsam2_ao.models.embedded import build_embedded
 from qsam2_ao.models.wrappers import check_bare
 from qsam2_ao.predictors import image_predictor
@@ -76,3 +78,12 @@ def test_models_of_peft() -> None:
 def test_bare_models_pass() -> None:
     check_bare(build_embedded(), "prepare_qsam2")
     check_bare("no model at all", "prepare_qsam2")  # for others to refuse
+
+
+@pytest.mark.parametrize("hook", [partial(prune.l1_unstructured, name="weight", amount=0.5), weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_hooks_make_are_refused_by_name(hook: Callable[[nn.Module], object]) -> None:
+    model = build_embedded()
+    hook(model.image_encoder.trunk.blocks[0].mlp.layers[0])
+    with pytest.raises(UnsupportedLayerError, match=r"blocks\.0\.mlp\.layers\.0 is no parameter: .*prune\.remove"):
+        check_bare(model, "prepare_qsam2")

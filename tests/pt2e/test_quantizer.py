@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from qsam2_ao import LSCFakeQuantize, load_embedded, lsc_qconfig
+from qsam2_ao import LSCFakeQuantize, calibrate_network, load_embedded, lsc_qconfig
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.pt2e import QSAM2Quantizer, eval_exported, train_exported
 
@@ -264,3 +264,36 @@ def test_torchaos_quantizer_takes_our_fake_quantizers():
     prepared = prepare_qat_pt2e(exported(network("plain_conv_net"), x), X86InductorQuantizer().set_global(config))
     assert not any(isinstance(module, FusedMovingAvgObsFakeQuantize) for module in prepared.modules())
     assert_converts_as_trained(prepared, x)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.after = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.inside(x)
+        return self.after(x)
+
+
+def test_layers_inside_blocks_are_reported():
+    quantizer = QSAM2Quantizer("w4a8")
+    prepare_qat_pt2e(exported(Mixed(), torch.randn(2, 8)), quantizer)
+    assert quantizer.annotated == ("after",)
+    assert list(quantizer.left_in_float) == ["inside"]
+    assert "inside wrap_with_autocast; export the network without that block" in quantizer.left_in_float["inside"]
+
+
+def test_float64_is_refused_before_training():
+    graph = exported(nn.Linear(8, 4).double(), torch.randn(2, 8, dtype=torch.float64))
+    with pytest.raises(QConfigError, match="is float64, which convert_pt2e refuses"):
+        prepare_qat_pt2e(graph, QSAM2Quantizer("w4a8"))
+
+
+def test_weight_quantizers_of_a_part_are_those_that_calibration_takes(sam2):
+    x = torch.randn(1, sam2.hidden_dim, 6, 6)
+    graph = exported(sam2.memory_encoder.fuser, x)
+    quantizers = QSAM2Quantizer("w4a8", path="memory_encoder.fuser").weight_quantizers(graph)
+    _, report = calibrate_network(graph, [x], quantizers={name: quantizers[name] for name in ("layers.0.pwconv1",)})
+    assert [layer.layer for layer in report.layers] == ["layers.0.pwconv1"]

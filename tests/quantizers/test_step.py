@@ -371,3 +371,13 @@ def test_a_step_adds_up_in_one_order_whatever_came_before():
         sum((model(x) * x).square().sum() for x in batch).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_model_that_was_only_run_is_not_told_of(caplog):
+    layer, other = started(), started()
+    layer(torch.randn(32, 16))
+    optimizer = sgd(other)
+    for _ in range(3):
+        other(torch.randn(32, 16)).sum().backward()
+        optimizer.step()
+    assert not caplog.records

@@ -13,7 +13,10 @@ def test_float_and_qat_layers_each_have_a_pattern() -> None:
     assert patterns[nn.Linear].qat_module is patterns[QATLinear].qat_module is QATLinear
     assert patterns[nn.Conv2d].qat_module is patterns[QATConv2d].qat_module is QATConv2d
     assert patterns[nn.Linear].reference_quantized_module is patterns[QATLinear].reference_quantized_module
-    assert patterns[nn.Conv2d].reference_quantized_module is nnqr.Conv2d
+    reference = patterns[nn.Conv2d].reference_quantized_module
+    description = {"qscheme": torch.per_tensor_affine, "dtype": torch.qint8, "scale": 1.0, "zero_point": 0}
+    assert type(reference.from_float(nn.Conv2d(3, 4, 3), description)) is nnqr.Conv2d
+    assert type(reference.from_float(nn.Conv2d(3, 4, 3, padding_mode="reflect"), description)) is reference
 
 
 def test_nothing_else_is_a_quantized_layer() -> None:
