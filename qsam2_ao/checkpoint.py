@@ -33,7 +33,7 @@ from .deploy.targets import lower_to
 from .devices import usable_device
 from .errors import CheckpointError, GraphTraceError, QSAM2Error
 from .files import save_tensors
-from .graph import SINGLE_LAYER, PartGraph, as_part, trace_part
+from .graph import SINGLE_LAYER, as_part, trace_part
 from .models.config import build_from_config, model_config
 from .models.wrappers import check_bare
 from .stage import ModelStage, set_stage, stage_of
@@ -176,10 +176,6 @@ def load_qsam2(
                 _fill(model, _Tensors(file, header, device), header, path)
         with one_thread_if_small(model):
             lower_to(model.to(device).eval(), target)
-            # Lowering has no use for the code of the graph before.
-            for module in model.modules():
-                if isinstance(module, PartGraph):
-                    module.complete()
             return model
 
 

@@ -45,6 +45,19 @@ def usable_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def own_gpu(local: int) -> str:
+    """The GPU of a process: that of its number, or the only one that its launcher shows it.
+
+    Args:
+        local: The number of the process on its machine.
+
+    Example:
+        >>> own_gpu(0)
+        'cuda:0'
+    """
+    return f"cuda:{0 if torch.cuda.device_count() == 1 else local}"
+
+
 def _advice(name: str) -> str:
     here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     kind, _, index = name.strip().lower().partition(":")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .devices import own_gpu, usable_device
 from .errors import QSAM2Error
 from .optional import needed
 from .quantizers.statistics import on_this_rank_alone, world_size
@@ -124,10 +125,10 @@ def joined(place: Place | None, device: str) -> Iterator[str]:
         device: What the user chose.
 
     Yields:
-        The device for this rank: of "cuda", the GPU of its number on its machine.
+        The device for this rank: of "cuda", its own GPU on its machine.
 
     Raises:
-        QSAM2Error: All ranks were given one and the same GPU.
+        QSAM2Error: All ranks were given one and the same GPU, or there are fewer GPUs than ranks.
 
     Example:
         >>> with joined(place_from({}), "cpu") as device:
@@ -141,8 +142,8 @@ def joined(place: Place | None, device: str) -> Iterator[str]:
     if where.type == "cuda":
         if where.index is not None:
             raise QSAM2Error(f"--device {device} is one GPU for {place.world_size} processes; give --device cuda")
-        device = f"cuda:{place.local_rank}"
-        torch.cuda.set_device(place.local_rank)
+        device = own_gpu(place.local_rank)
+        torch.cuda.set_device(usable_device(device))
     with place.in_environment():
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=_PATIENCE)
         try:

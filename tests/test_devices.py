@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qsam2_ao import load_qsam2
-from qsam2_ao.devices import usable_device
+from qsam2_ao.devices import own_gpu, usable_device
 from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.models.embedded import EMBEDDED_CONFIG
 from qsam2_ao.models.official import build_official
@@ -51,3 +51,9 @@ def test_both_loaders_say_so(packed_file: Path) -> None:
         load_qsam2(packed_file, device="gpu")
     with pytest.raises(QSAM2Error, match="there is no device 'gpu'"):
         build_official(str(EMBEDDED_CONFIG), device="gpu")
+
+
+@pytest.mark.parametrize(("visible", "device"), [(0, "cuda:3"), (1, "cuda:0"), (8, "cuda:3")])
+def test_a_process_that_is_shown_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch, visible: int, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert own_gpu(3) == device

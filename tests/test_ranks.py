@@ -44,6 +44,12 @@ def test_one_gpu_for_all_is_refused():
         pass
 
 
+def test_a_rank_without_a_gpu_is_told_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(QSAM2Error, match="cuda:2' cannot be used"), joined(Place(2, 2, 4, "localhost", 1), "cuda"):
+        pass
+
+
 def exchange(number):
     found = {"value": torch.tensor(from_first_rank(lambda: 7 + rank() + world_size(), "count"))}
     found["mean"] = mean_over_ranks(torch.tensor(float(number)))

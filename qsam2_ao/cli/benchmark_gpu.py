@@ -48,12 +48,10 @@ def gpu(
     )
     if as_json:
         print_json(found)
-        return
-    if prepare:
+    elif prepare:
         typer.echo(f"quantized: {output / 'gpu.work/files'}")
-        return
-    wrong = [record["what"] for record in found["correctness"] if not record["passed"]]
-    typer.echo(f"{output / 'gpu.md'}: {len(found['failed'])} steps failed, {len(found['left'])} left")
-    if wrong:
+    else:
+        typer.echo(f"{output / 'gpu.md'}: {len(found['failed'])} steps failed, {len(found['left'])} left")
+    if wrong := [record["what"] for record in found.get("correctness", ()) if not record["passed"]]:
         typer.echo(f"wrong results: {', '.join(wrong)}", err=True)
         raise typer.Exit(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedLayerError
 from ..graph import find_parts
@@ -57,9 +60,19 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
     for part in parts:
         module = found[part]
         _keep_positions(module, part.region, model.image_size)
-        dynamic = None if part.region == "image_encoder" else True
-        module.compile(fullgraph=True, dynamic=dynamic, **options)
+        of_images = part.region == "image_encoder"
+        module.compile(fullgraph=True, dynamic=None if of_images else True, **options)
+        if of_images:
+            module._compiled_call_impl = partial(_of_fixed_size, module._compiled_call_impl)
     return model
+
+
+def _of_fixed_size(compiled: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """Call what compiles for each size of image: with symbols for height and width, tracing takes minutes."""
+    if not torch.compiler.is_compiling():
+        for side in (2, 3):
+            torch._dynamo.mark_static(images, side)
+    return compiled(images)
 
 
 def _keep_positions(part: nn.Module, region: str, side: int) -> None:

@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import fx, nn
 
 from ..errors import QConfigError, UnsupportedLayerError
-from ..graph import graph_of, trace_regions
+from ..graph import PartGraph, graph_of, trace_regions
 from ..native import fast_float
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
@@ -150,6 +150,9 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
             this machine or the model's device has no such products.
     """
     targets = get_target(target).lower(model)
+    for module in model.modules():
+        if isinstance(module, PartGraph):  # lowering has no use for the code of the graph before
+            module.complete()
     set_stage(model, replace(stage_of(model), targets=targets))
     return model
 

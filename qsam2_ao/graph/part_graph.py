@@ -7,7 +7,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..compat.tracer import read_graph
 from ..errors import UnsupportedLayerError
@@ -27,11 +27,17 @@ class PartGraph(fx.GraphModule):
         class_name: What the part is called in its ``repr``; by default as ``root``.
         compiled: Whether it can be called at once; else ``recompile`` must be called when the graph is complete.
 
+    Attributes:
+        keeps_dtypes: Whether ``float()``, ``bfloat16()`` and the like leave its tensors as they are: the graph casts
+            what its layers read.
+
     Example:
         >>> graph = SAM2Tracer().trace(model.image_encoder)
         >>> PartGraph(model.image_encoder, graph).trunk.get_num_layers()
         7
     """
+
+    keeps_dtypes: bool = False
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, class_name: str | None = None, *, compiled: bool = True
@@ -73,12 +79,16 @@ class PartGraph(fx.GraphModule):
             if name and not _is_shell(module) and not _above(name) & called:
                 self.delete_submodule(name)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply((lambda tensor: tensor.to(fn(tensor).device)) if self.keeps_dtypes else fn, recurse)
+
     def _deepcopy_init(self) -> Callable[..., None]:
         return partial(PartGraph.__init__, class_name=type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, state = super().__reduce__()
-        return _unpickle, (*state, type(self).__name__)
+        _, (body, imports) = super().__reduce__()
+        body.pop("_compiled_call_impl", None)  # as nn.Module does
+        return _unpickle, (body, imports, type(self).__name__)
 
 
 def _unpickle(body: dict[Any, Any], imports: str, class_name: str) -> PartGraph:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..devices import own_gpu
 from ..errors import QConfigError
 from ..ranks import place_from
 from ..reporting.notes import note
@@ -43,13 +44,13 @@ class Share:
         return list(items[self.index :: self.count])
 
     def device(self, name: str) -> str:
-        """The device of this process: of "cuda", the GPU of its number.
+        """The device of this process: of "cuda", its own GPU (see :func:`~qsam2_ao.devices.own_gpu`).
 
         Example:
-            >>> Share(5, 8, together=True, local=1).device("cuda")
-            'cuda:1'
+            >>> Share(4, 8, together=True, local=0).device("cuda")
+            'cuda:0'
         """
-        return f"{name}:{self.local}" if self.together and name == "cuda" else name
+        return own_gpu(self.local) if self.together and name == "cuda" else name
 
     def all_done(self, missing: Callable[[], Sequence[str]], what: str) -> bool:
         """Whether nothing is missing, once this share is done.

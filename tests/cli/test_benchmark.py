@@ -9,6 +9,7 @@ import torch
 from qsam2_ao.benchmark.accuracy import experiment, publish
 from qsam2_ao.benchmark.accuracy.experiment import Budget
 from qsam2_ao.benchmark.accuracy.store import ExperimentStore
+from qsam2_ao.benchmark.gpu import publish as gpu_publish
 from qsam2_ao.training.qat import Rates
 
 
@@ -102,3 +103,13 @@ def test_the_benchmark_of_a_gpu_needs_one(run, tmp_path):
     result = run("benchmark", "gpu", "-o", tmp_path, "--model", "sam2.1-q")
     assert result.exit_code == 2
     assert "unknown model 'sam2.1-q'; choose from sam2-t" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_wrong_results_of_a_gpu_are_an_error(run, tmp_path, monkeypatch, options):
+    found = {"correctness": [{"what": "attention", "passed": False}], "failed": {}, "left": []}
+    monkeypatch.setattr(gpu_publish, "publish_gpu", lambda *_, **__: found)
+    result = run("benchmark", "gpu", "-o", tmp_path, *options)
+    assert result.exit_code == 1
+    assert "wrong results: attention" in result.stderr
+    assert not options or json.loads(result.stdout) == found

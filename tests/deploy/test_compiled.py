@@ -148,6 +148,18 @@ def test_nothing_compiles_again_after_warm_up(
 
 
 @pytest.mark.slow
+def test_the_encoder_compiles_for_a_second_size_as_for_the_first(once_file: Path) -> None:
+    model, compiled = (load_qsam2(once_file) for _ in range(2))
+    compile_qsam2(compiled, backend="eager")
+    with torch.inference_mode():
+        for number, side in enumerate((32, 64)):  # with symbols for the second, tracing takes minutes
+            x = torch.randn(1, 3, side, side)
+            found = compiled.image_encoder(x)["vision_features"]
+            torch.testing.assert_close(found, model.image_encoder(x)["vision_features"])
+            assert counters["stats"]["unique_graphs"] == number + 1
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_encoders_compile_once(once_file: Path) -> None:
     """Though encodings of positions keep what they computed."""

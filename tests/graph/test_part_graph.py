@@ -100,3 +100,21 @@ def test_unused_layers_are_deleted_and_what_holds_them_stays(encoder: nn.Module)
         "trunk.blocks.0.norm1"
     ]
     assert graph.trunk.get_num_layers() == encoder.trunk.get_num_layers()
+
+
+def test_a_compiled_graph_is_pickled_as_it_was_before(encoder: nn.Module) -> None:
+    graph = trace_part(encoder, "image_encoder")
+    graph.compile(backend="eager")
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(pickled(graph)(x)["vision_features"], encoder(x)["vision_features"])
+
+
+@pytest.mark.parametrize("remake", [lambda graph: graph, again, copy.deepcopy, pickled])
+def test_a_graph_that_casts_by_itself_keeps_its_dtypes(
+    encoder: nn.Module, remake: Callable[[PartGraph], PartGraph]
+) -> None:
+    graph = trace_part(encoder, "image_encoder")
+    graph.keeps_dtypes = True
+    kept = remake(graph).half().to("meta")
+    assert {(value.dtype, value.device.type) for value in kept.state_dict().values()} == {(torch.float32, "meta")}

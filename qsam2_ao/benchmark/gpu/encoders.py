@@ -67,9 +67,7 @@ def time_encoder(workload: InferenceWorkload, method: str, batch: int, device: t
     """
     clock = Clock(device)
     encoder = METHODS[method](workload, device)
-    x = _input(workload, batch, device)
-    if "max-autotune" in method:
-        x = x.bfloat16()
+    x = _input(workload, method, batch, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.inference_mode():
@@ -82,15 +80,16 @@ def time_encoder(workload: InferenceWorkload, method: str, batch: int, device: t
 
 def time_shapes(workload: InferenceWorkload, batch: int, device: torch.device, *, rounds: int = 20) -> list[Record]:
     """The largest matrix products of an encoder by every tile (see :func:`time_products`)."""
-    encoder = METHODS["qsam2 W8A8"](workload, device)
+    method = "qsam2 W8A8"
+    encoder, x = METHODS[method](workload, device), _input(workload, method, batch, device)
     with torch.inference_mode():
-        shapes = products_of(encoder, lambda: encoder(_input(workload, batch, device)))
+        shapes = products_of(encoder, lambda: encoder(x))
     return time_products(shapes[:_MOST_SHAPES], device, rounds=rounds)
 
 
 def profile_encoder(workload: InferenceWorkload, method: str, device: torch.device, shown: int = 25) -> list[Record]:
     """What the time of an image goes to, by kernel: records {kernel, calls, us}, the longest first."""
-    encoder, x, clock = METHODS[method](workload, device), _input(workload, 1, device), Clock(device)
+    encoder, x, clock = METHODS[method](workload, device), _input(workload, method, 1, device), Clock(device)
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with torch.inference_mode():
         for _ in range(2):
@@ -110,6 +109,8 @@ def _own_time(event: Any, device: torch.device) -> float:
     return float(event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
 
 
-def _input(workload: InferenceWorkload, batch: int, device: torch.device) -> Tensor:
+def _input(workload: InferenceWorkload, method: str, batch: int, device: torch.device) -> Tensor:
+    """Pictures in the dtype that a method takes."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, workload.size, workload.size, generator=generator).to(device)
+    x = torch.randn(batch, 3, workload.size, workload.size, generator=generator).to(device)
+    return x.bfloat16() if "max-autotune" in method else x

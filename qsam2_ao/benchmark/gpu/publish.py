@@ -102,10 +102,12 @@ def publish_gpu(
     if (reason := why_no_kernels(there)) is not None:
         raise UnsupportedLayerError(f"cannot benchmark the GPU: {reason}")
     files.mkdir(parents=True, exist_ok=True)
-    kept = Workspace(folder / "gpu.work", {"environment": environment("triton"), "size": size, "models": list(models)})
+    with torch.cuda.device(there):
+        machine = environment("triton")  # which names the current GPU
+    kept = Workspace(folder / "gpu.work", {"environment": machine, "size": size, "models": list(models)})
     with kept.locked():
         results = take_steps(kept, plan(workloads, there), minutes)
-    write_results(folder, results, environment("triton"))
+    write_results(folder, results, machine)
     return results
 
 

@@ -79,7 +79,7 @@ def lost_samples(clipped: tuple[Any, ...], others: tuple[Any, ...], batch_dim: i
             continue
         # A sum that is finite has no term that is not. Elsewhere than here a branch would cost more than it saves.
         here = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if here and math.isfinite(x.sum()):
+        if here and math.isfinite(x.detach().sum()):
             continue
         dims = [dim for dim in range(x.dim()) if dim != batch_dim]
         # The largest of values of which one is NaN is NaN.

@@ -214,6 +214,7 @@ class _Lowering(GraphEditor):
 
     def dtypes(self) -> None:
         """bfloat16 inside, also in front of layers that stay packed or float, and the caller's dtype outside."""
+        self.part.keeps_dtypes = True  # type: ignore[assignment]
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         first = next(n for n in self.graph.nodes if n.op != "placeholder")
         with self.graph.inserting_before(first):

@@ -7,6 +7,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from ...graph.leaves import AxialRoPE, hiera_pos_embed
+from .casts import readable
 from .machine import OfThisMachine
 
 
@@ -45,6 +46,7 @@ class Rotary(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, num_k_exclude_rope: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate ``q`` [B, heads, N, c] and ``k`` [B, heads, M, c], but for the last keys -> bfloat16."""
+        q, k = readable(q), readable(k)
         turns = torch.view_as_real(self.rope.frequencies(q, k)).flatten(1)
         rotated = k.shape[-2] - num_k_exclude_rope
         return torch.ops.qsam2.rotate(q, turns, q.shape[-2]), torch.ops.qsam2.rotate(k, turns, rotated)

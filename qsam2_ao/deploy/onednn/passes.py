@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from sam2.modeling.position_encoding import PositionEmbeddingSine
-from torch import Tensor, fx
+from torch import fx
 
 from ...compat.tracer import read_graph
 from ...graph import PartGraph
@@ -26,6 +25,8 @@ class Float32Graph(PartGraph):
     bfloat16, which SAM2's video predictor asks for, is emulated on the CPUs that this is for.
     """
 
+    keeps_dtypes = True
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """What the graph gives, in autocast's dtype, else that of the first input."""
         first = next(iter(self.graph.nodes)).target
@@ -33,10 +34,6 @@ class Float32Graph(PartGraph):
         with torch.autocast("cpu", enabled=False):
             out = super().__call__(*to_dtype(inputs, torch.float32), **to_dtype(named, torch.float32))
         return to_dtype(out, dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move it; its parameters stay float32 as its inputs do."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What pickle takes: that of ``PartGraph``, read back as this class."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import nn
 
 from qsam2_ao.benchmark.gpu import correctness, encoders, pieces, publish
 from qsam2_ao.benchmark.gpu.clock import Clock
@@ -92,6 +93,13 @@ def test_an_encoder_is_timed_profiled_and_asked_for_its_products(tiny: Tiny) -> 
     assert shapes
     assert all(rows > 0 and n > 0 and k % 4 == 0 for rows, n, k in shapes)
     assert not any(module._forward_hooks for module in encoder.modules())
+
+
+@no_gpu
+def test_the_baseline_is_timed_and_profiled(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)  # which takes minutes
+    assert encoders.time_encoder(tiny, encoders.BASELINE, 1, CPU)["ms"] > 0
+    assert encoders.profile_encoder(tiny, encoders.BASELINE, CPU)
 
 
 @no_gpu

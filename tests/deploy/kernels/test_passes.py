@@ -118,6 +118,14 @@ def test_a_lowered_model_is_not_saved_and_not_lowered_again(packed_file: Path, t
         targets.lower_to(model, "int8")
 
 
+@torch.inference_mode()
+def test_a_loaded_model_is_lowered_as_on_loading(packed_file: Path) -> None:
+    x = torch.randn(1, 3, 96, 96)
+    loaded, lowered = load_qsam2(packed_file, target="dequantized"), load_qsam2(packed_file)
+    targets.lower_to(lowered, "dequantized")
+    assert torch.equal(lowered.image_encoder(x)["vision_features"], loaded.image_encoder(x)["vision_features"])
+
+
 def test_without_kernels_auto_is_another_and_int8_an_error(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "why_no_kernels", lambda device: "The kernels are elsewhere.")
     monkeypatch.setattr(choice, "why_unfit_for_kernels", lambda device: None)

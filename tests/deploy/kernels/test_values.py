@@ -96,6 +96,19 @@ def test_memories_that_are_no_rows(packed_file: Path) -> None:
     assert torch.equal(lowered(**{**x, **strided}), lowered(**x))
 
 
+@torch.inference_mode()
+def test_float_layers_between_the_kernels_run_under_any_autocast_and_after_any_cast() -> None:
+    model = lower_float(load_embedded())
+    x, images = inputs(2), torch.randn(1, 3, 96, 96)
+    expected = model.memory_attention(**x), model.forward_image(images)["vision_features"]
+    with torch.autocast("cpu", torch.float16):
+        assert error(model.memory_attention(**x), expected[0]) < 0.02
+    for cast in (model.float, model.half, model.double):
+        cast()
+        assert torch.equal(model.memory_attention(**x), expected[0])
+        assert torch.equal(model.image_encoder(images)["vision_features"], expected[1])
+
+
 def rotary(heads: int, memory: int) -> RoPEAttention:
     return RoPEAttention(
         embedding_dim=64, num_heads=heads, downsample_rate=1, dropout=0.1, kv_in_dim=memory, rope_k_repeat=True
