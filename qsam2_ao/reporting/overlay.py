@@ -235,5 +235,5 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     if (Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)) not in Image.SAVE:
         raise DataError(f"{path}: cannot write pictures of the type {path.suffix!r}; use .png or .jpg")
     with atomic_write(path) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, compress_level=3)  # of PNG: half the time of 6, and 4 % larger
     return path
