@@ -158,6 +158,7 @@ def test_codes_of_any_layout_are_read_alike_and_nan_is_not_hidden(packed_file: P
     assert keep(memory) is memory
 
 
+@pytest.mark.slow  # not for its time: torch does not compile what is instrumented for coverage
 @pytest.mark.parametrize("target", TARGETS[:2])  # oneDNN's weights cannot be compiled
 def test_a_compiled_model_follows_the_choice(target: str, packed_file: Path) -> None:
     eager, compiled = load(packed_file, target), compile_qsam2(load(packed_file, target), backend="eager")
