@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ..errors import QConfigError
 from .common import Checkpoint, Json, ModelName, console, print_json
@@ -37,7 +38,7 @@ def inspect(
         print_json(facts.to_dict())
         return
     out, size = console(), facts.size
-    out.print(f"[bold]{model}[/bold]: {facts.class_name}, {facts.image_size} pixels", highlight=False)
+    out.print(f"[bold]{escape(model)}[/bold]: {facts.class_name}, {facts.image_size} pixels", highlight=False)
     if facts.info is not None:
         out.print(f"recipe {facts.info.get('qconfig')}, written by " + _versions(facts.info), highlight=False)
     if facts.file_bytes is not None:

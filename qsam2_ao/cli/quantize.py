@@ -136,11 +136,11 @@ def quantize(
     )
     if is_other_rank():
         return
-    size = model_size(quantized)
+    size, file_bytes = model_size(quantized), file_size(output)
     if as_json:
-        print_json({"file": str(output), "file_bytes": file_size(output), **job.recorded, "size": size.to_dict()})
+        print_json({"file": str(output), "file_bytes": file_bytes, **job.recorded, "size": size.to_dict()})
         return
     typer.echo(
-        f"wrote {output}: {human_bytes(file_size(output))}, {size.compression:.1f} times smaller than bfloat16 "
-        f"(qsam2 inspect {output} shows every layer)"
+        f"wrote {output}: {human_bytes(file_bytes)}, {size.bfloat16_bytes / file_bytes:.1f} times smaller than "
+        f"bfloat16 (qsam2 inspect {output} shows every layer)"
     )

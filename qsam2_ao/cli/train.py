@@ -58,12 +58,12 @@ def convert(
     from ..training.official.packing import pack_checkpoint
 
     packed = pack_checkpoint(compose_training(config, overrides or ()), checkpoint, output)
-    size = model_size(packed)
+    size, file_bytes = model_size(packed), file_size(output)
     if as_json:
         info = {key: value for key, value in (stage_of(packed).info or {}).items() if key != "vrc"}
-        print_json({"file": str(output), "file_bytes": file_size(output), **info, "size": size.to_dict()})
+        print_json({"file": str(output), "file_bytes": file_bytes, **info, "size": size.to_dict()})
         return
     typer.echo(
-        f"wrote {output}: {human_bytes(file_size(output))}, {size.compression:.1f} times smaller than bfloat16 "
-        f"(qsam2 inspect {output} shows every layer)"
+        f"wrote {output}: {human_bytes(file_bytes)}, {size.bfloat16_bytes / file_bytes:.1f} times smaller than "
+        f"bfloat16 (qsam2 inspect {output} shows every layer)"
     )

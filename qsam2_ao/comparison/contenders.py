@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
         raise QSAM2Error(
             f"{configs[0]} is a config without weights; name its checkpoint's file, which tells the config"
         )
-    if twice := next((name for name in split if split.count(name) > 1), None):
+    files = [(os.path.realpath(model) if os.path.exists(model) else model, target) for model, target in split]
+    if twice := next((name for name, file in zip(split, files, strict=True) if files.count(file) > 1), None):
         raise QSAM2Error(
             f"{twice[0]} is named twice; to compare its targets, write {twice[0]}@int8 and {twice[0]}@packed"
         )

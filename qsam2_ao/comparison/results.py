@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..reporting.size import human_bytes
@@ -140,10 +141,10 @@ class Comparison(ShowsTable):
 
     def table(self) -> Table:
         """A rich table with a column for each model, which narrow terminals have room for."""
-        table = Table(title=f"{self.described}; compared with {self.models[0].label}", title_justify="left")
+        table = Table(title=escape(f"{self.described}; compared with {self.models[0].label}"), title_justify="left")
         table.add_column("")
         for model in self.models:
-            table.add_column(model.label, justify="right", overflow="fold")
+            table.add_column(escape(model.label), justify="right", overflow="fold")
         for heading, cells in self.columns().items():
             table.add_row(heading, *cells)
         return table

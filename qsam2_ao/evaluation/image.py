@@ -37,12 +37,14 @@ class ImageSample:
         masks: bool ``[objects, height, width]``, none of them empty.
         name: What to call it in errors.
         void: bool ``[height, width]``, pixels that do not count; None if all do.
+        video: Name of the video that it is a frame of; None for a picture by itself.
     """
 
     image: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     name: str = "image"
     void: NDArray[np.bool_] | None = None
+    video: str | None = None
 
     def __post_init__(self) -> None:
         image, masks = np.asarray(self.image), np.asarray(self.masks)
@@ -124,10 +126,9 @@ def image_samples(
             void = annotation.void
             if ignore is not None and ignore in annotation.masks:
                 void = annotation.masks[ignore] if void is None else void | annotation.masks[ignore]
+            masks = np.stack(_visible(annotation, ids, min_area))
             name = f"{sequence.name}, frame {t}"
-            samples.append(
-                ImageSample(np.asarray(sequence.frames[t]), np.stack(_visible(annotation, ids, min_area)), name, void)
-            )
+            samples.append(ImageSample(np.asarray(sequence.frames[t]), masks, name, void, sequence.name))
     return samples
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -25,9 +28,24 @@ _OFF: dict[str, Any] = {
 }
 
 
+@dataclass
+class _Setting:
+    """What a setting was before the first of the blocks that have changed it."""
+
+    value: Any
+    blocks: int = 0
+
+
+_SETTINGS: WeakKeyDictionary[nn.Module, dict[str, _Setting]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def following(model: nn.Module, protocol: Protocol) -> Iterator[None]:
     """Set a model up as a protocol has it inside the ``with`` block, and as it was afterwards.
+
+    Of threads that share modules, the first finds their settings and the last restores them: a model is measured by one
+    protocol at a time.
 
     Args:
         model: A model of the SAM2Base family.
@@ -45,18 +63,25 @@ def following(model: nn.Module, protocol: Protocol) -> Iterator[None]:
     """
     if protocol not in get_args(Protocol):
         raise DataError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
-    before: list[tuple[nn.Module, str, Any]] = []
+    changed: list[tuple[nn.Module, str]] = []
     for path, value in _OFF.items() if protocol == "official" else ():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         if hasattr(module, name):  # a SAM2Base has not what the video predictor adds
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
+            with _LOCK:
+                _SETTINGS.setdefault(module, {}).setdefault(name, _Setting(getattr(module, name))).blocks += 1
+                setattr(module, name, value)
+            changed.append((module, name))
     try:
         yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        for module, name in changed:
+            with _LOCK:
+                setting = _SETTINGS[module][name]
+                setting.blocks -= 1
+                if not setting.blocks:
+                    setattr(module, name, setting.value)
+                    del _SETTINGS[module][name]
 
 
 @contextmanager

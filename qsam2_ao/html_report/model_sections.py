@@ -32,12 +32,19 @@ _ALIKE = 3.0
 
 
 def model_sections(
-    path: Path, reference: SAM2Base | None, images: CalibrationData, what: str = "pictures", *, time: bool = False
+    path: Path,
+    label: str,
+    reference: SAM2Base | None,
+    images: CalibrationData,
+    what: str = "pictures",
+    *,
+    time: bool = False,
 ) -> list[Section]:
     """Everything about a packed file.
 
     Args:
         path: The file.
+        label: What the titles call it.
         reference: The float model that it was made from; without one, what takes it is left out, and the page says so.
         images: To compare the two on.
         what: What these are, in words.
@@ -48,26 +55,26 @@ def model_sections(
     """
     model, info = load_model(str(path)), dict(read_header(path).info or {})
     coverage = coverage_report(model)
-    sections = [_summary(path, model, coverage, info), _bits(path, coverage)]
-    if vrc := _vrc(path, info):
+    sections = [_summary(path, label, model, coverage, info), _bits(label, coverage)]
+    if vrc := _vrc(label, info):
         sections.append(vrc)
     sections.append(
         Section(
-            f"Accuracy by layer: {path.stem}",
+            f"Accuracy by layer: {label}",
             [Text("Name the float model with --float, and each layer is compared with it here.")],
         )
         if reference is None
-        else _errors(path, model, reference, images, what)
+        else _errors(label, model, reference, images, what)
     )
     if time:
-        sections.append(_speed(path))
+        sections.append(_speed(path, label))
     return sections
 
 
-def _summary(path: Path, model: SAM2Base, coverage: CoverageReport, info: Mapping[str, Any]) -> Section:
+def _summary(path: Path, label: str, model: SAM2Base, coverage: CoverageReport, info: Mapping[str, Any]) -> Section:
     size, file_bytes = model_size(model), file_size(path)
     facts = {
-        "file": f"{path.name}, {human_bytes(file_bytes)}",
+        "file": f"{path}, {human_bytes(file_bytes)}",
         "recipe": str(info.get("qconfig") or "unknown"),
         "input": f"{model.image_size} x {model.image_size} pixels",
         "in bfloat16": f"{human_bytes(size.bfloat16_bytes)}, {size.bfloat16_bytes / file_bytes:.1f} times the file",
@@ -97,7 +104,7 @@ def _summary(path: Path, model: SAM2Base, coverage: CoverageReport, info: Mappin
         "MB",
     )
     return Section(
-        f"Model: {path.stem}",
+        f"Model: {label}",
         [
             Facts(facts),
             drawing(chart, "Size by part, beside bfloat16; what is not quantized keeps the model's own type."),
@@ -105,7 +112,7 @@ def _summary(path: Path, model: SAM2Base, coverage: CoverageReport, info: Mappin
     )
 
 
-def _bits(path: Path, coverage: CoverageReport) -> Section:
+def _bits(label: str, coverage: CoverageReport) -> Section:
     quantized = [layer for layer in coverage.layers if layer.target != "float"]
     chart = bits_by_layer(
         [layer.region or _ELSEWHERE for layer in quantized],
@@ -127,7 +134,7 @@ def _bits(path: Path, coverage: CoverageReport) -> Section:
     ]
     headings = ["layer", "type", "shape", "parameters", "weight bits", "input bits", "scales", "note"]
     return Section(
-        f"Bits by layer: {path.stem}",
+        f"Bits by layer: {label}",
         [
             drawing(chart, "Bits of every quantized layer, in the order of the model."),
             Table(headings, rows, f"All {len(rows)} layers, with those that stay in float and why", folded=True),
@@ -135,7 +142,7 @@ def _bits(path: Path, coverage: CoverageReport) -> Section:
     )
 
 
-def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
+def _vrc(label: str, info: Mapping[str, Any]) -> Section | None:
     """What the calibration reported, which the file carries."""
     report = info.get("vrc")
     if not isinstance(report, Mapping) or not report.get("layers"):
@@ -157,7 +164,7 @@ def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
         for layer in layers
     ]
     return Section(
-        f"Variance-reduced calibration: {path.stem}",
+        f"Variance-reduced calibration: {label}",
         [
             Text(
                 "VRC shrinks the part of a weight that acts on directions which inputs never have: it widens the range "
@@ -177,7 +184,7 @@ def _vrc(path: Path, info: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _errors(path: Path, model: SAM2Base, reference: SAM2Base, images: CalibrationData, what: str) -> Section:
+def _errors(label: str, model: SAM2Base, reference: SAM2Base, images: CalibrationData, what: str) -> Section:
     errors = layer_errors(model, reference, images)
     by_loss = sorted(errors, key=lambda error: error.own)
     headings = ["layer", "weight bits", "input bits", "alone, dB", "so far, dB", "input clipped"]
@@ -223,7 +230,7 @@ def _errors(path: Path, model: SAM2Base, reference: SAM2Base, images: Calibratio
                 small=True,
             )
         )
-    return Section(f"Accuracy by layer: {path.stem}", blocks)
+    return Section(f"Accuracy by layer: {label}", blocks)
 
 
 def _verdict(errors: Sequence[LayerError]) -> str:
@@ -246,7 +253,7 @@ def _verdict(errors: Sequence[LayerError]) -> str:
     return text
 
 
-def _speed(path: Path) -> Section:
+def _speed(path: Path, label: str) -> Section:
     """Every layer as it is fastest on this machine, beside float."""
     model = load_model(str(path), target="auto")
     times = layer_times(model)
@@ -272,7 +279,7 @@ def _speed(path: Path) -> Section:
     ]
     total, in_float = sum(t.ms for t in times.values()), sum(t.float_ms for t in times.values())
     return Section(
-        f"Speed by layer: {path.stem}",
+        f"Speed by layer: {label}",
         [
             Text(
                 f"On this machine, target auto: {total:.3g} ms in quantized layers, {in_float:.3g} ms in float "

@@ -164,9 +164,13 @@ def _belongs(name: str, beginning: str) -> bool:
 
 def _last(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
     facts = {"steps": f"{rows[-1]['step']:.0f}", "lines in the log": str(len(rows))}
-    losses = [row["loss"] for row in rows if "loss" in row and math.isfinite(row["loss"])]
+    losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
-        facts |= {"loss, first and last": f"{losses[0]:.3g}, {losses[-1]:.3g}", "least loss": f"{min(losses):.3g}"}
+        facts["loss, first and last"] = f"{losses[0]:.3g}, {losses[-1]:.3g}"
+    if finite := [loss for loss in losses if math.isfinite(loss)]:
+        facts["least loss"] = f"{min(finite):.3g}"
+    if diverged := len(losses) - len(finite):
+        facts["lines with a loss that is not finite"] = str(diverged)
     return facts
 
 
@@ -187,11 +191,17 @@ def run_section(folder: Path, settings: Mapping[str, Any]) -> Section:
 def evaluation_section(path: Path, content: Mapping[str, Any]) -> Section:
     """The scores of an evaluation, and those of its videos, the worst first."""
     facts = {key: str(value) for key, value in content.items() if isinstance(value, (str, int))}
-    settings = content.get("settings")
-    if isinstance(settings, Mapping) and isinstance(settings.get("prompt"), str):
+    settings, scores, by_prompt = content.get("settings"), scores_of(content), content.get("miou_by_prompt")
+    if isinstance(settings, Mapping) and isinstance(settings.get("prompt"), str) and "jf" in scores:
         facts["prompt"] = settings["prompt"]
-    facts |= {{"jf": "J&F", "j": "J", "f": "F", "miou": "mIoU"}[k]: f"{v:.1f} %" for k, v in scores_of(content).items()}
+    facts |= {said: f"{scores[key]:.1f} %" for key, said in (("jf", "J&F"), ("j", "J"), ("f", "F")) if key in scores}
+    if isinstance(by_prompt, Mapping) and by_prompt:
+        facts |= {f"mIoU, {prompt}": f"{value:.1f} %" for prompt, value in by_prompt.items()}
+    elif "miou" in scores:
+        facts["mIoU"] = f"{scores['miou']:.1f} %"
     blocks: list[Block] = [Facts(facts), Text(_SCORES)]
+    if left := content.get("not_scored"):
+        blocks.append(Text(f"Not scored: {', '.join(map(str, left))}."))
     videos = _videos(content)
     if videos:
         worst = sorted(videos, key=lambda name: videos[name].get("jf", 0.0))
@@ -231,7 +241,7 @@ def sensitivity_section(path: Path, content: Mapping[str, Any]) -> Section:
     )
     rows = [[name, *(f"{losses[name][w]:.3g}" if w in losses[name] else "-" for w in widths)] for name in order]
     return Section(
-        f"Sensitivity: {path.parent.name}",
+        f"Sensitivity: {path.resolve().parent.name}",
         [
             Text("Each layer quantized alone, all others in float."),
             drawing(chart, f"The layers that lose most at {widths[0]} bits."),
@@ -241,4 +251,4 @@ def sensitivity_section(path: Path, content: Mapping[str, Any]) -> Section:
 
 
 def _loss(content: Mapping[str, Any]) -> str:
-    return "loss of J&F, percent" if content["metric"] == "jf" else "relative squared error of the outputs"
+    return "loss of J&F and box mIoU, percent" if content["metric"] == "jf" else "relative squared error of the outputs"

@@ -123,7 +123,7 @@ def _sections(found: Sources, options: ReportOptions) -> list[Section]:
             what = "procedural pictures"
         elif isinstance(images, (str, os.PathLike)):
             what = f"pictures of {os.fspath(images)}"
-        sections += model_sections(path, reference, images, what, time=options.time)
+        sections += model_sections(path, _label(path, found), reference, images, what, time=options.time)
     return sections + [sensitivity_section(path, content) for path, content in found.sensitivities]
 
 

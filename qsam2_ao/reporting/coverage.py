@@ -102,7 +102,7 @@ class CoverageReport(ShowsTable):
         )
         timed = any(layer.time for layer in self.layers)
         table.add_column("layer", overflow="fold")
-        for column in ("type", "shape", "bits", "scales", "target", *(("ms", "bf16 ms") if timed else ()), "note"):
+        for column in ("type", "shape", "bits", "scales", "target", *(("ms", "float ms") if timed else ()), "note"):
             table.add_column(column, no_wrap=True)
         for layer in self.layers:
             slower = layer.time is not None and layer.time.slower

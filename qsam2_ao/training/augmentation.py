@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..compat.random import forked_generators
+
 _SCALE, _RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 
 
@@ -37,7 +39,6 @@ def augmented(
         ]
     )
     pictures = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
+    with forked_generators(int(rng.integers(2**63))):
         pictures, ids = view(pictures, tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(masks))))
     return pictures.permute(0, 2, 3, 1).contiguous().numpy(), ids.numpy()

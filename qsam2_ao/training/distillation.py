@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
+from ..compat.random import forked_generators
 from ..models.config import as_class
 from ..quantizers.statistics import world_size
 from ..ranks import bare, mean_over_ranks
@@ -92,7 +93,7 @@ class Teacher:
         """What the float model computes on a batch, prompted as the student, a ``SAM2Train``, is about to be."""
         devices = {p.device for p in student.parameters() if p.is_cuda}
         # SAM2Train draws prompts from torch's generators and its own: start both models from the same state.
-        with torch.random.fork_rng(devices=list(devices)):
+        with forked_generators(devices=devices):
             self.model.rng = copy.deepcopy(student.rng)
             for name in _PROMPTING:
                 setattr(self.model, name, getattr(student, name))

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training.utils.data_utils import BatchedVideoDatapoint
 
+from ..compat.random import forked_generators
+
 _EMBEDDING = 16
 
 
@@ -31,8 +33,7 @@ class DensePretraining(nn.Module):
         super().__init__()
         self.image_encoder = model.image_encoder
         width = model.hidden_dim
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked_generators(seed):
             self.head = nn.Sequential(nn.Conv2d(3 * width, width, 1), nn.GELU(), nn.Conv2d(width, 4 + _EMBEDDING, 1))
 
     def forward(self, batch: BatchedVideoDatapoint) -> Tensor:

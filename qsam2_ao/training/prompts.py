@@ -18,6 +18,7 @@ from training.model import sam2 as sam2_train
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint
 
+from ..compat.random import forked_generators
 from ..compat.rebind import rebound
 
 Points = tuple[Tensor, Tensor]
@@ -81,7 +82,7 @@ class _Draws:
     def _each(self, masks: Tensor, draw: Callable[[int], Points]) -> Points:
         drawn = []
         self._calls += 1
-        with torch.random.fork_rng(devices=[masks.device] if masks.is_cuda else []):
+        with forked_generators(devices=[masks.device] if masks.is_cuda else []):
             for i, identity in enumerate(self._objects):
                 sequence = np.random.SeedSequence((self._number, self._calls, *identity))
                 torch.manual_seed(int(sequence.generate_state(1)[0]))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compat.random import forked_generators
 from ..errors import NonFiniteError
 from ..ranks import bare, rank
 from .resume import State
@@ -63,8 +64,7 @@ def randomness_of_step(model: nn.Module, seed: int, step: int, part: int = 0) ->
     settings: Any = bare(model)
     place = (rank() if isinstance(model, DistributedDataParallel) else 0, part)
     own = number if place == (0, 0) else int(np.random.SeedSequence((seed, step, *place)).generate_state(1)[0])
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(own)
+    with forked_generators(own, devices):
         if isinstance(getattr(settings, "rng", None), np.random.Generator):
             settings.rng = np.random.default_rng(number)
         yield

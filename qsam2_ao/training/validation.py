@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..compat.random import forked_generators
 from ..data.procedural import generate_sequence
 from .batches import RawBatch, split_frames, stack_sequences, to_datapoint
 
@@ -90,8 +91,7 @@ def _predict(model: Any, raw: RawBatch, device: torch.device, points: float, box
         model.eval()
         model.prob_to_use_pt_input_for_eval, model.prob_to_use_box_input_for_eval = points, boxes
         model.rng = np.random.default_rng(0)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with forked_generators(0, [device] if device.type == "cuda" else []):
             outputs = model(batch)
     finally:
         for name, value in before.items():

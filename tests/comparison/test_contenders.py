@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qsam2_ao.comparison.contenders import contenders
@@ -33,3 +35,12 @@ def test_labels_tell_models_apart(names: list[str], labels: list[str]):
 def test_what_cannot_be_compared(names: list[str], message: str):
     with pytest.raises(QSAM2Error, match=message):
         contenders(names)
+
+
+def test_two_spellings_of_one_file_are_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    for other in ("./a.safetensors", str(tmp_path / "a.safetensors")):
+        with pytest.raises(QSAM2Error, match="named twice"):
+            contenders(["a.safetensors", other])
+        assert len(contenders(["a.safetensors@packed", f"{other}@int8"])) == 2

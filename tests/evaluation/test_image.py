@@ -26,6 +26,7 @@ def test_samples_are_frames_with_their_visible_objects() -> None:
     assert len(samples) == 6
     for sample in samples:
         name, t = sample.name.split(", frame ")
+        assert sample.video == name
         sequence = next(s for s in sequences if s.name == name)
         assert np.array_equal(sample.image, sequence.frames[int(t)])
         assert all((sequence.masks[int(t)][mask] > 0).all() for mask in sample.masks)

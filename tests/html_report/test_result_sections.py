@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from qsam2_ao.comparison import Comparison, ModelResult
 from qsam2_ao.html_report.figures import bars
-from qsam2_ao.html_report.page import Facts, Table
-from qsam2_ao.html_report.result_sections import comparison_section, demo_section, evaluation_section
+from qsam2_ao.html_report.page import Facts, Table, Text
+from qsam2_ao.html_report.result_sections import (
+    comparison_section,
+    demo_section,
+    evaluation_section,
+    training_section,
+)
 from qsam2_ao.reporting.figures import save_figure
 
 
@@ -41,6 +47,21 @@ def test_an_evaluation_says_how_it_was_measured(tmp_path: Path):
     (facts,) = (b for b in evaluation_section(tmp_path / "r.json", content).blocks if isinstance(b, Facts))
     expected = {"model": "m", "protocol": "official", "metric": "davis", "prompt": "3-click", "J&F": "80.0 %"}
     assert facts.facts == expected
+
+
+def test_an_evaluation_of_several_prompts_names_each_and_what_was_left_out(tmp_path: Path):
+    content = {"miou": 77.9, "miou_by_prompt": {"click": 77.9, "3-click": 83.9}, "not_scored": ["bear", "cat"]}
+    blocks = evaluation_section(tmp_path / "r.json", content | {"settings": {"prompt": "mask"}}).blocks
+    (facts,) = (block for block in blocks if isinstance(block, Facts))
+    assert facts.facts == {"mIoU, click": "77.9 %", "mIoU, 3-click": "83.9 %"}
+    assert "Not scored: bear, cat." in [block.text for block in blocks if isinstance(block, Text)]
+
+
+def test_a_training_that_diverged_says_so(tmp_path: Path):
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate((2.0, 0.5, math.nan, math.inf))]
+    (facts,) = (block for block in training_section(tmp_path / "m.jsonl", rows).blocks if isinstance(block, Facts))
+    assert facts.facts["loss, first and last"] == "2, inf"
+    assert facts.facts["lines with a loss that is not finite"] == "2"
 
 
 def test_dollars_in_names_are_no_mathematics(tmp_path: Path):

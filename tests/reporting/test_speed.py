@@ -39,5 +39,5 @@ def test_slower_layers_are_flagged(packed_file: Path) -> None:
     assert rows[fast].note == rows[fast].reason
     assert rows[close].note == rows[close].reason
     assert {row["name"]: row["note"] for row in report.to_dict()["layers"]}[slow] == rows[slow].note
-    assert "bf16 ms" in [column.header for column in report.table().columns]
-    assert "bf16 ms" not in [column.header for column in coverage_report(model).table().columns]
+    assert "float ms" in [column.header for column in report.table().columns]
+    assert "float ms" not in [column.header for column in coverage_report(model).table().columns]

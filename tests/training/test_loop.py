@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lsc_layers import Layer
+from threads import at_once
 from torch import nn
 from training_runs import Noisy, assert_equal_states, batch_of, run, squared, stream
 
@@ -41,6 +43,16 @@ def test_same_seed_same_bits_and_global_generator_untouched():
     run(other, stream(5), steps=5, seed=1)
     assert_equal_states(first.state_dict(), second.state_dict())
     assert not torch.equal(first.linear.weight, other.linear.weight)
+
+
+def test_trainings_in_threads_take_turns():
+    alone, *together = (Noisy() for _ in range(4))
+    run(alone, stream(5), steps=5)
+    before = torch.get_rng_state()
+    at_once(*(partial(run, model, stream(5), steps=5) for model in together))
+    assert torch.equal(torch.get_rng_state(), before)
+    for model in together:
+        assert_equal_states(model.state_dict(), alone.state_dict())
 
 
 class Gather(nn.Module):

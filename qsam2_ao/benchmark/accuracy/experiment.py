@@ -117,8 +117,11 @@ def score(
     for name, (prompt, samples) in data.pictures(split, videos, frames).items():
         if pictures is not None and name not in pictures:
             continue
-        ious = evaluate_image(model, samples, prompt=prompt, progress=progress).ious
-        sums[name], counts[name] = [sum(image) for image in ious], [len(image) for image in ious]
+        by_video: dict[str, list[float]] = {}
+        found = evaluate_image(model, samples, prompt=prompt, progress=progress).ious
+        for sample, ious in zip(samples, found, strict=True):
+            by_video.setdefault(sample.video or sample.name, []).extend(ious)
+        sums[name], counts[name] = [sum(ious) for ious in by_video.values()], [len(ious) for ious in by_video.values()]
     return Scores({name: [round(value, 3) for value in values] for name, values in sums.items()}, counts)
 
 

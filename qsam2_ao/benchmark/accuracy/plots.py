@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,12 +22,23 @@ _MARKS = "osD^vP*X"
 _UNTRAINED = "VRC+GPTQ"
 
 
-def _methods(results: Results, model: str) -> list[str]:
-    return [
+def _methods(results: Results, models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The methods that were trained on any of the models, each with the mark and colour that it has in every panel."""
+    names = [
         name
         for name, method in METHODS.items()
-        if method.group in ("rival", "ours") and any(results.has(model, name, setting) for setting in TRAINED)
+        if method.group in ("rival", "ours") and any(results.has(m, name, s) for m in models for s in TRAINED)
     ]
+    marks = zip(names, cycle(_MARKS), cycle(f"C{number}" for number in range(10)), strict=False)
+    return {name: {"marker": mark, "color": color, "label": name} for name, mark, color in marks}
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels: each may have methods that another has not."""
+    known: dict[str, Any] = {}
+    for axis in figure.axes:
+        known |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.axes[0].legend(known.values(), known.keys(), fontsize=8)
 
 
 #: The settings with 8-bit inputs, by the bits of the weights.
@@ -38,8 +49,9 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
     """J&F against the bits of the weights, 8-bit inputs, one line per method."""
     figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    looks = _methods(results, models)
     for axis, model in zip(axes, models, strict=True):
-        for mark, method in zip(cycle(_MARKS), _methods(results, model), strict=False):
+        for method, look in looks.items():
             points = {
                 bits: found
                 for bits, setting in BY_BITS.items()
@@ -51,9 +63,8 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
                 list(points),
                 [p.mean for p in points.values()],
                 [p.std for p in points.values()],
-                marker=mark,
                 capsize=3,
-                label=method,
+                **look,
             )
         untrained = {
             bits: results.spread(model, _UNTRAINED, f"PTQ {setting}", "J&F") for bits, setting in BY_BITS.items()
@@ -64,7 +75,7 @@ def accuracy_against_bits(results: Results, models: Sequence[str] = MAIN_MODELS)
         axis.set(title=model, xlabel="bits per weight (8-bit inputs)", xticks=list(BY_BITS))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("J&F")
-    axes[0].legend(fontsize=8)
+    _legend(figure)
     return figure
 
 
@@ -72,15 +83,17 @@ def accuracy_against_bytes(results: Results, models: Sequence[str] = MAIN_MODELS
     """J&F against the size of the deployed tensors, every trained setting, one mark per method."""
     figure = new_figure(figsize=(11, 4.5))
     axes = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    looks = _methods(results, models)
     for axis, model in zip(axes, models, strict=True):
-        for mark, method in zip(cycle(_MARKS), _methods(results, model), strict=False):
+        for method, look in looks.items():
             points = []
             for setting in TRAINED:
                 found = results.spread(model, method, setting, "J&F")
                 if found is not None:
                     size = results.experiments(model, method, setting)[0]["bytes"] / 2**20
                     points.append((size, found.mean, setting))
-            axis.scatter([p[0] for p in points], [p[1] for p in points], marker=mark, label=method, alpha=0.8)
+            if points:
+                axis.scatter([p[0] for p in points], [p[1] for p in points], alpha=0.8, **look)
         untrained = [
             (results.experiments(model, _UNTRAINED, f"PTQ {setting}")[0]["bytes"] / 2**20, found.mean)
             for setting in TRAINED
@@ -95,7 +108,7 @@ def accuracy_against_bytes(results: Results, models: Sequence[str] = MAIN_MODELS
         axis.set(title=model, xlabel="MiB of deployed tensors")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("J&F")
-    axes[0].legend(fontsize=8)
+    _legend(figure)
     return figure
 
 

@@ -108,9 +108,9 @@ def markdown(
         "deviation). All layers are quantized as in the presets: per output channel and per tensor, first and last "
         "layers with 8 bits. "
         f"{len(results.all_experiments)} experiments are finished; an empty cell is not in the plan or has not been "
-        "run. Differences are in percentage points, with 95 % bootstrap intervals over videos. An experiment is the "
-        "same to the bit when it is run again on the same machine; on another CPU, metrics have been seen to move by "
-        "up to 0.1.\n",
+        "run. Differences are in percentage points, with 95 % bootstrap intervals over videos, and over photographs "
+        "for these. An experiment is the same to the bit when it is run again on the same machine; on another CPU, "
+        "metrics have been seen to move by up to 0.1.\n",
         *_weight_settings(),
         *_targets(results, REAL_GOALS if data.name == "real" else GOALS),
         *_main_tables(results),
@@ -166,7 +166,9 @@ def _judged(results: Results, goals: Iterable[Goal], method: str) -> list[list[s
         difference = results.difference(goal.model, method, against, goal.setting, goal.metric, setting)
         if difference is None:
             continue
-        met = difference.value >= goal.margin or (goal.margin == 0 and difference.high >= 0)
+        met = _yes(difference.value >= goal.margin)
+        if goal.margin == 0 and difference.value < 0 <= difference.high:
+            met = "not told apart"
         rows.append(
             [
                 goal.model,
@@ -174,7 +176,7 @@ def _judged(results: Results, goals: Iterable[Goal], method: str) -> list[list[s
                 goal.metric,
                 goal.text,
                 f"{difference} ({against})",
-                "yes" if met else "no",
+                met,
             ]
         )
     return rows

@@ -14,6 +14,7 @@ import torch
 
 from ...errors import CheckpointError
 from ...progress import tqdm
+from ...reporting.environment import environment
 from ...training.qat import Rates
 from ..processes import end_with_parent
 from .data import PROCEDURAL, BenchmarkData
@@ -49,7 +50,8 @@ def run_plan(
         Everything in the store that was made with this budget.
 
     Raises:
-        CheckpointError: The store holds results of another budget, of other data, or of a method that has changed.
+        CheckpointError: The store holds results of another budget, of other data, of a method that has changed, or from
+            before results said how their method was made.
         QSAM2Error: An experiment failed; the message says why. What is finished is kept.
         KeyboardInterrupt: Ctrl-C; what is finished is kept.
     """
@@ -65,6 +67,11 @@ def run_plan(
             bar.update(len(unit.seeds) - len(missing))
             if missing:
                 queue.append(replace(unit, seeds=missing))
+        if queue and any("recipe" not in experiment for experiment in store.read()):
+            raise CheckpointError(
+                f"{store.path} has results of an earlier revision, which do not say how they were made: new ones must "
+                "not be averaged with them; give another folder (--output), or --report-only"
+            )
         bar.total = sum(len(unit.seeds) for unit in units) + len(searches & {unit.search for unit in queue})
         running: dict[Future[int], Search | None] = {}
         while queue or running:
@@ -126,7 +133,8 @@ def _run_unit(unit: Unit, rates: Rates | None, path: Path, budget: Budget, data:
 
 
 def _made_with(method: str, budget: Budget, data: BenchmarkData) -> dict[str, object]:
-    return {"budget": asdict(budget), "data": data.name, "recipe": asdict(METHODS[method])}
+    machine = {name: value for name, value in environment().items() if name != "cores"}
+    return {"budget": asdict(budget), "data": data.name, "recipe": asdict(METHODS[method]), "environment": machine}
 
 
 #: What a method was before its record had the field.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def publish(
         The records of all timings in the folder.
 
     Raises:
-        QConfigError: A name is unknown.
+        QConfigError: A name is unknown, or the folder has a report of other methods that this one would replace.
         QSAM2Error: A process was killed, or a file cannot be written.
         MissingPackageError: The package of another runtime is not installed.
 
@@ -88,6 +89,13 @@ def publish(
     machine = environment()
     asked = {"methods": [m.name for m in chosen], "all_named": methods is not None}
     kept = Workspace(folder / "inference.work", {**asked, "environment": machine})
+    choices = {"model": models, "size": sizes, "threads": threads, "method": methods, "part": parts}
+    given = [f" --{name} {shlex.quote(str(value))}" for name, values in choices.items() for value in values or ()]
+    if given and (folder / "inference.json").exists() and not any(kept.folder.glob("*-*.json")):
+        raise QConfigError(
+            f"{folder / 'inference.json'} is of other methods or another machine, and this choice of measurements "
+            "would replace it; give another folder (--output)"
+        )
     _measure(
         kept,
         chosen,
@@ -99,8 +107,7 @@ def publish(
         quick=quick,
         all_named=methods is not None,
     )
-    command = "qsam2 benchmark inference" + (" --quick" if quick else "")
-    return _report(kept, folder, command + "".join(f' --part "{part}"' for part in parts or ()))
+    return _report(kept, folder, "".join(["qsam2 benchmark inference", *([" --quick"] if quick else []), *given]))
 
 
 def _measure(
@@ -135,9 +142,10 @@ def _measure(
         if parts is not None:
             continue
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
-        kept.result(f"{last.name}-files", partial(footprints, last))
+        of_any_threads = f"{name}-{sizes[0]}px"
+        kept.result(f"{of_any_threads}-files", partial(footprints, last))
         if not quick:
-            kept.result(f"{last.name}-compile", partial(compile_times, last))
+            kept.result(f"{of_any_threads}-compile", partial(compile_times, last))
     if parts is None or BUSY in parts:
         busy = [InferenceWorkload(EMBEDDED, 96, cores, files)]
         if not quick:
@@ -150,7 +158,7 @@ def _measure(
     for count in counts:
         kept.result(f"{count}-threads-ceilings", partial(alone, ceilings, count))
     memory = InferenceWorkload(models[0], 256, counts[-1], files)
-    kept.result(f"{memory.name}-video-memory", partial(alone, video_memory, memory))
+    kept.result(f"{memory.model}-256px-video-memory", partial(alone, video_memory, memory))
 
 
 def _report(kept: Workspace, folder: Path, command: str) -> Records:

@@ -134,3 +134,23 @@ def test_a_method_that_was_not_run_with_8_bit_inputs_has_no_line():
     results = Results([make_experiment("plain", "LSQ", "W2A8"), make_experiment("plain", "QSAM2", "W2A4")])
     legend = accuracy_against_bits(results, ["plain"]).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["LSQ"]
+
+
+def test_a_method_looks_alike_in_every_panel():
+    experiments = [make_experiment("heavy-tailed", "QSAM2", "W2A8")]
+    experiments += [make_experiment("plain", method, "W2A8") for method in ("LSQ", "QSAM2")]
+    left, right = accuracy_against_bits(Results(experiments)).axes
+    colours = {container.get_label(): container[0].get_color() for container in right.containers}
+    assert left.containers[0][0].get_color() == colours["QSAM2"] != colours["LSQ"]
+    assert {text.get_text() for text in left.get_legend().get_texts()} == {"LSQ", "QSAM2"}
+
+
+def test_an_interval_on_both_sides_of_no_difference_tells_nothing_apart():
+    def report(*levels):
+        rival, ours = make_experiment("plain", "LSQ", "W4A8"), make_experiment("plain", "QSAM2", "W4A8")
+        ours["sums"]["J&F"] = [ours["counts"]["J&F"][0] * level for level in levels]
+        return markdown(Results([rival, ours]), Budget(), environment(), "command", PROCEDURAL, {}, {})
+
+    row = "| plain | W4A8 | J&F | not worse than the best rival |"
+    judged = {levels: report(*levels).split(row)[1].split("|")[1].strip() for levels in ((60,) * 4, (90, 73, 60, 70))}
+    assert judged == {(60,) * 4: "no", (90, 73, 60, 70): "not told apart"}

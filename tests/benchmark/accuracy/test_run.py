@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from benchmark_experiments import make_experiment
 from real_pictures import write_clip, write_library, write_validation
@@ -18,6 +20,7 @@ from qsam2_ao.benchmark.accuracy.results import Results
 from qsam2_ao.benchmark.accuracy.run import run_plan
 from qsam2_ao.benchmark.accuracy.store import ExperimentStore
 from qsam2_ao.errors import CheckpointError, DataError
+from qsam2_ao.evaluation import ImageSample
 from qsam2_ao.recipe import quantized_layers
 from qsam2_ao.reporting.environment import environment
 from qsam2_ao.training.batches import BatchKind, Stage
@@ -57,6 +60,8 @@ def test_results_of_a_method_that_has_changed_are_refused(tmp_path):
     store.append({**made, "recipe": recipe})
     store.append({**made, "recipe": {name: value for name, value in recipe.items() if name != "held_out"}})
     assert len(run_plan([], store, TINY, progress=False)) == 3
+    with pytest.raises(CheckpointError, match="must not be averaged with them"):
+        run_plan([Unit("plain", "QSAM2", "W2A4", (0, 1))], store, TINY, progress=False)
     store.append({**made, "recipe": {**recipe, "range_rate": 3.0}})
     with pytest.raises(CheckpointError, match=r"results of QSAM2 as it was before \(range_rate\)"):
         run_plan([], store, TINY, progress=False)
@@ -155,3 +160,27 @@ def test_variants_change_what_they_say():
     assert quantizer("VRC+LSC, no momentum").momentum == 0
     assert quantizer("VRC+LSC, signed grid").grid == "symmetric"
     assert (quantizer("VRC+LSC, started by the weight's error").alpha_bar != usual.alpha_bar).any()
+
+
+def test_frames_of_one_clip_count_as_one_video(monkeypatch):
+    def sample(name, video):
+        return ImageSample(np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 4), bool), name, video=video)
+
+    samples = [sample("a, frame 0", "a"), sample("a, frame 3", "a"), sample("b, frame 1", "b"), sample("cat.jpg", None)]
+
+    class Frames:
+        protocol = PROCEDURAL.protocol
+
+        def videos(self, *_):
+            return []
+
+        def pictures(self, *_):
+            return {"mIoU_box_frames": ("box", samples)}
+
+    tracked = SimpleNamespace(scores=SimpleNamespace(by_sequence=dict))
+    monkeypatch.setattr(experiment, "evaluate_video", lambda *_, **__: tracked)
+    scored = SimpleNamespace(ious=[[50.0], [70.0], [80.0], [90.0]])
+    monkeypatch.setattr(experiment, "evaluate_image", lambda *_, **__: scored)
+    found = score(build_model("plain"), "test", 1, 1, data=Frames())
+    assert found.sums["mIoU_box_frames"] == [120.0, 80.0, 90.0]
+    assert found.counts["mIoU_box_frames"] == [2, 1, 1]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
 from qsam2_ao.benchmark.inference.methods import REFERENCE
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
 from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
+from qsam2_ao.benchmark.inference.publish import publish
 from qsam2_ao.benchmark.inference.report import in_order, markdown, targets
+from qsam2_ao.errors import QConfigError
 from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
@@ -144,3 +147,10 @@ def test_older_processors_have_a_section_of_their_own() -> None:
 def test_the_embedded_model_comes_before_the_official_ones() -> None:
     tiny = {**busy()[0], "model": "sam2.1-t"}
     assert in_order([tiny, busy()[0]])[0]["model"] == "embedded"
+
+
+def test_a_choice_of_measurements_replaces_no_other_report(tmp_path: Path) -> None:
+    (tmp_path / "inference.json").write_text("[]")
+    with pytest.raises(QConfigError, match=r"inference.json is of other methods .*--output"):
+        publish(tmp_path, parts=["AVX2"])
+    assert (tmp_path / "inference.json").read_text() == "[]"
