@@ -233,6 +233,11 @@ def _computes_itself(layer: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
+def _keep_hook(layer: nn.Module) -> None:
+    if _computes_itself not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(_computes_itself)
+
+
 def _remove_hook(layer: nn.Module) -> None:
     for number in [number for number, hook in layer._forward_pre_hooks.items() if hook is _computes_itself]:
         del layer._forward_pre_hooks[number]
@@ -265,7 +270,7 @@ def _prepare(module: Any, config: LSCQATConfig) -> nn.Module:
     module.__class__ = _PREPARED[type(module)]
     for kind, quantizer in quantizers.items():
         setattr(module, f"{kind}_fake_quantizer", None if quantizer is None else quantizer.train(module.training))
-    module.register_forward_pre_hook(_computes_itself)
+    _keep_hook(module)
     return module
 
 
@@ -286,6 +291,7 @@ def _convert(module: Any) -> nn.Module:
         grid = input_quantizer._grid
         module.__class__ = _QUANTIZED_INPUT[float_class]
         module.input_quantizer = ActivationQuantizer(grid.quant_min, grid.quant_max, scale, zero_point)
+        _keep_hook(module)
     else:  # packed weights are known to torch's encoder layers as none of theirs
         _remove_hook(module)
     return module

@@ -128,7 +128,7 @@ def joined(place: Place | None, device: str) -> Iterator[str]:
         The device for this rank: of "cuda", its own GPU on its machine.
 
     Raises:
-        QSAM2Error: All ranks were given one and the same GPU, or there are fewer GPUs than ranks.
+        QSAM2Error: All ranks were given one and the same GPU by its number, or there is none of this rank's number.
 
     Example:
         >>> with joined(place_from({}), "cpu") as device:

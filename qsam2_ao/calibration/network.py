@@ -136,6 +136,8 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     if modules or not isinstance(model, fx.GraphModule):
         return modules
     found: dict[str, nn.Module] = {}
+    if inside := [f"{layer.name} (inside {layer.block})" for layer in exported_layers(model) if layer.block]:
+        logger.warning("keep their weights: %s; export the network without these blocks", ", ".join(inside))
     for layer in _calibratable(model):
         bias = layer.node.args[2] if len(layer.node.args) > 2 else None
         weight = _attribute(model, layer.weight)
@@ -146,7 +148,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 def _calibratable(graph: fx.GraphModule) -> Iterator[ExportedLayer]:
     """The calls of linear layers and 1x1 convolutions whose weights are parameters."""
     for layer in exported_layers(graph):
-        if layer.weight.op != "get_attr":
+        if layer.kind is None or layer.weight.op != "get_attr":
             continue
         if layer.kind is nn.Linear:
             yield layer

@@ -92,7 +92,7 @@ def _labels(split: Sequence[tuple[str, str]]) -> list[str]:
     for above in range(1, 9):
         owners: dict[str, set[Path]] = defaultdict(set)
         for name, path in zip(names, paths, strict=True):
-            owners[name].add(path)
+            owners[name].add(Path(os.path.realpath(path)))
         names = [
             "/".join(path.absolute().parts[-1 - above :]) if len(owners[name]) > 1 else name
             for name, path in zip(names, paths, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _LOCK = threading.RLock()
 
 
+def _new_lock() -> None:
+    """In a child that was forked while another thread was in a block: that thread is not there to leave it."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
 @contextmanager
 def forked_generators(seed: int | None = None, devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """torch's global generators for what is in the block, by one thread at a time, and as they were afterwards.
+
+    What is in the block must not wait for another thread that enters such a block.
 
     Args:
         seed: Where they start; None goes on from where they are.

@@ -17,6 +17,8 @@ from ..stage import stage_of
 from .memories.merging import FewerMemories
 
 _COMPILED = (fx.GraphModule, nn.Linear, nn.Conv2d)
+_MOST_SIZES = 1024
+"""Of images that an encoder is compiled for; torch gives up after 8."""
 
 
 def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
@@ -67,12 +69,16 @@ def compile_qsam2(model: SAM2Base, **options: Any) -> SAM2Base:
     return model
 
 
-def _of_fixed_size(compiled: Callable[[Tensor], Any], images: Tensor) -> Any:
+def _of_fixed_size(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call what compiles for each size of image: with symbols for height and width, tracing takes minutes."""
-    if not torch.compiler.is_compiling():
-        for side in (2, 3):
-            torch._dynamo.mark_static(images, side)
-    return compiled(images)
+    if torch.compiler.is_compiling():
+        return compiled(*args, **kwargs)
+    for images in (*args, *kwargs.values()):
+        if isinstance(images, Tensor):
+            for side in (2, 3):
+                torch._dynamo.mark_static(images, side)
+    with torch._dynamo.config.patch(recompile_limit=_MOST_SIZES, accumulated_recompile_limit=_MOST_SIZES):
+        return compiled(*args, **kwargs)
 
 
 def _keep_positions(part: nn.Module, region: str, side: int) -> None:

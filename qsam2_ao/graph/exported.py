@@ -71,7 +71,7 @@ class ExportedLayer:
 
     @property
     def weight(self) -> fx.Node:
-        """Its weight: a parameter, or what the graph computes of parameters alone."""
+        """The weight of a layer that has a kind: a parameter, or what the graph computes of parameters alone."""
         return self.node.args[1]  # type: ignore[return-value]
 
 

@@ -148,3 +148,27 @@ def test_what_torch_reads_without_calling_it_keeps_its_weight(caplog):
     assert [layer.layer for layer in report.layers] == ["linear1", "linear2"]
     assert torch.equal(calibrated.self_attn.out_proj.weight, net.self_attn.out_proj.weight)
     assert "self_attn.out_proj keeps its weight" in caplog.text
+
+
+class Mixed(nn.Module):
+    """Layers that VRC has nothing to do with beside one that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.matrix, self.inside = nn.LSTM(8, 8), nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.einsum("tbc,dc->tbd", self.lstm(x)[0], self.matrix)
+        with torch.autocast("cpu", enabled=False):
+            x = self.inside(x)
+        return self.last(x)
+
+
+def test_only_layers_are_calibrated_and_those_inside_blocks_are_named(caplog):
+    x = torch.randn(5, 3, 8)
+    graph = torch.export.export(Mixed().train(), (x,)).module()
+    with caplog.at_level("WARNING"):
+        _, report = calibrate_network(graph, [x])
+    assert [layer.layer for layer in report.layers] == ["last"]
+    assert "keep their weights: inside (inside wrap_with_autocast); export the network" in caplog.text

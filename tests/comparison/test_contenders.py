@@ -43,4 +43,5 @@ def test_two_spellings_of_one_file_are_one_model(tmp_path: Path, monkeypatch: py
     for other in ("./a.safetensors", str(tmp_path / "a.safetensors")):
         with pytest.raises(QSAM2Error, match="named twice"):
             contenders(["a.safetensors", other])
-        assert len(contenders(["a.safetensors@packed", f"{other}@int8"])) == 2
+        labels = [contender.label for contender in contenders(["a.safetensors@packed", f"{other}@int8"])]
+        assert labels == ["a@packed", "a@int8"]

@@ -25,6 +25,7 @@ from qsam2_ao import (
     save_qsam2,
     use_compact_memories,
 )
+from qsam2_ao.deploy.compiled import _of_fixed_size
 from qsam2_ao.errors import UnsupportedLayerError
 from qsam2_ao.graph import find_parts
 from qsam2_ao.native import why_no_kernels
@@ -152,9 +153,10 @@ def test_the_encoder_compiles_for_a_second_size_as_for_the_first(once_file: Path
     model, compiled = (load_qsam2(once_file) for _ in range(2))
     compile_qsam2(compiled, backend="eager")
     with torch.inference_mode():
+        name = next(iter(model.image_encoder.graph.nodes)).target
         for number, side in enumerate((32, 64)):  # with symbols for the second, tracing takes minutes
             x = torch.randn(1, 3, side, side)
-            found = compiled.image_encoder(x)["vision_features"]
+            found = compiled.image_encoder(**{name: x})["vision_features"]
             torch.testing.assert_close(found, model.image_encoder(x)["vision_features"])
             assert counters["stats"]["unique_graphs"] == number + 1
 
@@ -190,3 +192,10 @@ def test_a_choice_of_frames_cannot_be_compiled(partly: SAM2Base) -> None:
 def test_a_float_model_is_refused() -> None:
     with pytest.raises(UnsupportedLayerError, match="vos_optimized"):
         compile_qsam2(build_embedded())
+
+
+@pytest.mark.slow
+def test_more_sizes_than_torch_allows_by_itself() -> None:
+    compiled = torch.compile(nn.AvgPool2d(2), backend="eager", fullgraph=True)
+    for side in range(2, 14):
+        assert _of_fixed_size(compiled, torch.ones(1, 1, side, side)).shape[-1] == side // 2

@@ -107,6 +107,17 @@ def test_a_packed_file_beside_its_float_model(quantized: SAM2Base, images: list[
     assert "Name the float model with --float" in alone.text
 
 
+def test_packed_files_of_one_name_have_their_paths_as_titles(packed_file: Path, tmp_path: Path):
+    paths = [tmp_path / folder / "w4a8.safetensors" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(packed_file, path)
+    page = Page(write_report(paths, tmp_path / "page.html"))
+    parts = ("Model", "Bits by layer", "Accuracy by layer")
+    assert page.headings == ["Sources", *(f"{part}: {path.with_suffix('')}" for path in paths for part in parts)]
+    assert "Name the float model with --float" in page.text
+
+
 def test_files_of_one_name_and_float_weights_beside_them(packed_file: Path, tmp_path: Path):
     for folder in ("a", "a/b"):
         (tmp_path / folder).mkdir()

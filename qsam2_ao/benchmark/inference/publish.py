@@ -87,11 +87,11 @@ def publish(
             )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = environment()
-    asked = {"methods": [m.name for m in chosen], "all_named": methods is not None}
+    asked = {"methods": [m.name for m in chosen], "all_named": methods is not None, "format": 2}
     kept = Workspace(folder / "inference.work", {**asked, "environment": machine})
     choices = {"model": models, "size": sizes, "threads": threads, "method": methods, "part": parts}
     given = [f" --{name} {shlex.quote(str(value))}" for name, values in choices.items() for value in values or ()]
-    if given and (folder / "inference.json").exists() and not any(kept.folder.glob("*-*.json")):
+    if (given or quick) and (folder / "inference.json").exists() and not any(kept.folder.glob("*-*.json")):
         raise QConfigError(
             f"{folder / 'inference.json'} is of other methods or another machine, and this choice of measurements "
             "would replace it; give another folder (--output)"
