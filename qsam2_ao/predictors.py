@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,21 +21,12 @@ from .errors import DataError, QSAM2Error
 from .models.config import Model, as_class
 from .reporting.notes import note
 from .stage import stage_of
+from .threads import attributes_set
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
     from sam2.sam2_image_predictor import SAM2ImagePredictor
     from sam2.sam2_video_predictor import SAM2VideoPredictor
-
-
-@dataclass
-class _Mode:
-    training: bool
-    blocks: int = 0
-
-
-_MODES: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
-_MODES_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -47,21 +35,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     Of threads that share modules, the first finds their mode and the last restores it.
     """
-    modules = list(model.modules())
-    with _MODES_LOCK:
-        for module in modules:
-            _MODES.setdefault(module, _Mode(module.training)).blocks += 1
+    with attributes_set((module, "training", False) for module in model.modules()):
         model.eval()
-    try:
         yield
-    finally:
-        with _MODES_LOCK:
-            for module in modules:
-                mode = _MODES[module]
-                mode.blocks -= 1
-                if not mode.blocks:
-                    module.training = mode.training
-                    del _MODES[module]
 
 
 def as_video_predictor(model: nn.Module) -> SAM2VideoPredictor:

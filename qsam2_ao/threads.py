@@ -1,12 +1,15 @@
-"""On how many threads torch works, and that its results don't depend on which of them is faster."""
+"""On how many threads torch works, that its results don't depend on which is faster, and modules that threads share."""
 
 from __future__ import annotations
 
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -102,3 +105,47 @@ def deterministic_on_cpu(model: nn.Module) -> Iterator[None]:
                 state.users -= 1
                 if state.users == 0:
                     torch.set_deterministic_debug_mode("default")
+
+
+@dataclass
+class _Found:
+    """What an attribute was before the first of the blocks that have changed it."""
+
+    value: Any
+    blocks: int = 0
+
+
+_FOUND: WeakKeyDictionary[nn.Module, dict[str, _Found]] = WeakKeyDictionary()
+_FOUND_LOCK = threading.Lock()
+
+
+@contextmanager
+def attributes_set(changes: Iterable[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """Give attributes of modules other values inside the ``with`` block.
+
+    Of threads that share modules, the first finds what the values were and the last restores them.
+
+    Args:
+        changes: Modules, names of attributes that they have, and values: the same in all blocks that overlap.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> with attributes_set([(layer, "training", False)]):
+        ...     layer.training
+        False
+    """
+    changes = list(changes)
+    with _FOUND_LOCK:
+        for module, name, value in changes:
+            _FOUND.setdefault(module, {}).setdefault(name, _Found(getattr(module, name))).blocks += 1
+            setattr(module, name, value)
+    try:
+        yield
+    finally:
+        with _FOUND_LOCK:
+            for module, name, _ in changes:
+                found = _FOUND[module][name]
+                found.blocks -= 1
+                if not found.blocks:
+                    setattr(module, name, found.value)
+                    del _FOUND[module][name]

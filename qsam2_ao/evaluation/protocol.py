@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from ..errors import DataError
+from ..threads import attributes_set
 
 Protocol = Literal["official", "deployed"]
 Autocast = Literal["none", "bf16"]
@@ -26,18 +24,6 @@ _OFF: dict[str, Any] = {
     "non_overlap_masks": False,
     "sam_mask_decoder.dynamic_multimask_via_stability": False,
 }
-
-
-@dataclass
-class _Setting:
-    """What a setting was before the first of the blocks that have changed it."""
-
-    value: Any
-    blocks: int = 0
-
-
-_SETTINGS: WeakKeyDictionary[nn.Module, dict[str, _Setting]] = WeakKeyDictionary()
-_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -63,25 +49,14 @@ def following(model: nn.Module, protocol: Protocol) -> Iterator[None]:
     """
     if protocol not in get_args(Protocol):
         raise DataError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
-    changed: list[tuple[nn.Module, str]] = []
+    changes: list[tuple[nn.Module, str, Any]] = []
     for path, value in _OFF.items() if protocol == "official" else ():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
         if hasattr(module, name):  # a SAM2Base has not what the video predictor adds
-            with _LOCK:
-                _SETTINGS.setdefault(module, {}).setdefault(name, _Setting(getattr(module, name))).blocks += 1
-                setattr(module, name, value)
-            changed.append((module, name))
-    try:
+            changes.append((module, name, value))
+    with attributes_set(changes):
         yield
-    finally:
-        for module, name in changed:
-            with _LOCK:
-                setting = _SETTINGS[module][name]
-                setting.blocks -= 1
-                if not setting.blocks:
-                    setattr(module, name, setting.value)
-                    del _SETTINGS[module][name]
 
 
 @contextmanager
