@@ -7,8 +7,8 @@
 # make notebooks   writes the tutorials as notebooks beside their scripts
 # make clean  removes the virtual environment, caches and outputs
 #
-# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS (of both runs of test), FUZZ_ARGS, COVERAGE (what stands in
-# front of -m pytest to measure that of the tests that take seconds; nothing by default).
+# Settings: PYTHON (3.10 to 3.12), VENV (where to install), DEMO_ARGS, PYTEST_ARGS (of both runs of test), FUZZ_ARGS,
+# COVERAGE (what stands in front of -m pytest to measure that of the tests that take seconds; nothing by default).
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -36,7 +36,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     Of threads that share modules, the first finds their mode and the last restores it.
     """
     with attributes_set((module, "training", False) for module in model.modules()):
-        model.eval()
+        model.eval()  # which modules may have made more of
         yield
 
 

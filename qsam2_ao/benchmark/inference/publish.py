@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 from ...errors import QConfigError
 from ...files import atomic_write
 from ...models.official import OFFICIAL
-from ...reporting.environment import environment
+from ...reporting.environment import environment, usable_cores
 from ...reporting.figures import save_figure
 from ...reporting.notes import note
 from ...spelling import did_you_mean
@@ -85,7 +84,7 @@ def publish(
             raise QConfigError(
                 f"unknown name {unknown[0]!r}; choose from {', '.join(known)}{did_you_mean(unknown[0], list(known))}"
             )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     machine = environment()
     asked = {"methods": [m.name for m in chosen], "all_named": methods is not None, "format": 2}
     kept = Workspace(folder / "inference.work", {**asked, "environment": machine})
