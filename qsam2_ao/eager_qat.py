@@ -55,7 +55,7 @@ class LSCActivationConfig(FakeQuantizeConfigBase):
     """How a layer's input is fake-quantized, with one scale; the fields are arguments of ``LSCFakeQuantize``.
 
     Attributes:
-        bits: 4 to 8.
+        bits: 2 to 8.
         momentum: Of the averaged clipping multiplier.
         stats_momentum: Of the running statistics.
 

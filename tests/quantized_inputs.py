@@ -10,6 +10,7 @@ QUANTIZERS = {
     "8 bits": ActivationQuantizer(0, 255, 0.02, 117.0),
     "8 bits, signed codes": ActivationQuantizer(-128, 127, 0.02, -3.0),
     "4 bits": ActivationQuantizer(0, 15, 0.3, 7.0),
+    "2 bits": ActivationQuantizer(0, 3, 1.5, 1.0),
 }
 
 

@@ -40,11 +40,11 @@ def model() -> SAM2Base:
 
 
 @pytest.fixture(scope="module")
-def trained(model: SAM2Base) -> Callable[[str], SAM2Base]:
+def trained(model: SAM2Base) -> Callable[[str | QConfig], SAM2Base]:
     """A preset's prepared model, trained a little; nothing but its mode may be changed."""
 
     @cache
-    def of(preset: str) -> SAM2Base:
+    def of(preset: str | QConfig) -> SAM2Base:
         prepared = prepare_qsam2(model, preset, calibration_data=photos(), vrc=None, progress=False)
         train_a_little(prepared)
         return prepared
@@ -54,8 +54,10 @@ def trained(model: SAM2Base) -> Callable[[str], SAM2Base]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_searches")
-@pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w3a16", "w2a4"])
-def test_a_trained_model_converts_to_the_bit(trained: Callable[[str], SAM2Base], preset: str) -> None:
+@pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w3a16", "w2a4", pytest.param(lsc_qconfig(2, 2), id="w2a2")])
+def test_a_trained_model_converts_to_the_bit(
+    trained: Callable[[str | QConfig], SAM2Base], preset: str | QConfig
+) -> None:
     prepared = trained(preset)
     converted = convert_qsam2(prepared)
     batch = images(2, 96, seed=9)

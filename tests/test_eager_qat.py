@@ -149,7 +149,7 @@ def test_linear_layers_alone_without_a_filter():
     [
         (lambda: LSCWeightConfig(9), QConfigError, "2 to 8"),
         (lambda: LSCWeightConfig(4, granularity="group"), QConfigError, "group_size"),
-        (lambda: LSCActivationConfig(2), QConfigError, "4 to 8"),
+        (lambda: LSCActivationConfig(1), QConfigError, "2 to 8"),
         (lambda: LSCQATConfig(weight_config=LSCActivationConfig(8)), QConfigError, "must be a LSCWeightConfig"),
         (lambda: LSCQATConfig(LSCWeightConfig(4)), QConfigError, "leave base_config out"),
         (lambda: LSCQATConfig(), ValueError, "Must specify"),

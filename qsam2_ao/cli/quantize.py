@@ -56,9 +56,9 @@ def quantize(
     activation_bits: Annotated[
         int | None,
         typer.Option(
-            min=4,
+            min=2,
             max=16,
-            help="With --bits-file: bits of the inputs, 4 to 8 (the default); 16 keeps them in float.",
+            help="With --bits-file: bits of the inputs, 2 to 8 (the default); 16 keeps them in float.",
             show_default=False,
         ),
     ] = None,
@@ -120,7 +120,7 @@ def quantize(
             raise QConfigError("--bits-file says the bits of every weight: leave --preset and --first-last-bits out")
         activation_bits = activation_bits or 8
         if 8 < activation_bits < 16:
-            raise QConfigError(f"--activation-bits {activation_bits}: inputs have 4 to 8 bits, or 16 for float")
+            raise QConfigError(f"--activation-bits {activation_bits}: inputs have 2 to 8 bits, or 16 for float")
         inputs = None if activation_bits == 16 else activation_bits
         job = QuantizationJob.mixed(Assignment.load(bits_file), inputs, images=images, training=training, seed=seed)
     quantized = quantize_to_file(

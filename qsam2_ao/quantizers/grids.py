@@ -111,15 +111,14 @@ def check_bit_width(bits: int, is_weight: bool) -> None:
     """Refuse bit widths that no quantizer has.
 
     Args:
-        bits: 2 to 8 for weights, 4 to 8 for activations.
+        bits: 2 to 8.
         is_weight: Whether they are a weight's.
 
     Raises:
         QConfigError: Naming the bits and what is allowed.
     """
-    if bits not in range(2 if is_weight else 4, 9):
-        what, least = ("weights", 2) if is_weight else ("activations", 4)
-        raise QConfigError(f"{what} cannot have {bits!r} bits: choose {least} to 8")
+    if bits not in range(2, 9):
+        raise QConfigError(f"{'weights' if is_weight else 'activations'} cannot have {bits!r} bits: choose 2 to 8")
 
 
 def weight_grid(name: str | None, bits: int) -> Grid:
@@ -149,7 +148,7 @@ def activation_grid(bits: int) -> Grid:
     """Unsigned affine grid with an integer zero point, for activations.
 
     Args:
-        bits: 4 to 8.
+        bits: 2 to 8.
 
     Raises:
         QConfigError: Unknown bit width.

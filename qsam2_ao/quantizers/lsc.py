@@ -57,7 +57,7 @@ class LSCFakeQuantize(LSCTraining, PT2EFakeQuantizeBase):
     quantizers are started; with ``disable_fake_quant`` an observing quantizer breaks it.
 
     Args:
-        bits: 2 to 8 for weights, 4 to 8 for activations.
+        bits: 2 to 8.
         is_weight: Quantizer of a weight, or of an activation.
         granularity: "tensor", "channel" or "group"; None for "channel" (weights) or "tensor" (activations).
         group_size: Inputs per group along the flattened input dimensions, for "group".

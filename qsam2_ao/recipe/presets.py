@@ -83,7 +83,7 @@ def lsc_qconfig(
 
     Args:
         weight_bits: 2 to 8.
-        activation_bits: 4 to 8, or None to leave the inputs in float (weight-only).
+        activation_bits: 2 to 8, or None to leave the inputs in float (weight-only).
         granularity: "tensor", "channel" or "group" of the weights' scales.
         group_size: Inputs per scale, for "group".
         grid: The weights' grid; None for the default of the bit-width (mid-rise below 8 bits).
@@ -143,7 +143,7 @@ def preset_qconfig(name: str, *, first_last_bits: int | None = None) -> dict[str
             "take a preset of fewer bits, or leave it out"
         )
     edge_bits = max(preset.weight_bits, preset.first_last_bits if first_last_bits is None else first_last_bits)
-    edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits, 4)
+    edge_activation = None if preset.activation_bits is None else max(preset.activation_bits, edge_bits)
     inner = lsc_qconfig(preset.weight_bits, preset.activation_bits)
     if edge_bits == preset.weight_bits:
         return everywhere(inner)

@@ -57,7 +57,7 @@ class Assignment:
         the presets, inputs of first and last layers have no fewer bits than their weights.
 
         Args:
-            activation_bits: Bits of the layers' inputs, 4 to 8; None keeps them in float.
+            activation_bits: Bits of the layers' inputs, 2 to 8; None keeps them in float.
 
         Returns:
             Region name -> mapping.
@@ -74,7 +74,7 @@ class Assignment:
             if activation_bits is not None and is_first_or_last(name):
                 inputs = max(activation_bits, bits)
             mapping.set_module_name(name, lsc_qconfig(bits, inputs))
-        edge_inputs = None if activation_bits is None else max(activation_bits, self.first_last_bits, 4)
+        edge_inputs = None if activation_bits is None else max(activation_bits, self.first_last_bits)
         for pattern in EXCEPTED_LAYERS:
             mapping.set_module_name_regex(pattern, lsc_qconfig(self.first_last_bits, edge_inputs))
         return dict.fromkeys(REGIONS, mapping)

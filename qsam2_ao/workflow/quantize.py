@@ -72,7 +72,7 @@ class QuantizationJob:
 
         Args:
             assignment: Bits of the weights.
-            activation_bits: Bits of the layers' inputs, 4 to 8; None keeps them in float.
+            activation_bits: Bits of the layers' inputs, 2 to 8; None keeps them in float.
             images: As above.
             training: As above.
             seed: As above.

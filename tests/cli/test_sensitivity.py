@@ -95,7 +95,7 @@ def test_bits_file_and_its_alternatives(run, tmp_path: Path):
     for arguments, message in (
         (["--preset", "w4a8"], "leave --preset and --first-last-bits out"),
         (["--first-last-bits", "4"], "leave --preset and --first-last-bits out"),
-        (["--activation-bits", "9"], "inputs have 4 to 8 bits, or 16 for float"),
+        (["--activation-bits", "9"], "inputs have 2 to 8 bits, or 16 for float"),
         ([], "the model has no layer 'absent'"),
     ):
         result = run("quantize", "embedded", "--bits-file", path, *arguments, "-o", tmp_path / "model.safetensors")

@@ -4,9 +4,11 @@ import pytest
 
 from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
 from qsam2_ao.benchmark.accuracy.plan import (
+    COLUMNS,
     REAL_MODELS,
     TRAINED,
     UNTRAINED,
+    UNTRAINED_COLUMNS,
     Search,
     full_plan,
     quick_plan,
@@ -30,11 +32,13 @@ def test_settings_by_name():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.quantizer])
 def test_every_method_has_the_same_bits_everywhere(name):
-    for setting in map(parse_setting, (*TRAINED, *UNTRAINED)):
+    for setting in map(parse_setting, (*COLUMNS, *UNTRAINED_COLUMNS)):
         recipe = METHODS[name].recipe(setting)
         for mapping in recipe.values():
             weight = mapping.global_qconfig.weight()
             assert code_range(weight, name)[2] == setting.weight_bits
+            if setting.activation_bits is not None:
+                assert code_range(mapping.global_qconfig.activation(), name)[2] == setting.activation_bits
             edges = {qconfig.weight().quant_max for qconfig in mapping.module_name_regex_qconfigs.values()}
             assert edges <= {127, 255}
 

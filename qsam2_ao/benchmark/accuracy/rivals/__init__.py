@@ -71,7 +71,7 @@ def rival_qconfig(name: str, weight_bits: int, activation_bits: int | None) -> Q
     Args:
         name: One of ``RIVALS``.
         weight_bits: 2 to 8.
-        activation_bits: 4 to 8, or None to leave the inputs in float.
+        activation_bits: 2 to 8, or None to leave the inputs in float.
 
     Returns:
         A QConfig for ``prepare_qsam2`` or for torch.ao's own graph mode.

@@ -30,7 +30,7 @@ class RivalFakeQuantize(QuantizerBase):
     All parameters of a subclass are learned ranges; what is not learned is a buffer.
 
     Args:
-        bits: 2 to 8 for weights, 4 to 8 for activations.
+        bits: 2 to 8.
         is_weight: Quantizer of a weight, or of an activation.
         name: Of the layer, for error messages.
         factory_kwargs: ``device`` of the state, as torch.ao passes it.

@@ -30,7 +30,7 @@ class LSQFakeQuantize(RivalFakeQuantize):
     operator's zero point -offset / scale is rounded straight-through, so that integer kernels can compute with it.
 
     Args:
-        bits: 2 to 8 for weights, 4 to 8 for activations.
+        bits: 2 to 8.
         is_weight: Quantizer of a weight, or of an activation.
         plus: LSQ+ instead of LSQ.
         name: Of the layer, for error messages.

@@ -83,7 +83,7 @@ class PACTFakeQuantize(RivalFakeQuantize):
     hold zero and its zero point is an integer.
 
     Args:
-        bits: 4 to 8.
+        bits: 2 to 8.
         name: Of the layer, for error messages.
         factory_kwargs: As torch.ao passes it.
     """

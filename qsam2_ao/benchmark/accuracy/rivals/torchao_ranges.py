@@ -25,7 +25,7 @@ class TorchAOFakeQuantize(RivalFakeQuantize):
     it.
 
     Args:
-        bits: 2 to 8 for weights, 4 to 8 for activations.
+        bits: 2 to 8.
         is_weight: Quantizer of a weight, or of an activation.
         name: Of the layer, for error messages.
         factory_kwargs: As torch.ao passes it.

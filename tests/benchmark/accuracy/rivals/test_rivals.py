@@ -192,7 +192,7 @@ def test_learned_ranges_are_found(method):
 def test_bad_settings_are_refused():
     with pytest.raises(QConfigError, match="unknown rival 'lsc'"):
         rival_qconfig("lsc", 4, 8)
-    for bits in ((1, 8), (9, 8), (4, 3), (4, 16)):
+    for bits in ((1, 8), (9, 8), (4, 1), (4, 16)):
         with pytest.raises(QSAM2Error):
             rival_qconfig("lsq", *bits)
     assert rival_qconfig("lsq", 4, None).activation is PlaceholderObserver
