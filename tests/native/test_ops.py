@@ -89,6 +89,26 @@ def test_the_longest_scores_as_codes_are_exact() -> None:
     torch.testing.assert_close(out.flatten().float(), torch.tensor([1.0, -1.0]).softmax(0), rtol=1e-2, atol=0)
 
 
+class Allocated(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _before = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")
+    _fields_ = [(name, ctypes.c_size_t) for name in (*_before, "uordblks", "fordblks", "keepcost")]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone says what is allocated")
+def test_calls_leave_no_memory_behind() -> None:
+    """torch's own conversion to std::string leaves 48 bytes of each."""
+    allocated = ctypes.CDLL(None).mallinfo2
+    allocated.restype = Allocated
+    x, weight = codes(1, 8), call("pack_weight", codes(16, 8), 4)[0]
+    linear(x, weight, 4)
+    before = allocated().uordblks
+    for _ in range(20_000):
+        linear(x, weight, 4)
+    assert allocated().uordblks - before < 20_000
+
+
 def guarded(x: Tensor, kept: list[mmap.mmap]) -> Tensor:
     """The same, in memory behind which no page can be read or written."""
     x = x.contiguous()

@@ -16,6 +16,7 @@ from ...native.cuda import decodable
 from ..inputs import ActivationQuantizer
 from ..integer_products import why_no_integer_products, why_too_large
 from ..packed import PackedIntxTensor
+from .casts import readable
 from .codes import NO_GRID, CodeGrid
 from .machine import OfThisMachine
 
@@ -75,9 +76,9 @@ class Int8Linear(OfThisMachine):
         self.input_grid = grid
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Codes ``[..., in]``, and what is added after the activation ``[..., out]`` -> ``[..., out]``."""
-        grid = self.grid.arguments if self.grid else NO_GRID
-        fused = residual if residual is not None and residual.shape[:-1] == x.shape[:-1] else None
+        """Codes ``[..., in]``, and what is added after the activation -> ``[..., out]``."""
+        fused = residual if residual is not None and residual.shape == (*x.shape[:-1], self.out_features) else None
+        codes = self.grid if fused is residual else None
         out = torch.ops.qsam2.linear(
             x.contiguous(),
             self.weight,
@@ -87,10 +88,13 @@ class Int8Linear(OfThisMachine):
             self.beta,
             fused,
             self.activation,
-            torch.uint8 if self.grid else self.dtype,
-            *grid,
+            torch.uint8 if codes else self.dtype,
+            *(codes.arguments if codes else NO_GRID),
         )
-        return out if fused is residual else out + residual
+        if fused is residual:
+            return out
+        out = out + residual  # of another shape, which the kernel has not
+        return torch.ops.qsam2.quantize(readable(out), *self.grid.arguments) if self.grid else out
 
     def keep_eight_bits(self) -> None:
         """Decode the weight in memory, once; on a GPU."""
@@ -159,7 +163,8 @@ def why_not_int8(
             return "The int8 kernels have no grouped, dilated or wrapped convolutions."
         if isinstance(module.padding, str):
             return f"The int8 kernels take padding in pixels, not {module.padding!r}."
-        if any(module.padding) and not 0 <= CodeGrid.of(quantizer).zero_point <= 255:
+        padded = any(module.padding) or packed.shape[1:].numel() % 4
+        if padded and not 0 <= CodeGrid.of(quantizer).zero_point <= 255:
             return "The int8 kernels pad with the code of zero, and this input's grid has none."
     elif packed.shape[1] % 4:
         return f"The int8 kernels need in_features divisible by 4, not {packed.shape[1]}."

@@ -40,7 +40,7 @@ class Upscale(OfThisMachine):
         dtype = caller_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.permute(0, 2, 3, 1).to(self.weight.dtype)
-            products = F.linear(tokens.flatten(0, 2), self.weight).view(*tokens.shape[:3], -1)
+            products = F.linear(tokens.flatten(0, 2), self.weight).view(*tokens.shape[:3], self.weight.shape[0])
         pixels = torch.ops.qsam2.pixels(products, self.bias, self.stride, writable(dtype))
         return pixels.to(dtype).permute(0, 3, 1, 2)
 

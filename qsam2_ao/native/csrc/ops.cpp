@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -39,9 +40,21 @@ std::tuple<Tensor, Tensor> pack_weight(const Tensor& codes, int64_t width) {
   return {out, sums};
 }
 
+// What a handle holds, which is freed. (torch's own conversion to std::string leaks it.)
+std::string taken(StringHandle handle) {
+  const std::unique_ptr<std::remove_pointer_t<StringHandle>, void (*)(StringHandle)> owner(
+      handle, [](StringHandle h) { torch_delete_string(h); });
+  size_t length = 0;
+  const char* text = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  return std::string(text, length);
+}
+
 Tensor linear(const Tensor& x, const Tensor& weight, int64_t width, const Tensor& table, const Tensor& alpha,
-              const Tensor& beta, const std::optional<Tensor>& residual, const std::string& activation,
-              ScalarType out_dtype, double out_scale, double out_zero_point, int64_t out_max) {
+              const Tensor& beta, const std::optional<Tensor>& residual, StringHandle named, ScalarType out_dtype,
+              double out_scale, double out_zero_point, int64_t out_max) {
+  const std::string activation = taken(named);
   check(x, ScalarType::Byte, "x");
   check(weight, ScalarType::Byte, "weight");
   check(table, ScalarType::Char, "table");

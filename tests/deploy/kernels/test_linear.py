@@ -69,6 +69,25 @@ def test_convolution(layer: nn.Conv2d, channels_last: bool) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("codes_of", [None, ActivationQuantizer(0, 255, 0.06, 117.0)], ids=["values", "codes"])
+@pytest.mark.parametrize("shape", [(3, 5, 8), (1, 5, 8), (8,), (3, 5, 1)])
+@torch.no_grad()
+def test_what_is_added_may_be_broadcast(shape: tuple[int, ...], codes_of: ActivationQuantizer | None) -> None:
+    layer, quantizer, added = nn.Linear(8, 8), QUANTIZERS["8 bits"], torch.randn(shape)
+    packed, x = packed_like(layer.weight, 4), activations(quantizer, 3, 5, 8)
+    lowered = lower_int8(layer, packed, quantizer, torch.float32)
+    if codes_of is not None:
+        lowered.grid = CodeGrid.of(codes_of)
+    actual = lowered(QuantizeCodes(CodeGrid.of(quantizer))(x), added)
+    expected = lower_packed(layer, packed)(quantizer(x)) + added
+    if codes_of is not None:
+        assert actual.dtype == torch.uint8
+        actual, expected = (actual - codes_of.zero_point) * codes_of.scale, codes_of(expected)
+    torch.testing.assert_close(
+        actual, expected, rtol=1e-4, atol=1e-4 + (0.0 if codes_of is None else float(codes_of.scale))
+    )
+
+
 def test_a_layer_keeps_its_size_in_memory() -> None:
     layer = nn.Linear(384, 1536)
     for bits in (2, 3, 4):
@@ -93,6 +112,7 @@ def test_what_is_not_supported_says_why() -> None:
     for zero_point, fits in ((-20.0, False), (300.0, False), (0.0, True), (255.0, True)):
         quantizer = ActivationQuantizer(0, 255, 0.02, zero_point)
         assert ("the code of zero" in reason(nn.Conv2d(4, 8, 3, padding=1))) != fits
+        assert ("the code of zero" in reason(nn.Conv2d(3, 8, 3))) != fits  # patches are padded to 28 codes
         assert reason(nn.Conv2d(4, 8, 3)) == "None"
     quantizer = QUANTIZERS["8 bits"]
     assert "zero point 1.25" in reason(nn.Linear(8, 4), bits=2, zero_point=1.25)

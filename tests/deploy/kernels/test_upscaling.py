@@ -35,7 +35,7 @@ def image(batch: int, channels: int, height: int, width: int, seed: int = 0) -> 
 
 @settings(deadline=None)
 @given(
-    batch=st.integers(1, 3),
+    batch=st.integers(0, 3),
     height=st.integers(1, 20),
     width=st.integers(1, 20),
     stride=st.integers(1, 3),
@@ -55,7 +55,7 @@ def test_pixels_are_put_in_place(
 
 @settings(deadline=None)
 @given(
-    batch=st.integers(1, 3),
+    batch=st.integers(0, 3),
     height=st.integers(1, 24),
     width=st.integers(1, 24),
     channels=st.integers(1, 40),
@@ -93,6 +93,7 @@ def test_upscale(bias: bool, autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = Upscale(conv)(x)
     assert out.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert Upscale(conv)(x[:0]).shape == (0, *out.shape[1:])
     expected = conv.double()(x.double())
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
 
