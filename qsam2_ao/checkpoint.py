@@ -15,7 +15,7 @@ import gc
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -75,8 +75,8 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         path: The file; written under a temporary name and renamed, so an error leaves an old file as it was.
 
     Raises:
-        CheckpointError: The model is not deployed, has modules that SAM2 has not (a head of your own), or was lowered
-            to a layout that depends on the machine.
+        CheckpointError: The model is not deployed, has modules that SAM2 has not (a head of your own), was lowered to a
+            layout that depends on the machine, or was changed so that the file could not be loaded.
         QSAM2Error: The file cannot be written.
 
     Example:
@@ -113,22 +113,25 @@ def save_qsam2(model: SAM2Base, path: str | os.PathLike[str]) -> None:
         if isinstance(module, ActivationQuantizer)
     }
     config = model_config(model)
-    own: set[str] = build_from_config(config, meta=True).state_dict().keys() | {
-        f"{name}.{inner}" for name in quantizers for inner in ("scale", "zero_point")
-    }
+    info = {**(stage.info or {}), "versions": _versions()}
+    header = Header(config, tuple(stage.layers), quantizers, dtypes, info, FORMAT_VERSION)
+    rebuilt: SAM2Base = build_from_config(config, meta=True)
+    own = {*rebuilt.state_dict(), *(f"{name}.{inner}" for name in quantizers for inner in ("scale", "zero_point"))}
     if added := sorted(model.state_dict().keys() - own):
         raise CheckpointError(
             f"the model cannot be saved: {added[0]} is no part of SAM2 ({len(added)} such tensors); take it off, and "
             "save it apart"
         )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_names("the model cannot be saved, it was changed since it was converted", shapes, rebuilt, header)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(header.version),
         "config": json.dumps(config, sort_keys=True),
-        "plan": json.dumps([layer.to_dict() for layer in stage.layers]),
+        "plan": json.dumps([layer.to_dict() for layer in header.plan]),
         "quantizers": json.dumps(quantizers, sort_keys=True),
         "dtypes": json.dumps(dtypes, sort_keys=True),
-        "info": json.dumps({**(stage.info or {}), "versions": _versions()}, sort_keys=True),
+        "info": json.dumps(info, sort_keys=True),
     }
     save_tensors(tensors, path, metadata)
 
@@ -206,7 +209,7 @@ def _header(file: TensorFile, path: str | os.PathLike[str]) -> Header:
             f"{path} is a safetensors file, but not one that save_qsam2 wrote; a float checkpoint is quantized first"
         )
     file_version = metadata.get("format_version", "")
-    if not file_version.isdigit() or int(file_version) > FORMAT_VERSION:
+    if not (file_version.isascii() and file_version.isdecimal()) or int(file_version) > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {file_version!r}, this package reads up to {FORMAT_VERSION}; upgrade qsam2_ao"
         )
@@ -242,8 +245,9 @@ class _Tensors:
     def get_tensor(self, name: str) -> Tensor:
         return self._file.tensor(self.names[name], self._device)
 
-    def get_shape(self, name: str) -> tuple[int, ...]:
-        return self._file.shape(self.names[name])
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self._file.shape(stored) for name, stored in self.names.items()}
 
 
 class _Collector:
@@ -278,7 +282,7 @@ def _fill(model: SAM2Base, file: _Tensors, header: Header, path: str | os.PathLi
     for layer in header.plan:
         parts.setdefault(layer.part, []).append(layer)
     graphs = {part: _trace(model, part, path) for part in parts}
-    _check_names(path, file, model, header)
+    _check_names(str(path), file.shapes, model, header)
     for part, layers in parts.items():
         weights = {plan.layer: _packed(file, plan, header, path) for plan in layers}
         quantizers = {
@@ -327,34 +331,32 @@ def _trace(model: SAM2Base, part: str, path: str | os.PathLike[str]) -> torch.fx
         raise CheckpointError(f"{path}: its plan names a part {part!r} that its model does not have") from error
 
 
-def _check_names(path: str | os.PathLike[str], file: _Tensors, model: SAM2Base, header: Header) -> None:
-    """Refuse a file whose tensors are not exactly those of the model that its header describes."""
+def _check_names(where: str, found: Mapping[str, tuple[int, ...]], model: SAM2Base, header: Header) -> None:
+    """Refuse tensors, by name and shape, that are not exactly those of the model that a header describes."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for layer in header.plan:
         name = f"{layer.name}.weight"
         if expected.pop(name, None) != layer.shape:
-            raise CheckpointError(f"{path}: its plan has a layer {layer.name!r} {layer.shape} that its model has not")
+            raise CheckpointError(f"{where}: its plan has a layer {layer.name!r} {layer.shape} that its model has not")
         try:
             packed = PackedIntxTensor.empty(
                 layer.shape, layer.bits, layer.granularity, layer.group_size, device="meta"
             ).inner_tensors()
         except QSAM2Error as error:
-            raise CheckpointError(f"{path}: its plan has no such layer as {layer.name!r}: {error}") from error
+            raise CheckpointError(f"{where}: its plan has no such layer as {layer.name!r}: {error}") from error
         expected.update({f"{name}.{inner}": tuple(packed[inner].shape) for inner in _INNER})
     named = {f"{layer.part}.{layer.activation}" for layer in header.plan if layer.activation}
     if odd := sorted(named ^ set(header.quantizers)):
-        raise CheckpointError(f"{path}: its plan and its list of input quantizers disagree on {odd[0]!r}")
+        raise CheckpointError(f"{where}: its plan and its list of input quantizers disagree on {odd[0]!r}")
     for quantizer in header.quantizers:
         expected.update({f"{quantizer}.scale": (1,), f"{quantizer}.zero_point": (1,)})
-    found = file.names.keys()
-    if missing := sorted(expected.keys() - found):
-        raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(found - expected.keys()):
-        raise CheckpointError(f"{path}: unknown tensor {extra[0]!r} ({len(extra)} in all); it is of another model")
+    if missing := sorted(expected.keys() - found.keys()):
+        raise CheckpointError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise CheckpointError(f"{where}: unknown tensor {extra[0]!r} ({len(extra)} in all); it is of another model")
     for name, shape in expected.items():
-        actual = file.get_shape(name)
-        if actual != shape and not (actual == (1,) and name.endswith(".weight.zero_point")):
-            raise CheckpointError(f"{path}: tensor {name!r} has shape {actual}, the model needs {shape}")
+        if found[name] != shape and not (found[name] == (1,) and name.endswith(".weight.zero_point")):
+            raise CheckpointError(f"{where}: tensor {name!r} has shape {found[name]}, the model needs {shape}")
 
 
 def _packed(file: _Tensors, layer: LayerRecord, header: Header, path: str | os.PathLike[str]) -> PackedIntxTensor:

@@ -110,19 +110,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> with atomic_write("report.json") as temporary:
         ...     size = temporary.write_text("{}")
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays one
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
     except OSError as error:
-        raise QSAM2Error(f"cannot write {target}: {error.strerror or error}") from error
+        raise QSAM2Error(f"cannot write {path}: {error.strerror or error}") from error
     try:
         yield temporary
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise QSAM2Error(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose another place"
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -144,7 +146,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], me
     """
     from safetensors.torch import save
 
-    content = memoryview(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    apart: dict[int, str] = {}
+    given: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # Layers may share a weight; safetensors writes no tensor twice unless it is one of its own.
+        shared = apart.setdefault(value.untyped_storage().data_ptr(), name) != name
+        given[name] = value.clone() if shared else value
+    content = memoryview(save(given))
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(bytes(content[8:end]))
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}, separators=(",", ":")).encode()

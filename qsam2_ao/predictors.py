@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+CANNOT_TRACK = (
+    "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images only); "
+    "quantize a Sam2VideoModel or an official checkpoint"
+)
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -157,10 +162,7 @@ def state_of_images(predictor: SAM2VideoPredictor, images: Indexed[Tensor], heig
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
     if stage_of(predictor).images_only:
-        raise QSAM2Error(
-            "the model cannot track: its weights came without the memory's (transformers' Sam2Model segments images "
-            "only); quantize a Sam2VideoModel or an official checkpoint"
-        )
+        raise QSAM2Error(CANNOT_TRACK)
 
     # init_state knows paths only; it asks a function of its module for what is there.
     def in_memory(**_: Any) -> tuple[Indexed[Tensor], int, int]:

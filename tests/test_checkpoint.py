@@ -246,6 +246,53 @@ def test_what_sam2_has_not_is_named_before_it_is_saved(quantized: SAM2Base, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def _thaw(model: Any) -> None:
+    layer = model.memory_encoder.pix_feat_proj
+    layer.weight = torch.nn.Parameter(layer.weight.dequantize())
+
+
+CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "other memory": (lambda m: setattr(m, "num_maskmem", 3), "maskmem_tpos_enc' has shape"),
+    "a layer in float again": (_thaw, r"pix_feat_proj\.weight\.codes' is missing"),
+    "no head": (
+        lambda m: setattr(m.sam_mask_decoder, "iou_prediction_head", torch.nn.Identity()),
+        "input quantizers disagree on",
+    ),
+    "no pointer": (lambda m: setattr(m, "no_obj_ptr", None), "no_obj_ptr' is missing"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_could_not_be_loaded_is_not_saved(quantized: SAM2Base, saved: Path, tmp_path: Path, change: str) -> None:
+    model, path = copy.deepcopy(quantized), tmp_path / "kept.safetensors"
+    path.write_bytes(saved.read_bytes())
+    CHANGES[change][0](model)
+    with pytest.raises(CheckpointError, match=f"cannot be saved, it was changed since .*{CHANGES[change][1]}"):
+        save_qsam2(model, path)
+    assert path.read_bytes() == saved.read_bytes()
+
+
+def test_layers_that_share_a_tensor_are_saved_each_for_itself(quantized: SAM2Base, tmp_path: Path) -> None:
+    model: Any = copy.deepcopy(quantized)
+    one, other = (layer.norm1 for layer in model.memory_attention.layers[:2])
+    other.weight = one.weight
+    save_qsam2(model, tmp_path / "shared.safetensors")
+    loaded: Any = load_qsam2(tmp_path / "shared.safetensors")
+    for layer in loaded.memory_attention.layers[:2]:
+        assert torch.equal(layer.norm1.weight, one.weight)
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_mode(quantized: SAM2Base, saved: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "model.safetensors", tmp_path / "link.safetensors"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    save_qsam2(quantized, link)
+    assert link.is_symlink()
+    assert path.read_bytes() == saved.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_place_that_cannot_be_written_loses_nothing(quantized: SAM2Base, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(QSAM2Error, match="cannot write"):

@@ -93,7 +93,9 @@ print(f"box: predicted IoU {scores[0]:.2f}, {int(masks[0].sum())} pixels of {int
 # ## Images, without a prompt
 
 # %%
-found = SAM2AutomaticMaskGenerator(model, points_per_side=SIDE, pred_iou_thresh=0.5).generate(frame)
+# The thresholds are lower than SAM2's: the small model is less sure of its masks.
+generator = SAM2AutomaticMaskGenerator(model, points_per_side=SIDE, pred_iou_thresh=0.5, stability_score_thresh=0.5)
+found = generator.generate(frame)
 print(f"mask generator: {len(found)} masks")
 
 # %% [markdown]

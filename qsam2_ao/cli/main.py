@@ -31,7 +31,7 @@ from .vos_inference import vos_inference
 from .web import web
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_RESUMABLE = ("demo", "quantize", "finetune", "train", "sensitivity", "benchmark")
+_RESUMABLE = ("demo", "quantize", "finetune", "sensitivity", "benchmark")
 _WITH_OUTPUT = ("evaluate",)
 
 
@@ -49,6 +49,8 @@ class _Application(TyperGroup):
             hint = str(interrupt) or (
                 "run the same command again to go on from the last finished step"
                 if ctx.invoked_subcommand in _RESUMABLE
+                else "run the same command again to go on from the last finished epoch"
+                if ctx.invoked_subcommand == "train"
                 else "with --output, the same command goes on after the last finished video"
                 if ctx.invoked_subcommand in _WITH_OUTPUT
                 else "no file was left half written"

@@ -16,6 +16,8 @@ LABELS = (-1, 0, 1, 2, 3)
 _PADDING = -1
 Names: TypeAlias = tuple[str, str, str, str]
 PREDICTOR_NAMES: Names = ("point_coords", "point_labels", "box", "mask_input")
+OBJECT_NAMES: Names = ("points", "labels", "box", "mask")
+"""Of one object's, in videos."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,52 @@ def check_prompts(
         masks,
         batch,
     )
+
+
+def check_object_prompt(
+    size: Sequence[int],
+    points: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    box: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    where: str = "",
+) -> PromptArrays | NDArray[np.bool_]:
+    """Check what says where one object is on a frame: clicks and a box, or a mask.
+
+    Args:
+        size: Width and height of the frame in pixels.
+        points: ``[N, 2]``, x and y in pixels.
+        labels: ``[N]``, 1 inside and 0 outside.
+        box: ``[4]``, left, top, right and bottom in pixels.
+        mask: bool ``[height, width]``, instead of the others.
+        where: What errors start with.
+
+    Returns:
+        The clicks and box, or the mask.
+
+    Raises:
+        DataError: It breaks the rules of :func:`check_prompts` or :func:`check_mask`, has a mask and more, or is for
+            several objects.
+
+    Example:
+        >>> check_object_prompt((64, 48), box=[2, 3, 20, 30]).batch
+        1
+    """
+    if mask is not None:
+        if any(other is not None for other in (points, labels, box)):
+            raise DataError(mask_and_more(where.removesuffix(": ") or "it"))
+        return check_mask(size, mask, f"{where}mask")
+    given = check_prompts(size, points, labels, box, names=OBJECT_NAMES, where=where)
+    if given.batch != 1:
+        raise DataError(f"{where}the prompt is for {given.batch} objects; give each its own id")
+    return given
+
+
+def mask_and_more(whose: str, frame: int = 0) -> str:
+    """What is wrong where a mask is not the only prompt of an object on a frame."""
+    on_frame = f" on frame {frame}" if frame else ""
+    return f"{whose} has a mask and another prompt{on_frame}; give a mask, or points and a box"
 
 
 def check_mask(size: Sequence[int], mask: ArrayLike, name: str = "mask") -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import QSAM2Error
 from ..models.hub import library_names
+from ..models.sizes import OF_MEMORY
 from ..optional import needed
 from ..stage import stage_of
 from .inputs import ActivationQuantizer
@@ -39,7 +40,8 @@ def to_transformers(quantized: SAM2Base, model: Model) -> Model:
         ``model``.
 
     Raises:
-        QSAM2Error: ``quantized`` has no packed weights, or ``model`` is of another size, or quantized already.
+        QSAM2Error: ``quantized`` has no packed weights, or none of the memory that ``model`` has; or ``model`` is of
+            another size, or quantized already.
         MissingPackageError: transformers is not installed.
 
     Example:
@@ -52,11 +54,18 @@ def to_transformers(quantized: SAM2Base, model: Model) -> Model:
     stage = stage_of(quantized)
     if not stage.layers:
         raise QSAM2Error("the model has no packed weights; call convert_qsam2 first")
+    if any(taken.target == "dequantized" for taken in stage.targets.values()):
+        raise QSAM2Error('the weights of the model are dequantized: load the file with target="packed"')
     own = quantized.state_dict()
     theirs = dict(model.state_dict(keep_vars=True))
     if any(isinstance(value, PackedIntxTensor) for value in theirs.values()):
         raise QSAM2Error("the model of transformers is quantized already; take a new one")
     names = library_names({name: value.shape for name, value in theirs.items()})
+    if stage.images_only and (memory := sorted(name for name in names if name.startswith(OF_MEMORY))):
+        raise QSAM2Error(
+            f"the quantized model's weights came without the memory's, and the model of transformers has them "
+            f"({memory[0]}): take a Sam2Model, or quantize a Sam2VideoModel"
+        )
     _check_same_size(names, own, theirs)
     inputs = {
         record.name: None if record.activation is None else f"{record.part}.{record.activation}"

@@ -14,6 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from ..deploy.compiled import refuse_opaque_weights
 from ..errors import QSAM2Error
 from ..files import atomic_write
+from ..predictors import check_float32
 from ..progress import tqdm
 from .parts import ExportPart, check_on_cpu, export_parts
 from .rope import use_real_rope
@@ -39,12 +40,14 @@ def export_aoti(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
     Raises:
         UnsupportedLayerError: The model is not on the CPU, was lowered to "onednn", or has a memory that is not
             configured as in the official models.
-        QSAM2Error: There is no C++ compiler, or it fails, or a file cannot be written.
+        QSAM2Error: There is no C++ compiler, or it fails, or a file cannot be written, or the model was cast to another
+            dtype.
 
     Example:
         >>> export_aoti(load_qsam2("tiny-w4a8.safetensors", target="auto"), "tiny-w4a8-aoti")  # doctest: +SKIP
     """
     check_on_cpu(model, "packages are compiled for the CPU")
+    check_float32(model)
     refuse_opaque_weights(model, "packaged")
     model = copy.deepcopy(model).eval()
     use_real_rope(model)

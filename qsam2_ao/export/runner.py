@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pictures import IMAGE_MEAN, IMAGE_STD
-from ..data.prompts import check_prompts
-from ..errors import DataError
+from ..data.prompts import OBJECT_NAMES, check_object_prompt, check_prompts
+from ..errors import DataError, QSAM2Error
 from ..native import load_kernels
+from ..predictors import CANNOT_TRACK
+from ..spelling import unknown_name
 from .runtimes import open_network
 from .settings import ExportSettings
 from .tracker import Clicks, ExportedTracker, Networks, decoded, resized, scaled_clicks
@@ -60,7 +62,7 @@ class ExportedSAM2:
             DataError: It is something else.
         """
         pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
             raise DataError(f"an image is uint8 [height, width, 3], not {pixels.dtype} {list(pixels.shape)}")
         size = self.settings.image_size
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
@@ -132,27 +134,33 @@ class ExportedSAM2:
 
         Args:
             frames: uint8 ``[height, width, 3]`` each, RGB, all of one size.
-            prompts: Object id -> {"points": ``[N, 2]``, "labels": ``[N]``, "box": ``[4]``}, in pixels; each may be
-                None.
+            prompts: Object id -> {"points": ``[N, 2]``, "labels": ``[N]``, "box": ``[4]``}, in pixels, or {"mask":
+                bool ``[height, width]``}; each may be None.
 
         Yields:
             Index of the frame; object id -> mask logits, float32 ``[height, width]``.
 
         Raises:
-            DataError: There are no frames or prompts, or frames of several sizes.
+            DataError: There are no frames or prompts, frames of several sizes, or a prompt that breaks the rules of
+                :func:`~qsam2_ao.data.prompts.check_object_prompt`.
+            QSAM2Error: As :meth:`tracker`.
         """
         if not prompts:
-            raise DataError("tracking needs a click or a box for at least one object")
-        tracker = self.tracker(len(frames))
+            raise DataError("tracking needs a click, a box or a mask for at least one object")
+        if not len(frames):
+            raise DataError("a video needs at least one frame")
+        for object_id, prompt in prompts.items():
+            if unknown := sorted(set(prompt) - set(OBJECT_NAMES)):
+                raise DataError(f"object {object_id}: {unknown_name('prompt', unknown[0], OBJECT_NAMES)}")
+        tracker, shape = self.tracker(len(frames)), np.shape(frames[0])
         for index, frame in enumerate(frames):
+            if np.shape(frame) != shape:
+                raise DataError(f"frame {index} is {list(np.shape(frame))}, and the first was {list(shape)}")
             tracker.show(index, frame)
             tracker.track()
             if index == 0:
-                size = frame.shape[1], frame.shape[0]
                 for object_id, prompt in prompts.items():
-                    where = f"object {object_id}: "
-                    names = ("points", "labels", "box", "mask")
-                    checked = check_prompts(size, *map(prompt.get, names[:3]), names=names, where=where)
+                    checked = check_object_prompt(shape[1::-1], **prompt, where=f"object {object_id}: ")
                     tracker.prompt(object_id, checked, add=False)
             yield index, tracker.masks()
 
@@ -162,7 +170,12 @@ class ExportedSAM2:
         Args:
             num_frames: How many it has, where that is known.
             backward: Go back in time.
+
+        Raises:
+            QSAM2Error: The model that was exported has no trained memory.
         """
+        if self.settings.images_only:
+            raise QSAM2Error(CANNOT_TRACK)
         return ExportedTracker(self.networks, self.settings, num_frames, backward)
 
     def _clicks(

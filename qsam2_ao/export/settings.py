@@ -12,6 +12,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ..errors import CheckpointError, DataError
 from ..files import atomic_write
+from ..stage import stage_of
 
 FILE = "settings.json"
 SIZE_KEY = "qsam2_image_size"
@@ -40,6 +41,7 @@ class ExportSettings:
         mask_prompts: Whether the decoder reads masks, which those of older exports don't.
         use_mask_input_as_output_without_sam: Whether a given mask is an object's mask as it stands, in tracking.
         add_all_frames_to_correct_as_cond: Whether corrected frames are looked back to like those of first prompts.
+        images_only: Whether its memory was never given weights, so that it segments images but cannot track.
     """
 
     runtime: str
@@ -57,14 +59,15 @@ class ExportSettings:
     mask_prompts: bool = False
     use_mask_input_as_output_without_sam: bool = True
     add_all_frames_to_correct_as_cond: bool = False
+    images_only: bool = False
 
     @classmethod
     def of(cls, model: SAM2Base, runtime: str, kernels: bool = False) -> ExportSettings:
         """Those of a model, under the names that ``SAM2Base`` has for them."""
-        own = ("runtime", "kernels", "mask_prompts")
-        # The last is an attribute of SAM2's video predictor alone.
+        own = ("runtime", "kernels", "mask_prompts", "images_only")
+        # The last of them is an attribute of SAM2's video predictor alone.
         found = {f.name: getattr(model, f.name, False) for f in fields(cls) if f.name not in own}
-        return cls(runtime, kernels, mask_prompts=True, **found)
+        return cls(runtime, kernels, mask_prompts=True, images_only=stage_of(model).images_only, **found)
 
     def check_mask_prompts(self, what: str) -> None:
         """Refuse what needs a decoder that reads masks, if that of the files doesn't.

@@ -65,6 +65,7 @@ def export_onnx(model: SAM2Base, folder: str | os.PathLike[str], *, progress: bo
         path = Path(folder) / f"{part.name}.onnx"
         proto = _convert(part)
         _pack_int4(proto)
+        _drop_origins(proto)
         ExportSettings.remove(Path(folder))
         with atomic_write(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
@@ -89,6 +90,13 @@ def _convert(part: ExportPart) -> Any:
         )
     assert program is not None
     return program.model_proto
+
+
+def _drop_origins(proto: Any) -> None:
+    """Stack traces with the paths of this machine, and torch's own record of the graph: half of a small file."""
+    graph = proto.graph
+    for holder in (proto, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del holder.metadata_props[:]
 
 
 def _translations() -> dict[Any, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -194,12 +196,10 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
             f"{name}._target_ is {target!r}, which is not one of the classes that a config may build; "
             f"they are {', '.join(sorted(DESCRIBERS))}"
         )
-    module_name, _, class_name = target.rpartition(".")
-    own_class = getattr(importlib.import_module(module_name), class_name)
-    cls = own_class if model_class is None else model_class
+    cls = _imported(target) if model_class is None else model_class
     accepted, dropped = constructor_parameters(cls), set()
     if model_class is not None:
-        dropped = constructor_parameters(own_class).keys() - accepted.keys()
+        dropped = _own_arguments(target, config) - accepted.keys()
     arguments: dict[str, Any] = {}
     for key, value in config.items():
         if key == "_target_" or key in dropped:
@@ -216,7 +216,7 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         except GraphTraceError as error:
             raise CheckpointError(str(error)) from error
         # JSON has no tuples.
-        arguments[key] = tuple(plain) if isinstance(accepted[key].default, tuple) and plain is not None else plain
+        arguments[key] = tuple(plain) if isinstance(accepted[key].default, tuple) and isinstance(plain, list) else plain
     try:
         return cls(**arguments)
     except (
@@ -231,6 +231,37 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
         raise CheckpointError(
             f"{name}: {class_path(cls)} cannot be built from its config: {type(error).__name__}: {error}"
         ) from error
+
+
+def _imported(target: str) -> type:
+    """A class of the sam2 package by its path.
+
+    Its trainer is a top-level package named ``training``, as other projects have one, of which nothing may run.
+    """
+    module_name, _, class_name = target.rpartition(".")
+    package = module_name.partition(".")[0]
+    found, own = (importlib.util.find_spec(name) for name in (package, "sam2"))
+    places = [Path(spec.origin).parents[1] if spec is not None and spec.origin else None for spec in (found, own)]
+    if places[0] is None or places[0] != places[1]:
+        raise CheckpointError(
+            f"{target} is needed, and {package!r} here is {found.origin if found else 'not installed'}, not the sam2 "
+            "package's: load the model as another class (model_class=SAM2VideoPredictor), or rename yours"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), class_name)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise CheckpointError(
+            f"{target} cannot be imported ({error}): install what it needs, or load the model as another class "
+            "(model_class=SAM2VideoPredictor)"
+        ) from error
+
+
+def _own_arguments(target: str, config: Mapping[str, Any]) -> set[str]:
+    """What the constructor of a config's class takes, or the config's own names where that class is not to be had."""
+    try:
+        return set(constructor_parameters(_imported(target)))
+    except CheckpointError:
+        return set(config)
 
 
 def as_class(model: nn.Module, model_class: type[Model], **overrides: Any) -> Model:

@@ -19,7 +19,7 @@ from ..devices import usable_device
 from ..errors import CheckpointError, QSAM2Error
 from ..stage import ModelStage, set_stage
 from .describe import class_path
-from .sizes import MEMORY, image_part_only, in_words, recognise
+from .sizes import OF_MEMORY, image_part_only, in_words, recognise
 from .weights import check_settings, image_size_of, read_checkpoint
 from .yaml_config import compose, one_line
 
@@ -112,14 +112,10 @@ def build_official(
             )
             set_stage(model, ModelStage(images_only=True))
             own = model.state_dict()
-            state = {**{key: own[key] for key in own if key.startswith((*MEMORY, *_WITH_MEMORY))}, **state}
+            state = {**{key: own[key] for key in own if key.startswith(OF_MEMORY)}, **state}
         load_official_state(model, state, str(checkpoint))
         check_settings(str(checkpoint), model)
     return model.to(where)
-
-
-#: Tensors outside of the memory's parts that nothing but tracking reads.
-_WITH_MEMORY = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_", "mask_downsample.", "obj_ptr_")
 
 
 def _name_of(state: dict[str, Tensor] | None, checkpoint: str | os.PathLike[str] | None) -> str:

@@ -16,6 +16,8 @@ _BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 _ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.weight")
 #: What only a model that remembers frames has.
 MEMORY = ("memory_attention.", "memory_encoder.")
+OF_MEMORY = (*MEMORY, "maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_", "mask_downsample.", "obj_ptr_")
+"""What all tensors begin with that only tracking reads."""
 #: Channels of the first stage, blocks -> size.
 _SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 _OWN = {(32, 7): str(EMBEDDED_CONFIG), (48, 7): str(EMBEDDED_256_CONFIG)}

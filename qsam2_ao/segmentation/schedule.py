@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.masks import VOID, read_ids
-from ..data.prompts import check_mask, check_prompts
+from ..data.prompts import OBJECT_NAMES, check_object_prompt, check_prompts, mask_and_more
 from ..errors import DataError
 from ..spelling import counted
 
 Direction = Literal["forward", "backward", "both"]
-NAMES = ("points", "labels", "box", "mask")
 
 
 class PromptDict(TypedDict):
@@ -59,12 +58,7 @@ class ObjectPrompt:
         Raises:
             DataError: It breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, or has a mask and more.
         """
-        if self.mask is not None:
-            if len(self.points) or self.box is not None:
-                raise DataError(mask_and_more(where.removesuffix(": ") or "it"))
-            check_mask(size, self.mask, f"{where}mask")
-        else:
-            check_prompts(size, **self.arrays(), names=NAMES, where=where)
+        check_object_prompt(size, **self.arrays(), mask=self.mask, where=where)
 
 
 #: Frame -> object id -> what is said about it there; None removes the object.
@@ -179,7 +173,7 @@ class ScheduleBuilder:
         """Clicks; without labels, all are inside."""
         if labels is None and isinstance(points, list):
             labels = [1] * len(points)
-        given = check_prompts(self._size, points, labels, names=NAMES, where=where)
+        given = check_prompts(self._size, points, labels, names=OBJECT_NAMES, where=where)
         prompt = self._prompt(where, frame, object_id)
         if prompt.mask is not None:
             raise DataError(mask_and_more(f"{where}object {object_id}", frame))
@@ -190,7 +184,7 @@ class ScheduleBuilder:
 
     def add_box(self, where: str, frame: int, object_id: int, box: ArrayLike, hint: str = "") -> None:
         """The box of an object."""
-        given = check_prompts(self._size, box=box, names=NAMES, where=where)
+        given = check_prompts(self._size, box=box, names=OBJECT_NAMES, where=where)
         prompt = self._prompt(where, frame, object_id)
         if given.batch != 1:
             raise DataError(f"{where}box is for {given.batch} objects; give each its own item")
@@ -249,11 +243,6 @@ class ScheduleBuilder:
         if object_id is not None:
             return {object_id: np.isin(ids, found)}
         return {value: ids == value for value in found}
-
-
-def mask_and_more(whose: str, frame: int = 0) -> str:
-    """What is wrong where a mask is not the only prompt of an object on a frame."""
-    return f"{whose} has a mask and another prompt{_on_frame(frame)}; give a mask, or points and a box"
 
 
 def _on_frame(frame: int) -> str:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..data.prompts import PromptArrays, check_mask, check_prompts
+from ..data.prompts import check_object_prompt
 from ..errors import DataError
 from ..predictors import eval_mode
 from ..reporting.label_maps import label_map
 from ..threads import one_thread_if_small
-from .schedule import check_object_id, mask_and_more
+from .schedule import check_object_id
 from .trackers import make_tracker
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from ..export import ExportedSAM2
     from .trackers import Tracker
-
-NAMES = ("points", "labels", "box", "mask")
 
 
 @dataclass(frozen=True)
@@ -174,18 +172,9 @@ class StreamingPredictor:
                 f"frame {frame} {state}: the stream is at frame {self._index} and cannot be read again; prompt the "
                 "current frame, or give a file or a list of frames to track_frames, which takes prompts for any frame"
             )
-        if mask is not None and not all(other is None for other in (points, labels, box)):
-            raise DataError(mask_and_more(f"object {object_id}"))
         if add and (box is not None or mask is not None):
             raise DataError("a box or a mask replaces earlier points: give it without add=True")
-        where = f"object {object_id}: "
-        given: PromptArrays | NDArray[np.bool_]
-        if mask is not None:
-            given = check_mask(self._size, mask, f"{where}mask")
-        else:
-            given = check_prompts(self._size, points, labels, box, names=NAMES, where=where)
-            if given.batch != 1:
-                raise DataError(f"{where}the prompt is for {given.batch} objects; give each its own id")
+        given = check_object_prompt(self._size, points, labels, box, mask, where=f"object {object_id}: ")
         with self._settings():
             tracker.prompt(object_id, given, add=add)
             return self._result(started)

@@ -33,13 +33,17 @@ def test_train_and_convert(run, tmp_path):
     result = run("convert", EMBEDDED, "--checkpoint", checkpoint, "-o", output, "trainer.model.qsam2.preset=w2a8")
     assert result.exit_code == 2
     assert "was trained with" in result.stderr
+    result = run("convert", EMBEDDED, "--checkpoint", checkpoint.with_name("qsam2_calibrated.pt"), "-o", output)
+    assert result.exit_code == 2
+    assert "is the calibrated model from before the training" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "configs/qsam2/nothing.yaml"], "Cannot find primary config"),
+        (["train", "configs/qsam2/nothing.yaml"], "there is no config configs/qsam2/nothing.yaml: give"),
         (["train", EMBEDDED, "trainer.accelerator=tpu", "launcher.num_nodes=2"], "num_nodes is 2"),
+        (["convert", EMBEDDED, "--checkpoint", "absent.pt", "-o", "out.pt"], "a .safetensors file is written"),
         (["convert", EMBEDDED, "--checkpoint", "absent.pt", "-o", "out.safetensors"], "absent.pt: no such file"),
     ],
 )

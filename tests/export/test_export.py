@@ -17,7 +17,7 @@ from torch import nn
 
 from qsam2_ao import load_qsam2
 from qsam2_ao.errors import CheckpointError, QSAM2Error, UnsupportedLayerError
-from qsam2_ao.export import export_onnx
+from qsam2_ao.export import export_aoti, export_onnx
 from qsam2_ao.export.openvino import openvino_from_onnx
 from qsam2_ao.export.parts import ExportPart, export_parts
 from qsam2_ao.export.qdq import for_export, saturating_layers
@@ -46,6 +46,8 @@ def test_a_model_in_another_dtype_is_refused(packed_file: Path, tmp_path: Path) 
     pytest.importorskip("onnxscript")
     with pytest.raises(QSAM2Error, match="bfloat16"):
         export_onnx(load_qsam2(packed_file).bfloat16(), tmp_path)
+    with pytest.raises(QSAM2Error, match="bfloat16"):
+        export_aoti(load_qsam2(packed_file).bfloat16(), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,8 @@ def test_files_run_in_openvino(two_bits: SAM2Base, onnx_files: list[Path], tmp_p
 @pytest.mark.slow
 def test_onnx_holds_quantized_layers_and_small_weights(onnx_files: list[Path], two_bits: SAM2Base) -> None:
     check_quantized_layers(onnx_files[0], two_bits)
+    for path in onnx_files:
+        assert str(Path(torch.__file__).parents[1]).encode() not in path.read_bytes()  # stack traces name places here
 
 
 def test_what_cannot_be_exported_says_why(packed_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -142,8 +142,35 @@ def test_what_a_user_gets_wrong(exported: Path, clip: Sequence) -> None:
     for wrong in ({}, {"point_coords": np.zeros((1, 2))}, {"point_coords": np.zeros((2, 2)), "point_labels": [1]}):
         with pytest.raises(DataError, match=r"no prompt|has no labels|one label for each point"):
             sam.predict(**wrong)
-    with pytest.raises(DataError, match="at least one object"):
-        next(sam.track(clip.frames, {}))
+    frames, box = clip.frames, np.array([8, 8, 40, 40])
+    mask = clip.masks[0] == clip.object_ids[0]
+    for shown, prompts, said in (
+        (frames, {}, "at least one object"),
+        (frames[:0], {1: {"box": box}}, "at least one frame"),
+        (frames, {1: {"box": np.stack([box, box])}}, "object 1: the prompt is for 2 objects"),
+        (frames, {1: {"boxes": box, "points": None}}, "object 1: unknown prompt 'boxes'"),
+        (frames, {1: {"box": box, "mask": mask}}, "object 1 has a mask and another prompt"),
+        ([frames[0], frames[1][:-1]], {1: {"box": box}}, "frame 1 is "),
+    ):
+        with pytest.raises(DataError, match=said):
+            list(sam.track(shown, prompts))
+    (found,) = [masks[1] for _, masks in sam.track(frames[:1], {1: {"mask": mask}})]
+    assert iou(found > 0, mask) > 0.9
+    with pytest.raises(DataError, match=r"uint8 \[height, width, 3\], not uint8 \[0, 8, 3\]"):
+        sam.set_image(np.zeros((0, 8, 3), np.uint8))
+
+
+@pytest.mark.slow
+def test_a_memory_without_weights_tracks_nothing(exported: Path, tmp_path: Path, clip: Sequence) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in exported.iterdir():
+        (folder / file.name).symlink_to(file)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").unlink()
+    (folder / "settings.json").write_text(json.dumps({**settings, "images_only": True}))
+    with pytest.raises(QSAM2Error, match="the model cannot track"):
+        next(ExportedSAM2(folder).track(clip.frames, {1: {"box": np.array([8, 8, 40, 40])}}))
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,6 +345,19 @@ def test_changed_models_are_refused_by_name(change: Any, name: str) -> None:
 
 
 # --- configs from files
+
+
+def test_nothing_is_imported_from_a_package_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**model_config(build_embedded(SAM2VideoPredictor)), "_target_": "training.model.sam2.SAM2Train"}
+    (tmp_path / "training/model").mkdir(parents=True)
+    for name in ("__init__.py", "model/__init__.py", "model/sam2.py"):
+        (tmp_path / "training" / name).write_text("raise SystemExit('this ran')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "training"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match="not the sam2 package's: load the model as another class"):
+        build_from_config(config, meta=True)
+    assert type(build_from_config(config, meta=True, model_class=SAM2VideoPredictor)) is SAM2VideoPredictor
 
 
 def test_only_sam2s_classes_are_built() -> None:

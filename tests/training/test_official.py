@@ -61,7 +61,7 @@ def test_a_config_of_ones_own_on_top_of_sam2s(tmp_path):
     [
         ("configs/sam2.1_training/sam2.1_hiera_b+_MOSE_finetune.yaml", [], "does not quantize: trainer.model._target_"),
         ("configs/sam2.1/sam2.1_hiera_t.yaml", [], "has no trainer.model"),
-        ("configs/qsam2/nothing.yaml", [], "Cannot find primary config"),
+        ("configs/qsam2/nothing.yaml", [], "there is no config configs/qsam2/nothing.yaml: give"),
         (EMBEDDED, ["scratch.epochs=1"], "scratch.epochs"),
         (EMBEDDED, ["trainer.checkpoint.model_weight_initializer={_target_: f}"], "set it to null"),
     ],
@@ -80,6 +80,7 @@ def test_configs_that_cannot_be_used(name, override, message):
         ({**GIVEN, "images": 0}, r"images must be a positive number"),
         ({**GIVEN, "regions": {"image_encoder": "w4a8"}}, "either preset"),
         ({**GIVEN, "folder": 3}, r"folder must be a path"),
+        ({**GIVEN, "preset": "w5a5"}, r"qsam2.preset: unknown preset 'w5a5'"),
         ({**GIVEN, "preset": None, "regions": {}, "first_last_bits": 8}, "first_last_bits belongs"),
         (None, "must be a block"),
     ],
@@ -105,8 +106,52 @@ def test_more_processes_than_gpus_are_refused_first(tmp_path):
         train(config, EMBEDDED)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_rank_without_a_gpu_says_so(tmp_path, monkeypatch):
+    for key, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(key, str(value))
+    overrides = [*write_dataset(tmp_path / "data"), "trainer.accelerator=cuda"]
+    with pytest.raises(QConfigError, match="there is no GPU here"):
+        train(compose_training(EMBEDDED, [*overrides, f"launcher.experiment_log_dir={tmp_path}"]), EMBEDDED)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.img_folder=null", r"img_folder is None, which is no folder: set dataset.img_folder"),
+        ("dataset.gt_folder=nowhere", r"gt_folder is 'nowhere', which is no folder"),
+        ("dataset.file_list_txt=none.txt", r"file_list_txt is 'none.txt', which is no file"),
+        ("submitit.use_cluster=true", "there is no sbatch here"),
+    ],
+)
+def test_what_is_not_there_is_said_first(tmp_path, monkeypatch, override, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = compose_training(EMBEDDED, [*write_dataset(tmp_path / "data"), override])
+    config.launcher.experiment_log_dir = str(tmp_path / "run")
+    with pytest.raises(QConfigError, match=message):
+        train(config, EMBEDDED)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_knows_of_the_checkpoint_that_the_trainer_goes_on_from():
+    overrides = ["trainer.checkpoint.resume_from=other.pt", "trainer.model.qsam2.resume_from=null"]
+    assert compose_training(EMBEDDED, overrides).trainer.model.qsam2.resume_from == "other.pt"
+
+
+def test_a_name_without_its_ending_has_a_folder_of_its_own():
+    config = compose_training("configs/qsam2/sam2.1_hiera_t_w4a8", ["dataset.img_folder=videos"])
+    assert config.launcher.experiment_log_dir.endswith("sam2_logs/sam2.1_hiera_t_w4a8")
+
+
 def test_autocast_on_the_cpu_is_refused(tmp_path):
-    overrides = ["trainer.optim.amp.enabled=true", f"launcher.experiment_log_dir={tmp_path}", *NO_FILES]
+    data = write_dataset(tmp_path / "data")
+    overrides = [*data, "trainer.optim.amp.enabled=true", f"launcher.experiment_log_dir={tmp_path}", *NO_FILES]
     with pytest.raises(QConfigError, match=r"amp.enabled is true on the CPU"):
         train(compose_training(EMBEDDED, overrides), EMBEDDED)
 
@@ -216,6 +261,11 @@ def test_the_factory_by_itself(tmp_path):
     found = again.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, found[name]), name
+    with pytest.raises(CheckpointError, match="was calibrated with model "):
+        quantized_sam2(qsam2={**GIVEN, "folder": str(tmp_path)}, **{**built_parts(), "image_size": 128})
+    (tmp_path / "qsam2_calibrated.pt").write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match="delete it to calibrate again"):
+        quantized_sam2(qsam2={**GIVEN, "folder": str(tmp_path)}, **built_parts())
 
 
 def built_parts() -> dict:

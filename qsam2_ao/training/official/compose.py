@@ -9,13 +9,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from training.utils.train_utils import register_omegaconf_resolvers
 
 from ...compat.rebind import rebound
 from ...errors import QConfigError, QSAM2Error
+from .options import Options
 
 #: Where names of configs are looked up, behind the folder of a config given by its path.
 _SEARCH_PATH = "hydra.searchpath=[pkg://sam2,pkg://qsam2_ao]"
@@ -55,20 +56,42 @@ def compose_training(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         )
         with context:
             config = compose(path.name if path.is_file() else name, [_SEARCH_PATH, *overrides])
+    except MissingConfigException as error:
+        raise QConfigError(
+            f"there is no config {error.missing_cfg_file or name}: give the path of a YAML file, or one of "
+            f"{', '.join(own_configs())}"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise QConfigError(f"{name}: {error}") from error
     finally:
         GlobalHydra.instance().hydra = before
     _check(config, name)
     if config.launcher.experiment_log_dir is None:
-        config.launcher.experiment_log_dir = os.path.join(os.getcwd(), "sam2_logs", path.stem)
+        own = path.name.removesuffix(".yaml").removesuffix(".yml")
+        config.launcher.experiment_log_dir = os.path.join(os.getcwd(), "sam2_logs", own)
+    _resume_as_the_trainer_does(config)
     if config.trainer["_target_"] == _STOCK_TRAINER:
         config.trainer["_target_"] = TRAINER
     try:
-        OmegaConf.to_container(config, resolve=True)
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise QConfigError(f"{name}: {error}") from error
+    Options.read(resolved["trainer"]["model"].get("qsam2"))
     return config
+
+
+def _resume_as_the_trainer_does(config: DictConfig) -> None:
+    """Let the model know of the checkpoint that the trainer goes on from: its recipe must be the config's."""
+    wanted = config.trainer.checkpoint.get("resume_from")
+    block = config.trainer.model.get("qsam2")
+    if wanted is not None and isinstance(block, DictConfig) and block.get("resume_from") is None:
+        OmegaConf.update(block, "resume_from", wanted, force_add=True)
+
+
+def own_configs() -> list[str]:
+    """The names of this package's configs."""
+    folder = Path(__file__).parents[2] / "configs/qsam2"
+    return [f"configs/qsam2/{path.name}" for path in sorted(folder.glob("*.yaml"))]
 
 
 def _check(config: DictConfig, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 from training.model.sam2 import SAM2Train
 
 from ...errors import CheckpointError
+from ...models.config import model_config
+from ...models.describe import constructor_parameters
 from ...models.embedded import EMBEDDED_WEIGHTS, load_weights
 from ...models.official import load_official_state, read_checkpoint
 from ...prepare import prepare_qsam2
@@ -23,7 +28,6 @@ from .options import Options
 from .random_state import random_state, set_random_state
 from .record import TRAINER_CHECKPOINT, load_calibrated, record_of, save_calibrated
 
-logger = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 
@@ -56,7 +60,7 @@ def quantized_sam2(*, qsam2: Mapping[str, Any], **arguments: Any) -> SAM2Train:
     try:
         resumed = _resumed(options)
         if resumed is not None:
-            logger.info("%s will be resumed: nothing is calibrated", resumed)
+            logging.root.info("%s will be resumed: nothing is calibrated", resumed)
             return _with_info(_uncalibrated(model, options), _record(resumed, options))
         return _calibrated(model, options)
     finally:
@@ -124,9 +128,10 @@ def _calibrated(model: SAM2Train, options: Options) -> SAM2Train:
 
 def _calibrate(model: SAM2Train, options: Options) -> SAM2Train:
     """The prepared model, calibrated now or by an earlier start."""
-    found = None if options.folder is None else load_calibrated(options.folder, options.settings)
+    settings = {**options.settings, "model": _digest(model)}
+    found = None if options.folder is None else load_calibrated(options.folder, settings)
     if found is not None:
-        logger.info("%s has the calibrated model of an earlier start", options.folder)
+        logging.root.info("%s has the calibrated model of an earlier start", options.folder)
         prepared = _with_info(_uncalibrated(model, options), found[1])
         prepared.load_state_dict(found[0])
         return prepared
@@ -146,8 +151,15 @@ def _calibrate(model: SAM2Train, options: Options) -> SAM2Train:
     info = {**(stage_of(prepared).info or {}), "recipe": options.recipe, "rounding": options.rounding}
     _with_info(prepared, {**info, "float_weights": float_weights})
     if options.folder is not None:
-        save_calibrated(options.folder, _state(prepared), stage_of(prepared).info or {}, options.settings)
+        save_calibrated(options.folder, _state(prepared), stage_of(prepared).info or {}, settings)
     return prepared
+
+
+def _digest(model: SAM2Train) -> str:
+    """Of what a model computes, its input's size included, and not of how it is trained."""
+    network = constructor_parameters(SAM2Base).keys()
+    described = {key: value for key, value in model_config(model).items() if key in network}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _load_float(model: SAM2Train, checkpoint: str | None) -> None:

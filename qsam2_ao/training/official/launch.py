@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,19 +40,19 @@ def train(config: DictConfig, name: str) -> None:
     for package in ("fvcore", "pandas", "pycocotools"):  # said before anything is calibrated
         needed(package)
     place = place_from(os.environ)
-    if place is None and OmegaConf.select(config, "submitit.use_cluster"):
+    cluster = place is None and bool(OmegaConf.select(config, "submitit.use_cluster"))
+    processes = 1 if cluster or place is not None else _processes(config)
+    _check_data(OmegaConf.to_container(config.trainer.get("data") or OmegaConf.create(), resolve=True), "trainer.data")
+    if cluster:
         _submit(config, name)
         return
     if place is None or place.rank == 0:
         _write_config(config)
-    if place is not None:
-        run_rank(config, place)
-        return
-    processes = _processes(config)
-    if processes == 1:
-        run_rank(config, Place.alone())
-        return
-    _start_here(config, processes)
+        _drop_halves(config)
+    if processes > 1:
+        _start_here(config, processes)
+    else:
+        run_rank(config, place or Place.alone())
 
 
 def run_rank(config: DictConfig, place: Place) -> None:
@@ -63,6 +65,7 @@ def run_rank(config: DictConfig, place: Place) -> None:
     Raises:
         QSAM2Error: As :func:`train`.
     """
+    _check_gpus(config, place.local_rank + 1)
     with place.in_environment():
         try:
             instantiate(config.trainer, _recursive_=False).run()
@@ -105,15 +108,45 @@ def _processes(config: DictConfig) -> int:
             f"launcher.num_nodes is {config.launcher.num_nodes}, but this is one process on one machine: start it by "
             "torchrun or srun on each, or set submitit.use_cluster=true"
         )
-    processes, gpus = int(config.launcher.gpus_per_node), torch.cuda.device_count()
-    if config.trainer.get("accelerator", "cuda") == "cuda" and processes > gpus:
-        raise QConfigError(
-            f"launcher.gpus_per_node is {processes}, but there are {gpus} GPUs here; set launcher.gpus_per_node={gpus}"
-            if gpus
-            else "there is no GPU here: set trainer.accelerator=cpu trainer.distributed.backend=gloo "
-            "trainer.optim.amp.enabled=false launcher.gpus_per_node=1, or train elsewhere"
-        )
+    processes = int(config.launcher.gpus_per_node)
+    _check_gpus(config, processes)
     return processes
+
+
+def _check_gpus(config: DictConfig, wanted: int) -> None:
+    gpus = torch.cuda.device_count()
+    if config.trainer.get("accelerator", "cuda") != "cuda" or wanted <= gpus:
+        return
+    raise QConfigError(
+        f"{wanted} processes on this machine want a GPU each, and there are {gpus} GPUs here: set "
+        f"launcher.gpus_per_node={gpus}, or start as many; under SLURM give GPUs by --gpus-per-node, not by task"
+        if gpus
+        else "there is no GPU here: set trainer.accelerator=cpu trainer.distributed.backend=gloo "
+        "trainer.optim.amp.enabled=false launcher.gpus_per_node=1, or train elsewhere"
+    )
+
+
+def _check_data(node: Any, name: str) -> None:
+    """Refuse data sets that are not there: SAM2's trainer looks for them after the calibration, or in this folder."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_data(item, f"{name}[{index}]")
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key in ("img_folder", "gt_folder") and not (isinstance(value, str) and Path(value).is_dir()):
+            raise QConfigError(f"{name}.{key} is {value!r}, which is no folder: set dataset.{key} to the data's")
+        if key == "file_list_txt" and value is not None and not Path(value).is_file():
+            raise QConfigError(f"{name}.{key} is {value!r}, which is no file: set dataset.{key} to a list of videos")
+        _check_data(value, f"{name}.{key}")
+
+
+def _drop_halves(config: DictConfig) -> None:
+    """Remove what processes that were killed while they wrote a checkpoint have left."""
+    folder = OmegaConf.select(config, "trainer.checkpoint.save_dir")
+    if folder is not None:
+        for half in Path(folder).glob(".*.tmp.pt"):
+            half.unlink(missing_ok=True)
 
 
 def _write_config(config: DictConfig) -> None:
@@ -126,6 +159,8 @@ def _write_config(config: DictConfig) -> None:
 
 def _submit(config: DictConfig, name: str) -> None:
     """Hand the training to SLURM by SAM2's own launcher."""
+    if shutil.which("sbatch") is None:  # submitit would train here, in the background
+        raise QConfigError("submitit.use_cluster is true, and there is no sbatch here: start it where SLURM is")
     needed("submitit")
     from training.train import main
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import QConfigError
 from ...recipe import PRESETS, QConfigLike, preset_qconfig
+from ...spelling import unknown_name
 
 _BLOCK = "trainer.model.qsam2"
 _REASONS = {
@@ -83,6 +84,8 @@ class Options:
     def _check(self) -> None:
         if (self.preset is None) == (self.regions is None):
             raise QConfigError(f"{_BLOCK} needs either preset, one of {', '.join(PRESETS)}, or regions")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise QConfigError(f"{_BLOCK}.preset: {unknown_name('preset', self.preset, PRESETS)}")
         if self.first_last_bits is not None and self.preset is None:
             raise QConfigError(f"{_BLOCK}.first_last_bits belongs to a preset; regions name presets of their own")
         if not isinstance(self.images, int) or self.images < 1:
@@ -110,7 +113,7 @@ class Options:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that a calibration depends on, as plain values."""
+        """All that a calibration depends on but the model, as plain values."""
         stat = Path(self.checkpoint).stat() if self.checkpoint and Path(self.checkpoint).is_file() else None
         return {
             **self.recipe,

@@ -15,12 +15,13 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from ...checkpoint import save_qsam2
 from ...convert import convert_qsam2
 from ...errors import CheckpointError
+from ...files import check_output_file
 from ...models.config import as_class
 from ...models.embedded import DECODER_POSTPROCESSING
 from ...stage import set_stage, stage_of
 from .compose import own_cause
 from .options import Options
-from .record import read_plain, record_of
+from .record import TRAINER_CHECKPOINT, is_calibrated, read_plain, record_of
 
 _UNCALIBRATED = "qsam2_ao.training.official.uncalibrated_sam2"
 _NO_FILES: dict[str, Any] = {"checkpoint": None, "calibration": None, "folder": None, "resume_from": None}
@@ -44,7 +45,13 @@ def pack_checkpoint(config: DictConfig, checkpoint: str | os.PathLike[str], outp
     Example:
         >>> pack_checkpoint(config, "sam2_logs/run/checkpoints/checkpoint.pt", "w4a8.safetensors")  # doctest: +SKIP
     """
+    check_output_file(output, ".safetensors")
     content = read_plain(checkpoint)
+    if is_calibrated(content):
+        raise CheckpointError(
+            f"{checkpoint} is the calibrated model from before the training; give {TRAINER_CHECKPOINT} beside it, or "
+            "qsam2 quantize for a model that is not trained"
+        )
     if not isinstance(content.get("model"), dict):
         raise CheckpointError(f'{checkpoint} has no state dict under "model"; it is no checkpoint of SAM2\'s trainer')
     info = record_of(checkpoint)

@@ -57,8 +57,11 @@ def load_calibrated(
     path = Path(folder) / CALIBRATED
     if not path.exists():
         return None
-    content = read_plain(path)
-    if content.get("format") != _FORMAT:
+    try:
+        content = read_plain(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete it to calibrate again") from error
+    if not is_calibrated(content):
         raise CheckpointError(f"{path} is no calibrated model; delete it to calibrate again")
     for key, value in settings.items():
         if content["settings"].get(key) != value:
@@ -90,6 +93,11 @@ def record_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
         f"{path} has no record of its quantization, and there is no {CALIBRATED} beside it; keep both in one folder, "
         "or train with trainer._target_: qsam2_ao.training.official.QATTrainer, whose checkpoints hold the record"
     )
+
+
+def is_calibrated(content: Mapping[str, Any]) -> bool:
+    """Whether a file holds the calibrated model before its training, and no checkpoint of that."""
+    return content.get("format") == _FORMAT
 
 
 def read_plain(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from ...threads import deterministic_on_cpu, one_thread_if_small
 from .random_state import random_state, set_random_state
 from .record import ENTRY, read_plain
 
-logger = logging.getLogger(__name__)
-
 
 class _NoMemory(MemMeter):
     """The meter of a GPU's memory where there is none: SAM2's own fails in a PyTorch without CUDA."""
@@ -81,12 +79,12 @@ class QATTrainer(Trainer):
         super()._load_resuming_checkpoint(ckpt_path)
         states = (read_plain(ckpt_path).get(ENTRY) or {}).get("random")
         if states is None or len(states) != dist.get_world_size():
-            found = "none" if states is None else f"those of {len(states)}"
-            logger.warning(
-                "%s has %s of the random states of %d ranks: the training goes on, but not as if it had not been "
+            # SAM2 puts its own logger in the root's place: others' lines would not reach its file.
+            logging.root.warning(
+                "%s was made by %s ranks, and there are %d now: the training goes on, but not as if it had not been "
                 "interrupted",
                 ckpt_path,
-                found,
+                "an unknown number of" if states is None else len(states),
                 dist.get_world_size(),
             )
             return
