@@ -31,7 +31,7 @@ def open_video(path: str | os.PathLike[str]) -> InputContainer:
     av = needed("av")
     # From version 19 on it has no such option, and such text is no error.
     before = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-    return av.open(path, **before)
+    return av.open(os.path.abspath(path), **before)  # what stands before a colon would be a protocol
 
 
 def presentation_times(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]] | None:

@@ -94,14 +94,7 @@ class ExportedTracker:
         features = self._conditioned(image, memory) if tracked else image[1]
         if not isinstance(given, PromptArrays):
             self._settings.check_mask_prompts(f"object {object_id} has a mask")
-            large = torch.from_numpy(given)[None, None].float()
-            if given.shape != (self._settings.image_size, self._settings.image_size):
-                large = (smoothed(large, self._settings.image_size) >= 0.5).float()
-            if not large.any():
-                raise DataError(
-                    f"object {object_id}: its mask is empty, or too small for the network's input of "
-                    f"{self._settings.image_size} pixels; give a larger one, or a click"
-                )
+            large = network_mask(object_id, given, self._settings.image_size)
             self._clicks.pop(object_id, None)
             found = self._from_mask(image, features, large, first=not tracked)
         else:
@@ -299,6 +292,31 @@ def scaled_clicks(given: PromptArrays, size: Sequence[int], side: int) -> Clicks
     """
     coords, labels = given.clicks()
     return torch.from_numpy(coords) / torch.tensor(tuple(size[:2])) * side, torch.from_numpy(labels)
+
+
+def network_mask(object_id: int, mask: NDArray[np.bool_], side: int) -> Tensor:
+    """An object's mask as the network reads it.
+
+    Args:
+        object_id: Whose it is, for the error.
+        mask: ``[height, width]``.
+        side: Of the network's input.
+
+    Returns:
+        0 and 1, float32 ``[1, 1, side, side]``.
+
+    Raises:
+        DataError: Nothing of it is left at that size.
+    """
+    large = torch.from_numpy(mask)[None, None].float()
+    if mask.shape != (side, side):
+        large = (smoothed(large, side) >= 0.5).float()
+    if not large.any():
+        raise DataError(
+            f"object {object_id}: its mask is empty, or too small for the network's input of {side} pixels; give a "
+            "larger one, or a click"
+        )
+    return large
 
 
 def smoothed(mask: Tensor, side: int) -> Tensor:

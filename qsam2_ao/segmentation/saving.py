@@ -64,14 +64,23 @@ def check_outputs(
     else:
         names = [CLIP_FILES[form] for form in save if form in CLIP_FILES]
         masks = Path(output) / "masks" if "masks" in save else None
-    _check_kept(read, [Path(output) / name for name in names], masks)
+    check_kept(read, [Path(output) / name for name in names], masks)
     check_output_folder(output, files=names)
     if masks is not None:
         check_output_folder(masks)
 
 
-def _check_kept(read: Iterable[Path], written: Collection[Path], folder: Path | None = None) -> None:
-    """Refuse to replace what is read: the files that are written, and all that is in a folder of masks."""
+def check_kept(read: Iterable[Path], written: Collection[Path], folder: Path | None = None) -> None:
+    """Refuse to replace what is read.
+
+    Args:
+        read: Files of the user's.
+        written: Files that are written.
+        folder: Of masks, in which anything may be replaced.
+
+    Raises:
+        DataError: One of ``read`` is among them.
+    """
     replaced = {path.resolve() for path in written}
     masks = None if folder is None else folder.resolve()
     for path in read:

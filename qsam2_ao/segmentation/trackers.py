@@ -14,7 +14,7 @@ from torch import Tensor
 from ..compat.quiet import propagate_one
 from ..data.prompts import PromptArrays
 from ..export import ExportedSAM2
-from ..export.tracker import memory_frame
+from ..export.tracker import memory_frame, network_mask
 from ..predictors import as_video_predictor, preprocess, state_of_images
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class SAM2Tracker:
         predictor, frame = self._predictor, self._frame.index
         state = self._state = self._begin() if self._state is None else self._state
         if not isinstance(given, PromptArrays):
+            network_mask(object_id, given, predictor.image_size)
             predictor.add_new_mask(state, frame, object_id, given)
             return
         points, labels, box = (None if a is None else a[0] for a in (given.points, given.labels, given.boxes))
@@ -172,3 +173,6 @@ class SAM2Tracker:
                 output["pred_masks"] = None
         for tracked in state["frames_tracked_per_obj"].values():
             tracked.clear()
+        for inputs in (*state["point_inputs_per_obj"].values(), *state["mask_inputs_per_obj"].values()):
+            for t in [t for t in inputs if t != now]:
+                del inputs[t]

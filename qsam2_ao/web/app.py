@@ -16,14 +16,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..data.decoding import max_pixels, pixel_limit
 from ..data.masks import read_ids
 from ..errors import DataError, QSAM2Error
-from ..segmentation import save_label_map
 from ..segmentation.prompts import schedule_of_items
 from .answers import Models, overlay_png
 from .clips import Clip, ClipStore, jpeg_bytes
@@ -88,13 +87,21 @@ def make_app(models: Models, *, max_upload: int = 200 * MEGABYTE, max_frames: in
             Middleware(_Guard),
             Middleware(_SizeLimit, pixels=max_pixels()),
         ],
-        exception_handlers={QSAM2Error: _bad_input, HTTPException: _http_error},  # type: ignore[dict-item]
+        exception_handlers={  # type: ignore[arg-type]
+            QSAM2Error: _bad_input,
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+        },
         lifespan=lifespan,
     )
 
 
 async def _bad_input(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 400)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # which nobody reads
 
 
 async def _http_error(request: Request, error: Any) -> Response:
@@ -113,7 +120,7 @@ class _Guard:
             return
         request = Request(scope)
         origin = request.headers.get("origin")
-        if request.method not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != request.headers.get("host"):
+        if request.method not in ("GET", "HEAD") and origin and _host(origin) != request.headers.get("host"):
             await JSONResponse({"error": "this page answers to itself only"}, 403)(scope, receive, send)
             return
 
@@ -126,6 +133,13 @@ class _Guard:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 class _SizeLimit:
@@ -202,6 +216,7 @@ class _Page:
     async def segment(self, request: Request) -> Response:
         """Prompts on one frame -> every model's answer."""
         clip, question = self._clip(request), await _question(request)
+        turn = clip.asked = clip.asked + 1
         index = question.get("frame", 0)
         if isinstance(index, bool) or not isinstance(index, int):
             raise DataError("frame must be a number")
@@ -214,8 +229,7 @@ class _Page:
                 raise DataError("there is nothing to segment: give points or a box")
             answers, ids = self.models.segment(picture, prompts)
             if clip.picture:
-                for number, each in enumerate(ids):
-                    save_label_map(each, clip.mask_path(number, 0))
+                clip.keep_masks(turn, ids)
             return answers
 
         return JSONResponse({"answers": await to_thread.run_sync(answer)})

@@ -24,6 +24,7 @@ from ..data.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from ..data.pictures import read_rgb
 from ..data.video import read_frames
 from ..errors import DataError
+from ..segmentation import save_label_map
 
 MOST_CLIPS = 24
 """Of all users together; the one that was not used for longest makes room."""
@@ -72,6 +73,7 @@ class Clip:
         stored: How many frames the file has: more than are opened, where it is a long one.
         tracking: What was tracked last.
         used: When it was asked for last, in seconds of the monotonic clock.
+        asked: How many questions there were about masks.
     """
 
     id: str
@@ -84,6 +86,8 @@ class Clip:
     stored: int = 0
     tracking: Tracking | None = None
     used: float = field(default_factory=time.monotonic)
+    asked: int = 0
+    _kept_of: int = 0
     _near: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,6 +100,19 @@ class Clip:
     def kept_bytes(self) -> int:
         """What its frames take in memory."""
         return sum(frame.nbytes for frame in self.kept)
+
+    def keep_masks(self, asked: int, ids: Sequence[NDArray[np.uint8]]) -> None:
+        """Keep a picture's masks for downloads, unless those of a later question are there.
+
+        Args:
+            asked: Number of the question.
+            ids: Of each model, ``[height, width]``.
+        """
+        with self._lock:
+            if asked > self._kept_of:
+                self._kept_of = asked
+                for number, each in enumerate(ids):
+                    save_label_map(each, self.mask_path(number, 0))
 
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame; those after it are read along, since they are often asked for next.

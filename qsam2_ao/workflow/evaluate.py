@@ -216,6 +216,7 @@ def evaluate(
         written = None if save_masks is None else _Written(Path(save_masks), work.folder.name)
         if written is not None:
             for _, sequence in mine:
+                written.check(sequence.name)
                 if not written.has(sequence.name):
                     files[sequence.name].unlink(missing_ok=True)
         before = [sequence.name for _, sequence in mine if files[sequence.name].exists()]
@@ -248,6 +249,8 @@ def _file_name(video: str) -> str:
     """What a video's file is called: its name, or as much of it as file systems take."""
     name = os.fsencode(video)
     quoted = quote(name, safe="")
+    if quoted.lower() == "settings":  # which the folder of results has a file of its own for
+        return f"{quoted}-"
     return quoted if len(quoted) <= 150 else f"{quoted[:100]}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
@@ -260,6 +263,14 @@ class _Written:
 
     def _record(self, video: str) -> Path:
         return self.folder / ".qsam2" / _file_name(video)
+
+    def check(self, video: str) -> None:
+        """Refuse to replace masks of somebody else's, which may be the very ones that are compared with."""
+        if not self._record(video).exists() and any((self.folder / video).rglob("*.png")):
+            raise DataError(
+                f"{self.folder / video} holds masks that no evaluation wrote, and they would be replaced; name another "
+                "folder for --save-masks"
+            )
 
     def has(self, video: str) -> bool:
         """Whether a video's are this one's."""

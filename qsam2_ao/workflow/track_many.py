@@ -21,7 +21,7 @@ from ..progress import tqdm
 from ..reporting.notes import note
 from ..segmentation import parse_schedule, track_file
 from ..segmentation.prompts import files_of_prompts
-from ..segmentation.saving import CLIP_FILES, MASKS_AND_OVERLAY, SavedAs, check_saved
+from ..segmentation.saving import CLIP_FILES, MASKS_AND_OVERLAY, SavedAs, check_kept, check_saved
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_object_id, check_schedule
 from ..spelling import counted
 from ..workspace import fingerprint, versions
@@ -145,7 +145,11 @@ def track_videos(
             result = json.loads((Path(output) / job.name / RESULT).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return result if isinstance(result, dict) and result.get("settings") == _settings_of(job, settings) else None
+        return (
+            result
+            if isinstance(result, dict) and result.get("settings") == _settings_of(job, settings, output)
+            else None
+        )
 
     mine = share.of(jobs)
     todo = [job for job in mine if finished(job) is None]
@@ -153,6 +157,7 @@ def track_videos(
         note(f"tracked before: {len(mine) - len(todo)} of {counted(len(mine), 'video')}")
     for job in todo:
         _schedule(job, ClipFrames(job.video, max_frames), direction)
+        check_kept(_prompt_files(job), *_results(job, output))
     if todo:
         runnable = load_runnable(model, checkpoint, share.device(device), target)
         for job in tqdm(todo, desc="videos", unit="video"):
@@ -161,10 +166,10 @@ def track_videos(
             folder = Path(output) / job.name
             if (folder / RESULT).exists():
                 # It says what is there, which is about to change, and whose the masks are.
-                (folder / RESULT).unlink()
-                others = (folder / name for name in CLIP_FILES.values())
-                for path in (*(folder / "masks").glob("*.png"), *others):
+                written_before, masks = _results(job, output)
+                for path in (*masks.glob("*.png"), *written_before):
                     path.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)  # whatever its name ends with: it is the video's
             done = track_file(
                 runnable, job.video, schedule, folder, direction=direction, save=save, frames=frames, progress=False
             )
@@ -174,7 +179,7 @@ def track_videos(
                 "frames": done.frames,
                 **{kind: None if path is None else str(path) for kind, path in files.items()},
                 "objects": [{"id": number, "frames_visible": count} for number, count in done.visible.items()],
-                "settings": _settings_of(job, settings),
+                "settings": _settings_of(job, settings, output),
             }
             with atomic_write(folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(written, indent=2), "utf-8")
@@ -183,9 +188,25 @@ def track_videos(
     return [result for job in jobs if (result := finished(job)) is not None]
 
 
-def _settings_of(job: _Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _results(job: _Job, output: str | os.PathLike[str]) -> tuple[list[Path], Path]:
+    """The files of a video's results, what is said about them first, and the folder of its masks."""
+    folder = Path(output) / job.name
+    return [folder / name for name in (RESULT, *CLIP_FILES.values())], folder / "masks"
+
+
+def _prompt_files(job: _Job) -> list[Path]:
+    return files_of_prompts(file=job.prompts) if job.prompts.is_file() else list_pictures(job.prompts)
+
+
+def _settings_of(job: _Job, settings: dict[str, Any], output: str | os.PathLike[str]) -> dict[str, Any]:
     prompts = files_of_prompts(file=job.prompts) if job.prompts.is_file() else [job.prompts]
-    return {**settings, "video": fingerprint(job.video), "prompts": [fingerprint(path) for path in prompts]}
+    files, masks = _results(job, output)
+    mine = [*files, masks]  # which may lie among what is read
+    return {
+        **settings,
+        "video": fingerprint(job.video, mine),
+        "prompts": [fingerprint(path, mine) for path in prompts],
+    }
 
 
 def _jobs(videos: Path, prompts: Path) -> list[_Job]:
@@ -197,10 +218,11 @@ def _jobs(videos: Path, prompts: Path) -> list[_Job]:
     found = find_videos(videos)
     jobs, missing = [], []
     for name, video in found.items():
-        places = [path for path in (prompts / f"{name}.json", prompts / name) if path.exists()]
+        file, folder = prompts / f"{name}.json", prompts / name
+        places = [*([file] if file.exists() else []), *([folder] if folder.is_dir() and list_pictures(folder) else [])]
         if len(places) > 1:
             raise DataError(f"{places[0]} and {places[1]} are both prompts of {video}; remove one of them")
-        if not places or (places[0].is_dir() and not list_pictures(places[0])):
+        if not places:
             missing.append(name)
         else:
             jobs.append(_Job(name, video, places[0]))

@@ -96,6 +96,14 @@ def test_results_are_kept_for_each_video_and_shared(run, packed_file: Path, davi
     assert "need a common --output" in result.stderr
 
 
+def test_masks_that_are_compared_with_are_not_replaced(run, packed_file: Path, davis: Path):
+    before = {path: path.read_bytes() for path in davis.rglob("*.png")}
+    result = run("evaluate", packed_file, "--data", davis, "--split", "all", "--save-masks", davis / "Annotations")
+    assert result.exit_code == 2
+    assert "holds masks that no evaluation wrote" in " ".join(result.stderr.split())
+    assert {path: path.read_bytes() for path in davis.rglob("*.png")} == before
+
+
 def test_saved_masks_score_the_same_and_need_no_annotation_to_score(
     run, packed_file: Path, davis: Path, tmp_path: Path
 ):

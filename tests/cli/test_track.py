@@ -256,3 +256,35 @@ def test_a_mask_that_is_read_is_not_replaced(run, packed_file: Path, davis: Path
     assert result.exit_code == 2
     assert "is read, and the results would replace it" in result.stderr.replace("\n", " ")
     assert mask.read_bytes() == before
+
+
+def test_results_among_what_is_read_are_finished_and_replace_no_prompt(
+    run, packed_file: Path, clips: tuple[Path, Path], tmp_path: Path
+):
+    videos, prompts = clips
+    (videos / "c.mp4").rename(videos / "c.avi.mp4")  # a video's name, whatever it looks like
+    (prompts / "c.json").rename(prompts / "c.avi.json")
+    for output in (videos, prompts):
+        arguments = ("track", packed_file, videos, "--prompts", prompts, "-o", output, "--save", "masks", "--json")
+        result = run(*arguments)
+        assert result.exit_code == 0, result.stderr
+        assert len(json.loads(result.stdout)["videos"]) == 3
+        assert "tracked before: 3 of 3 videos" in run(*arguments).stderr
+    mask = prompts / "b" / "masks" / "00001.png"
+    before = mask.read_bytes()
+    (prompts / "b.json").write_text(json.dumps([{"frame": 1, "object": 4, "mask": "b/masks/00001.png"}]))
+    for form in ("masks", "overlay"):
+        result = run("track", packed_file, videos, "--prompts", prompts, "-o", prompts, "--save", form)
+        assert result.exit_code == 2
+        assert "is read, and the results would replace it" in " ".join(result.stderr.split())
+        assert mask.read_bytes() == before
+
+
+def test_a_colon_in_a_name_is_no_protocol(
+    run, packed_file: Path, sequence: Sequence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_video("10:30.mp4", sequence.frames[:2], fps=12)
+    result = run("track", packed_file, "10:30.mp4", "--point", "40,40", "-o", "out:1", "--save", "overlay")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(read_frames(tmp_path / "out:1" / "overlay.mp4"))) == 2

@@ -78,6 +78,12 @@ def test_a_listed_sequence_that_is_missing_is_named(davis: Path) -> None:
         open_dataset(davis, split="train", sequences=["test-0002"])
 
 
+def test_names_in_lists_may_have_spaces_and_a_mark_in_front(davis: Path) -> None:
+    (davis / "ImageSets/2017/val.txt").write_text("my clip\n", encoding="utf-8-sig")
+    with pytest.raises(DataError, match=r"JPEGImages/my clip: no such folder"):
+        open_dataset(davis, split="val")
+
+
 def test_unknown_layouts_and_formats_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError, match="is not laid out like any data set"):

@@ -204,6 +204,28 @@ def test_memory_does_not_grow(predictor: Any, clip: Sequence) -> None:
     assert max(sizes[20:40]) == max(sizes[60:])
 
 
+def test_memory_of_prompts_does_not_grow(predictor: Any, clip: Sequence) -> None:
+    streaming = StreamingPredictor(predictor)
+    streaming.start(clip.frames[0])
+    kept = []
+    for index in range(24):
+        mask = np.zeros(clip.frames[0].shape[:2], bool)
+        mask[20 + index : 60 + index, 20:60] = True
+        streaming.prompt(1, **({"mask": mask} if index % 2 else BOX))
+        state = streaming._tracker._state
+        kept.append(entries(state["mask_inputs_per_obj"]) + entries(state["point_inputs_per_obj"]))
+        streaming.step(clip.frames[index % len(clip.frames)])
+    assert max(kept[4:]) == max(kept[:4])
+
+
+def test_a_mask_of_which_the_network_sees_nothing_is_refused(predictor: Any) -> None:
+    streaming, mask = StreamingPredictor(predictor), np.zeros((900, 1200), bool)
+    mask[40:43, 40:43] = True
+    streaming.start(np.zeros((900, 1200, 3), np.uint8))
+    with pytest.raises(DataError, match="object 1: its mask is empty, or too small for the network's input of"):
+        streaming.prompt(1, mask=mask)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,6 +15,7 @@ from PIL import Image
 
 from qsam2_ao import load_embedded
 from qsam2_ao.data.decoding import pixel_limit
+from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.segmentation import ObjectPrompt, segment_image, track_frames
 from qsam2_ao.web import clips
@@ -69,6 +70,13 @@ def test_a_picture_is_segmented_by_every_model(client, png: bytes, models):
     rle = client.get(f"{url}/rle").json()
     assert rle["annotations"][0]["area"] == int((logits[1] > 0).sum())
     assert Image.open(io.BytesIO(client.get(f"{url}/overlay").content)).size == (96, 96)
+
+
+def test_downloads_are_of_the_last_question(png: bytes):
+    clip = ClipStore().open_file("a.png", lambda path: path.write_bytes(png))
+    for asked in (2, 1):  # the earlier one is answered later
+        clip.keep_masks(asked, [np.full((96, 96), asked, np.uint8)])
+    assert read_ids(clip.mask_path(0, 0)).max() == 2
 
 
 def test_a_clip_is_tracked_and_corrected_on_a_later_frame(client):
@@ -230,6 +238,8 @@ def test_other_sites_are_refused(client, png: bytes):
         "/api/clips", params={"name": "a.png"}, content=png, headers={"origin": "http://evil.example"}
     )
     assert response.status_code == 403
+    broken = client.post("/api/clips", params={"name": "a.png"}, content=png, headers={"origin": "http://[x"})
+    assert broken.status_code == 403
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"

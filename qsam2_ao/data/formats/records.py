@@ -104,15 +104,15 @@ def read_names(path: Path) -> tuple[str, ...]:
         DataError: It cannot be read, or lists nothing.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a list of sequences ({error}); get it again") from error
-    names = tuple(dict.fromkeys(_name(first) for first, *_ in lines))
+    names = tuple(dict.fromkeys(map(_name, lines)))
     if not names:
         raise DataError(f"{path} lists no sequences; get it again")
     return names
 
 
 def _name(entry: str) -> str:
-    path = Path(entry)
+    path = Path(entry.split()[0])
     return path.parent.name if path.is_absolute() and path.suffix else entry

@@ -222,7 +222,11 @@ async function segment() {
   const { clip, frame } = state, turn = ++state.asked;
   const prompts = asItems([frame], true);
   if (!prompts.length) {
-    state.panels.forEach((panel) => { panel.overlay = null; panel.panel.querySelector(".answer").textContent = ""; });
+    state.panels.forEach((panel) => {
+      panel.overlay = null;
+      panel.panel.querySelector(".answer").textContent = "";
+      if (clip.picture) panel.panel.querySelector(".downloads").hidden = true;
+    });
     draw();
     return;
   }
@@ -324,6 +328,7 @@ $("undo").addEventListener("click", () => {
 });
 $("clear").addEventListener("click", () => {
   Object.assign(state, { prompts: {}, history: [], object: 1, objects: 1, tracking: null });
+  state.panels.forEach(({ panel }) => { panel.querySelector(".downloads").hidden = true; });
   listObjects();
   changed();
 });
