@@ -67,9 +67,13 @@ def publish(
     models = [m for m in (MAIN_MODELS if data.name == PROCEDURAL.name else REAL_MODELS) if m in measured]
     plots: dict[str, Path] = {}
     if models:
-        settings = {experiment["setting"].removeprefix("PTQ ") for experiment in results.all_experiments}
-        if settings & {*BY_BITS.values()}:
-            figure = accuracy_against_bits(results, models)
+        with_bits = {
+            experiment["model"]
+            for experiment in results.all_experiments
+            if experiment["setting"].removeprefix("PTQ ") in BY_BITS.values()
+        }
+        if by_bits := [model for model in models if model in with_bits]:
+            figure = accuracy_against_bits(results, by_bits)
             plots["J&F against bits"] = save_figure(figure, folder / "accuracy_bits.png")
         plots["J&F against bytes"] = save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png")
     weights, shapes = illustrate_weights(folder, budget, data)
