@@ -52,7 +52,7 @@ def test_a_first_layer_that_is_covered_gets_what_it_is_given(model: Any, assignm
     assert {row.activation_bits for row in rows.values()} == {32}
 
 
-@pytest.mark.parametrize(("activation_bits", "inner", "edge"), [(8, 8, 8), (4, 4, 8)])
+@pytest.mark.parametrize(("activation_bits", "inner", "edge"), [(8, 8, 8), (4, 4, 8), (2, 2, 8)])
 def test_bits_of_the_inputs(model: Any, assignment: Assignment, activation_bits: int, inner: int, edge: int):
     recipe = assignment.qconfig(activation_bits)
     assert tuple(recipe) == REGIONS
@@ -63,8 +63,8 @@ def test_bits_of_the_inputs(model: Any, assignment: Assignment, activation_bits:
     weight_only = layer_qconfig(assignment.qconfig(None)["image_encoder"], FIRST, type(model.get_submodule(FIRST)))
     assert weight_only is not None
     assert weight_only.activation is PlaceholderObserver
-    with pytest.raises(QConfigError, match="activations cannot have 3 bits"):
-        assignment.qconfig(3)
+    with pytest.raises(QConfigError, match="activations cannot have 1 bits"):
+        assignment.qconfig(1)
 
 
 def test_save_and_load(assignment: Assignment, tmp_path: Path):
