@@ -217,6 +217,7 @@ def evaluate(
         if written is not None:
             for _, sequence in mine:
                 written.check(sequence.name)
+            for _, sequence in mine:
                 if not written.has(sequence.name):
                     files[sequence.name].unlink(missing_ok=True)
         before = [sequence.name for _, sequence in mine if files[sequence.name].exists()]

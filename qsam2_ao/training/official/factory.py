@@ -60,6 +60,7 @@ def quantized_sam2(*, qsam2: Mapping[str, Any], **arguments: Any) -> SAM2Train:
     try:
         resumed = _resumed(options)
         if resumed is not None:
+            # As in trainer.py: SAM2's own logger is in the root's place.
             logging.root.info("%s will be resumed: nothing is calibrated", resumed)
             return _with_info(_uncalibrated(model, options), _record(resumed, options))
         return _calibrated(model, options)
