@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,8 @@ def _mixed_recipe(model: SAM2Base, method: Method, setting: Setting, images: lis
     measured = measure_sensitivity(
         model, images, vrc=method.vrc, rounding=method.rounding, max_images=len(images) // 2, progress=False
     )
-    assignment = assign_bits(measured, budget_bytes(f"w{setting.weight_bits}", model))
+    around = {floor(setting.weight_bits), ceil(setting.weight_bits)}
+    assignment = assign_bits(measured, sum(budget_bytes(f"w{bits}", model) for bits in around) // len(around))
     return dict(assignment.qconfig(setting.activation_bits))
 
 

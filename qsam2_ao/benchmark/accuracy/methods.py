@@ -27,13 +27,14 @@ class Setting:
 
     Attributes:
         name: For example "W2A4", "W3" (weights alone) or "PTQ W2" (without training).
-        weight_bits: Bits of the weights, per output channel; 8 for the first and last layers.
+        weight_bits: Bits of the weights, per output channel; 8 for the first and last layers. 2.5 stands for half way
+            between the sizes of 2 and 3, and is for methods whose layers have different bits.
         activation_bits: Bits of the inputs, per tensor; 8 for the first and last layers; None keeps them in float.
         trained: Whether it is trained.
     """
 
     name: str
-    weight_bits: int
+    weight_bits: float
     activation_bits: int | None
     trained: bool
 
@@ -50,10 +51,11 @@ def parse_setting(name: str) -> Setting:
     """
     if name == FLOAT:
         return Setting(name, 32, None, True)
-    match = re.fullmatch(r"(PTQ )?W([2-8])(?:A([2-8]))?", name)
+    match = re.fullmatch(r"(PTQ )?W([2-7]\.5|[2-8])(?:A([2-8]))?", name)
     if match is None:
         raise QConfigError(f"unknown setting {name!r}; settings are W2A4, W3, PTQ W2 and the like")
-    return Setting(name, int(match[2]), int(match[3]) if match[3] else None, match[1] is None)
+    bits = float(match[2]) if "." in match[2] else int(match[2])
+    return Setting(name, bits, int(match[3]) if match[3] else None, match[1] is None)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,13 @@ class Method:
         return rival_qconfig(self.quantizer, weight_bits, activation_bits)
 
     def recipe(self, setting: Setting) -> dict[str, object]:
-        """What ``prepare_qsam2`` takes as qconfig at a setting; the same layers and bits for every method."""
+        """What ``prepare_qsam2`` takes as qconfig at a setting; the same layers and bits for every method.
+
+        Raises:
+            QConfigError: The setting is between two bit-widths.
+        """
+        if not isinstance(setting.weight_bits, int):
+            raise QConfigError(f"{self.name} has one bit-width for all layers: {setting.name} is for{MIXED[1:]}")
         edge = replace(self, grid=None).qconfig(8, None if setting.activation_bits is None else 8)
         return dict(with_first_and_last(self.qconfig(setting.weight_bits, setting.activation_bits), edge))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...calibration.scale_groups import ScaleGroup, rescale, scale_groups
 from ...errors import QConfigError
 from ...graph.paths import is_inside
-from ...models.embedded import EMBEDDED_MODELS, load_embedded
+from ...models.embedded import load_embedded
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def build_model(name: str, embedded: str = "embedded") -> SAM2Base:
     """
     if name not in MODELS:
         raise QConfigError(f"unknown model {name!r}; the benchmark's models are {', '.join(MODELS)}")
-    files = EMBEDDED_MODELS[embedded]
-    model, tails = load_embedded(config=files.config, weights=files.weights), MODELS[name]
+    model, tails = load_embedded(name=embedded), MODELS[name]
     return model if tails is None else tails.apply(model)
 
 

@@ -12,8 +12,10 @@ from .models import MODELS
 
 TRAINED = ("W2A4", "W2A8", "W3A8", "W4A8", "W8A8", "W4A4", "W2", "W3", "W4")
 UNTRAINED = ("PTQ W2", "PTQ W3", "PTQ W4", "PTQ W2A8", "PTQ W4A8", "PTQ W8A8", "PTQ W2A4")
+HALF_WAY = "PTQ W2.5"
+"""For layers of different bits."""
 COLUMNS = (*TRAINED, "W2A2")
-UNTRAINED_COLUMNS = (*UNTRAINED, "PTQ W3A8", "PTQ W4A4", "PTQ W2A2")
+UNTRAINED_COLUMNS = (UNTRAINED[0], HALF_WAY, *UNTRAINED[1:], "PTQ W3A8", "PTQ W4A4", "PTQ W2A2")
 MAIN_MODELS = ("heavy-tailed", "plain")
 """Of the procedural scenes."""
 REAL_MODELS = ("plain", "outliers")
@@ -136,7 +138,8 @@ def real_plan(seeds: int = 3) -> list[Unit]:
     trained = [Unit(m, method, s, first, own_rate=True) for s in settings for method in methods for m in REAL_MODELS]
     units += trained[: 2 * len(methods) * len(REAL_MODELS)]
     units += [Unit(m, method, f"PTQ {s}", first) for s in settings for method in untrained[1:] for m in REAL_MODELS]
-    units += [Unit(m, f"VRC+GPTQ{MIXED}", s, first) for s in ("PTQ W3", "PTQ W2") for m in REAL_MODELS]
+    units += [Unit(m, "VRC+GPTQ", s, first) for s in ("PTQ W3", "PTQ W2") for m in REAL_MODELS]
+    units += [Unit(m, f"VRC+GPTQ{MIXED}", s, first) for s in ("PTQ W3", HALF_WAY) for m in REAL_MODELS]
     units += trained[2 * len(methods) * len(REAL_MODELS) :]
     units += [Unit(u.model, u.method, u.setting, others, own_rate=True) for u in trained if others]
     return units

@@ -5,6 +5,7 @@ import pytest
 from qsam2_ao.benchmark.accuracy.methods import METHODS, Setting, parse_setting
 from qsam2_ao.benchmark.accuracy.plan import (
     COLUMNS,
+    HALF_WAY,
     REAL_MODELS,
     TRAINED,
     UNTRAINED,
@@ -23,8 +24,9 @@ from qsam2_ao.recipe.prepared import code_range
 def test_settings_by_name():
     assert parse_setting("W2A4") == Setting("W2A4", 2, 4, True)
     assert parse_setting("W3") == Setting("W3", 3, None, True)
+    assert parse_setting("PTQ W2.5") == Setting("PTQ W2.5", 2.5, None, False)
     assert parse_setting("PTQ W8A8") == Setting("PTQ W8A8", 8, 8, False)
-    for name in ("W1", "A4", "W2A1", "w2a4", "W9A8", ""):
+    for name in ("W1", "A4", "W2A1", "w2a4", "W9A8", "W2.4", "W8.5", "W1.5", ""):
         with pytest.raises(QConfigError, match="unknown setting"):
             parse_setting(name)
 
@@ -32,7 +34,9 @@ def test_settings_by_name():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.quantizer])
 def test_every_method_has_the_same_bits_everywhere(name):
-    for setting in map(parse_setting, (*COLUMNS, *UNTRAINED_COLUMNS)):
+    with pytest.raises(QConfigError, match=r"PTQ W2\.5 is for mixed bits"):
+        METHODS[name].recipe(parse_setting(HALF_WAY))
+    for setting in map(parse_setting, {*COLUMNS, *UNTRAINED_COLUMNS} - {HALF_WAY}):
         recipe = METHODS[name].recipe(setting)
         for mapping in recipe.values():
             weight = mapping.global_qconfig.weight()
