@@ -6,12 +6,14 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, QSAM2Error
+from .tensor_file import CHECKSUMS, header_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +113,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     size = temporary.write_text("{}")
     """
     target = Path(os.path.realpath(path))  # a link stays one
+    if not target.name:
+        raise QSAM2Error(f"cannot write {path}: it is no file; name one in it")
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whose bytes are a function of its content: safetensors writes metadata in random order.
+    """Write a safetensors file with checksums, whose bytes are a function of its content.
+
+    safetensors writes metadata in random order.
 
     Args:
         tensors: Name -> tensor, on any device.
@@ -156,7 +162,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], me
     content = memoryview(save(given))
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(bytes(content[8:end]))
-    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **entries}, separators=(",", ":")).encode()
+    checksums = {"": header_checksum(metadata, entries)}
+    for name, entry in entries.items():
+        first, last = entry["data_offsets"]
+        checksums[name] = zlib.crc32(content[end + first : end + last])
+    texts = {**metadata, CHECKSUMS: json.dumps(checksums, separators=(",", ":"))}
+    header = json.dumps({"__metadata__": dict(sorted(texts.items())), **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the tensors behind it are aligned
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(8, "little"))

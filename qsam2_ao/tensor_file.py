@@ -1,10 +1,16 @@
-"""Reading a safetensors file into memory of the process's own, so that nothing depends on the file afterwards."""
+"""Reading a safetensors file into memory of the process's own, so that nothing depends on the file afterwards.
+
+Files that this package writes have checksums, which safetensors has not: a bit that a disk has lost would be another
+mask.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +36,18 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+#: Name of the text in the header with the CRC-32 of each tensor's bytes, and of the rest of the header as "".
+CHECKSUMS = "crc32"
+
+
+def header_checksum(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> int:
+    """CRC-32 of what a header says, in whatever order.
+
+    Args:
+        metadata: Its texts, without :data:`CHECKSUMS`.
+        entries: Tensor -> its dtype, shape and place.
+    """
+    return zlib.crc32(json.dumps([dict(metadata), dict(entries)], sort_keys=True).encode())
 
 
 class TensorFile:
@@ -42,10 +60,11 @@ class TensorFile:
         path: The file.
 
     Attributes:
-        metadata: The texts of the header.
+        metadata: The texts of the header, without checksums.
 
     Raises:
-        CheckpointError: There is no such file, it is no whole safetensors file, or (when the block ends) it changed.
+        CheckpointError: There is no such file, it is no whole safetensors file, it is damaged, or (when the block ends)
+            it changed.
 
     Example:
         >>> with TensorFile("weights.safetensors") as file:  # doctest: +SKIP
@@ -62,11 +81,18 @@ class TensorFile:
             self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by __exit__
             length = int.from_bytes(self._file.read(8), "little")
             entries = json.loads(self._file.read(length))
+        except CheckpointError:
+            raise
         except (ValueError, OSError) as error:
             raise _not_whole(path, error) from error
         entries.pop("__metadata__", None)
         self._entries: dict[str, dict[str, Any]] = entries
         self._start = 8 + length
+        try:
+            self._checksums: dict[str, int] = self._read_checksums()
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +111,7 @@ class TensorFile:
             device: Where to put it.
 
         Raises:
-            CheckpointError: The file became shorter, or the dtype is one that torch does not have.
+            CheckpointError: The file became shorter, the tensor is damaged, or its dtype is one that torch has not.
         """
         import torch
 
@@ -100,7 +126,27 @@ class TensorFile:
             content = tensor.view(-1).view(torch.uint8).numpy().data
             if self._file.readinto(content) != end - begin:  # type: ignore[attr-defined]
                 raise self._changed()
+            if name in self._checksums and zlib.crc32(content) != self._checksums[name]:
+                raise self._damaged(f"tensor {name!r}")
         return tensor.to(device)
+
+    def _read_checksums(self) -> dict[str, int]:
+        """Those of the header, which is checked; none where another program wrote the file."""
+        text = self.metadata.pop(CHECKSUMS, None)
+        if text is None:
+            return {}
+        try:
+            found = {str(name): int(value) for name, value in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise self._damaged("the header") from error
+        if found.get("") != header_checksum(self.metadata, self._entries):
+            raise self._damaged("the header")
+        return found
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path}: {what} is damaged, it is not what was written ({CHECKSUMS}); get the file again"
+        )
 
     def __enter__(self) -> TensorFile:
         return self

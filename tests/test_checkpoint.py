@@ -53,6 +53,7 @@ def edited(saved: Path, target: Path, edit: Callable[[dict[str, Tensor], dict[st
     with safe_open(saved, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata())
+    metadata.pop("crc32", None)
     edit(tensors, metadata)
     save_file(tensors, target, metadata)
     return target

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qsam2_ao.errors import CheckpointError
+from qsam2_ao.files import save_tensors
 from qsam2_ao.tensor_file import TensorFile
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool, torch.float64)
@@ -65,6 +68,48 @@ def _read_while_it_is_cut_off(path: Path) -> None:
             file.tensor(name)
 
 
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_is_an_error_or_changes_nothing(
+    tensors: dict[str, torch.Tensor], tmp_path: Path, data: st.DataObject
+) -> None:
+    """It changes nothing in the spaces behind the header."""
+    path = tmp_path / "checked.safetensors"
+    save_tensors(tensors, path, {"who": "me"})
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    try:
+        with TensorFile(path) as file:
+            read = {name: file.tensor(name) for name in file.names}
+            about = file.metadata
+    except CheckpointError:
+        pass
+    else:
+        assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+        assert about.pop("who") == "me"
+        assert len(about) <= 1, "the name of the checksums may be another one now"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"": "x"}', "{}", '{"": Infinity}', "[" * 100_000])
+def test_checksums_that_are_none(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
+    save_file(tensors, path, {"who": "me", "crc32": text})
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: the header is damaged"):
+        TensorFile(path)
+
+
+def test_a_damaged_tensor_is_named(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_tensors({"a": torch.zeros(8), "b": torch.zeros(8)}, tmp_path / "x", {})
+    content = bytearray((tmp_path / "x").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "x").write_bytes(content)
+    with TensorFile(tmp_path / "x") as file:
+        assert torch.equal(file.tensor("a"), torch.zeros(8))
+        with pytest.raises(CheckpointError, match="x: tensor 'b' is damaged, it is not what was written"):
+            file.tensor("b")
+
+
 def test_a_file_that_another_replaces_is_read_to_the_end(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with TensorFile(path) as file:
         save_file({"scalar": torch.tensor(4.0)}, path.with_name("new"))
@@ -79,5 +124,6 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
         TensorFile(tmp_path / "absent")
     for content in (b"", b"\x00" * 8, b"\xff" * 20, b"\x02" + b"\x00" * 7 + b"{}" + b"x"):
         (tmp_path / "bad").write_bytes(content)
-        with pytest.raises(CheckpointError, match="bad is no complete safetensors file"):
+        with pytest.raises(CheckpointError, match="bad is no complete safetensors file") as caught:
             TensorFile(tmp_path / "bad")
+        assert str(caught.value).count("is no complete") == 1

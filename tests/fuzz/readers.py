@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -296,6 +297,11 @@ def _write_packed(folder: Path) -> list[Path]:
 
     for preset in ("w4a8", "w2a8"):
         save_qsam2(_small_quantized(preset), folder / f"{preset}.safetensors")
+        # And as older versions wrote them: without checksums, damage gets further.
+        with safe_open(folder / f"{preset}.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {key: text for key, text in file.metadata().items() if key != "crc32"}
+        save_file(tensors, folder / f"{preset}-unchecked.safetensors", metadata)
     return sorted(folder.iterdir())
 
 
