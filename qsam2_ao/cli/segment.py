@@ -51,14 +51,18 @@ def segment(
 
     Example: [bold]qsam2 segment tiny-w4a8.safetensors truck.jpg --point 500,375 --point 2:1425,600[/bold]
     """
+    from ..data.listing import VIDEO_SUFFIXES
     from ..data.pictures import read_rgb
+    from ..errors import DataError
     from ..segmentation import SavedAs, parse_prompts, segment_file
     from ..segmentation.prompts import files_of_prompts
     from ..segmentation.saving import check_outputs
     from ..workflow.models import load_runnable
 
     forms: list[SavedAs] = [kind.value for kind in save]
-    check_outputs(forms, output, image.stem, files_of_prompts(mask, prompts))
+    if image.is_dir() or image.suffix.lower() in VIDEO_SUFFIXES:
+        raise DataError(f"{image} is a clip and no picture; qsam2 track follows objects through it")
+    check_outputs(forms, output, image, files_of_prompts(mask, prompts))
     height, width = read_rgb(image).shape[:2]
     given = parse_prompts((width, height), point, box, mask, prompts)
     runnable = load_runnable(model, checkpoint, device, target)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..data.procedural import davis_palette
 from .overlay import save_picture
+
+_WRITER = ("Software", "qsam2_ao")
 
 
 def label_map(logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
@@ -36,7 +39,7 @@ def label_map(logits: Mapping[int, NDArray[np.float32]]) -> NDArray[np.uint8]:
 
 
 def save_label_map(ids: NDArray[np.uint8], path: Path) -> Path:
-    """Write ids as a palette PNG.
+    """Write ids as a palette PNG, which says that this package wrote it.
 
     Args:
         ids: uint8 ``[height, width]``.
@@ -50,4 +53,21 @@ def save_label_map(ids: NDArray[np.uint8], path: Path) -> Path:
     """
     picture = Image.fromarray(ids)
     picture.putpalette(davis_palette())
-    return save_picture(picture, path)
+    about = PngInfo()
+    about.add_text(*_WRITER)
+    return save_picture(picture, path, pnginfo=about)
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether a file is one that :func:`save_label_map` wrote, rather than a mask of the user's.
+
+    Example:
+        >>> is_label_map(save_label_map(ids, Path("truck_mask.png")))  # doctest: +SKIP
+        True
+    """
+    key, value = _WRITER
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(key) == value
+    except (OSError, ValueError, SyntaxError):
+        return False

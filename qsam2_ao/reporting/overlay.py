@@ -6,6 +6,7 @@ import colorsys
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,12 +216,13 @@ def shortened(text: str, width: float, length: Callable[[str], float]) -> str:
     return shown
 
 
-def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+def save_picture(picture: Image.Image, path: str | os.PathLike[str], **options: Any) -> Path:
     """Write a picture in the format of the path's ending, all of it or nothing.
 
     Args:
         picture: What to write.
         path: For example ``"overlay.png"``; its folder is made where it does not exist.
+        options: As for Pillow's ``save``.
 
     Returns:
         The path.
@@ -235,5 +237,5 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     if (Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)) not in Image.SAVE:
         raise DataError(f"{path}: cannot write pictures of the type {path.suffix!r}; use .png or .jpg")
     with atomic_write(path) as temporary:
-        picture.save(temporary, compress_level=3)  # of PNG: half the time of 6, and 4 % larger
+        picture.save(temporary, compress_level=3, **options)  # of PNG: half the time of 6, and 4 % larger
     return path

@@ -94,7 +94,7 @@ def segment_file(
         >>> found = segment_file(model, "truck.jpg", {1: ObjectPrompt([(500, 375, 1)])}, "outputs")
     """
     image, output = Path(image), Path(output)
-    check_outputs(save, output, image.stem)
+    check_outputs(save, output, image)
     picture = Image.fromarray(read_rgb(image))
     with one_thread_if_small(model):
         logits, scores = segment_image(model, picture, prompts)
@@ -123,15 +123,16 @@ def segment_image(
         model: A model of the SAM2Base family, or an ``ExportedSAM2``.
         picture: RGB.
         prompts: Object id -> its prompts. A mask is what an earlier prediction would be: the model refines it. With it
-            goes a padding click, as in SAM2's training and video predictor; without any the decoder is at a loss.
+            goes the box around it, as SAM2 is trained to read masks beside clicks or boxes; alone it mostly finds
+            nothing.
 
     Returns:
         Object id -> mask logits, float32 ``[height, width]``; object id -> the model's estimate of the IoU.
 
     Raises:
         DataError: There is no prompt, one breaks the rules of :func:`~qsam2_ao.data.prompts.check_prompts`, an object
-            has a mask and another prompt or an id that is not 1 to 254, or a model that an older version exported is to
-            read a mask.
+            has a mask and another prompt, an empty mask or an id that is not 1 to 254, or a model that an older version
+            exported is to read a mask.
 
     Example:
         >>> logits, scores = segment_image(model, picture, {1: ObjectPrompt(box=(10, 20, 60, 80))})
@@ -141,8 +142,11 @@ def segment_image(
     for object_id, prompt in prompts.items():
         check_object_id(object_id, "")
         prompt.check(picture.size, f"object {object_id}: ")
-        if prompt.mask is not None and isinstance(model, ExportedSAM2):
-            model.settings.check_mask_prompts(f"object {object_id} has a mask")
+        if prompt.mask is not None:
+            if not np.any(prompt.mask):
+                raise DataError(f"object {object_id}: its mask is empty; give one that shows it, clicks or a box")
+            if isinstance(model, ExportedSAM2):
+                model.settings.check_mask_prompts(f"object {object_id} has a mask")
     # Its picture is its caller's; other threads may be at work with it, too.
     predictor = copy.copy(model) if isinstance(model, ExportedSAM2) else image_predictor(model)
     with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
@@ -153,7 +157,8 @@ def segment_image(
             mask = {}
             if prompt.mask is not None:
                 mask = {"mask_input": _as_logits(prompt.mask, model)}
-                arrays |= {"points": np.zeros((1, 2), np.float32), "labels": np.array([-1], np.int32)}
+                box = Image.fromarray(np.asarray(prompt.mask) != 0).getbbox()
+                arrays["box"] = np.array(box, np.float32)
             masks, ious, _ = predictor.predict(
                 point_coords=arrays["points"],
                 point_labels=arrays["labels"],

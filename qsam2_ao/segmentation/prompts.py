@@ -151,7 +151,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> object:
         DataError: It cannot be read, or is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text("utf-8"), parse_constant=_no_constant)
+        return json.loads(Path(path).read_text("utf-8-sig"), parse_constant=_no_constant)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -235,6 +235,8 @@ def _read_item(where: str, item: object, folder: Path, builder: ScheduleBuilder)
         raise DataError(f"{where}frame is {_shown(frame)}; frames are counted from 0")
     if object_id is not None:
         check_object_id(object_id, f"{where}object ")
+    if item.get("remove") is False:
+        item = {key: value for key, value in item.items() if key != "remove"}
     kinds = [key for key in ("points", "box", "mask", "remove") if key in item]
     if not kinds:
         raise DataError(f"{where}there is no prompt: give points, box, mask or remove")

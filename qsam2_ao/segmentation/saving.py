@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from ..data.coco import CocoFile
 from ..errors import DataError
 from ..files import check_output_folder
+from ..reporting.label_maps import is_label_map
 
 #: Palette PNGs of object ids; pictures or a video with the masks over them; COCO's annotations in one JSON file, with
 #: run lengths or with polygons.
 SavedAs = Literal["masks", "overlay", "rle", "polygons"]
 _COCO: dict[SavedAs, str] = {"rle": "rle.json", "polygons": "polygons.json"}
+#: What a picture has, behind its name.
+_PICTURE_FILES: dict[SavedAs, str] = {"masks": "mask.png", "overlay": "overlay.png", **_COCO}
 #: What a clip has beside its folder of masks.
 CLIP_FILES: dict[SavedAs, str] = {"overlay": "overlay.mp4", **_COCO}
 MASKS_AND_OVERLAY: tuple[SavedAs, ...] = ("masks", "overlay")
@@ -39,32 +42,37 @@ def check_saved(save: Collection[SavedAs]) -> None:
 
 
 def check_outputs(
-    save: Collection[SavedAs], output: str | os.PathLike[str], stem: str | None = None, read: Iterable[Path] = ()
+    save: Collection[SavedAs], output: str | os.PathLike[str], picture: Path | None = None, read: Iterable[Path] = ()
 ) -> None:
     """Say before models are loaded and anything is computed that results cannot be written.
 
     Args:
         save: What is wanted.
         output: The folder.
-        stem: Of the picture's name; None for a clip.
+        picture: The picture; None for a clip.
         read: Files of the user's that are read, such as masks.
 
     Raises:
-        DataError: A name in ``save`` is unknown, or there is none, or a result would replace a file of ``read``.
+        DataError: A name in ``save`` is unknown, or there is none, or a result would replace a file of ``read``, or a
+            mask beside the picture that is the user's own, as data sets have them.
         QSAM2Error: A file cannot be written.
 
     Example:
-        >>> check_outputs(["masks"], "outputs", "truck")
+        >>> check_outputs(["masks"], "outputs", Path("truck.jpg"))
     """
     check_saved(save)
     masks = None
-    if stem is not None:
-        of_pictures = {"masks": "mask.png", "overlay": "overlay.png", **_COCO}
-        names = [f"{stem}_{of_pictures[form]}" for form in save]
+    if picture is not None:
+        names = [f"{picture.stem}_{_PICTURE_FILES[form]}" for form in save]
     else:
         names = [CLIP_FILES[form] for form in save if form in CLIP_FILES]
         masks = Path(output) / "masks" if "masks" in save else None
     check_kept(read, [Path(output) / name for name in names], masks)
+    if picture is not None and "masks" in save:
+        mask = Path(output) / f"{picture.stem}_{_PICTURE_FILES['masks']}"
+        beside = mask.resolve().parent == picture.resolve().parent
+        if beside and mask.exists() and not is_label_map(mask):
+            raise DataError(f"{mask} was not written by this program, and would be replaced; name another output")
     check_output_folder(output, files=names)
     if masks is not None:
         check_output_folder(masks)

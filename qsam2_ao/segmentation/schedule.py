@@ -200,7 +200,7 @@ class ScheduleBuilder:
         for number, mask in self._read_mask(where, object_id, file).items():
             prompt = self._prompt(where, frame, number)
             if prompt.mask is not None or prompt.points or prompt.box is not None:
-                raise DataError(mask_and_more(f"{where}object {number}", frame))
+                raise DataError(mask_and_more(f"{where}{file}: object {number}", frame))
             prompt.mask = mask
 
     def remove(self, where: str, frame: int, object_id: int) -> None:

@@ -72,7 +72,8 @@ def track_file(
     """Track objects and write ``masks/FRAME.png`` for every frame (object ids, as in DAVIS) and ``overlay.mp4``.
 
     Frames are read, tracked and written one by one: memory does not grow with the length of the clip. After Ctrl-C,
-    the frame under way is finished and the files hold what was tracked until then.
+    the frame under way is finished and the files hold what was tracked until then, as they do after a frame that cannot
+    be read.
 
     Args:
         predictor: A model of the SAM2Base family, or an ``ExportedSAM2``.
@@ -91,8 +92,8 @@ def track_file(
 
     Raises:
         DataError: The video cannot be read or its frames would be replaced, a prompt doesn't fit it, a model that an
-            older version exported is to read a mask, or ``save`` has an unknown name. Masks of frames that were
-            finished stay.
+            older version exported is to read a mask, or ``save`` has an unknown name. It says how many frames were
+            finished, and the files are closed.
         QSAM2Error: A file cannot be written.
         MissingPackageError: PyAV is not installed.
         KeyboardInterrupt: Ctrl-C, once the files are closed.
@@ -112,8 +113,10 @@ def track_file(
     masks = output / "masks" if "masks" in save else None
     bar = tqdm(desc="track", total=_steps(schedule, direction, len(frames)), unit="frame", disable=not progress)
 
+    broken: DataError | None = None
+
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        nonlocal done
+        nonlocal done, broken
         try:
             for frame, picture, ids in tracked:
                 if masks and store is not None:
@@ -124,9 +127,10 @@ def track_file(
                 shown.add(frame)
                 done += 1
                 yield np.asarray(draw_masks(picture, ids)) if overlay else picture
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DataError) as error:
             if not done:
                 raise  # there is nothing to close
+            broken = error if isinstance(error, DataError) else None
 
     try:
         with ExitStack() as stack, bar, interrupts_between_steps() as interruptible:
@@ -146,15 +150,19 @@ def track_file(
                     write_video(overlay, pictures(), rate)
                 else:
                     deque(pictures(), maxlen=0)
+            if broken is not None:
+                raise broken
     except (KeyboardInterrupt, Exception) as error:
         if store is not None and store.begun:
             store.keep(shown)
-        if not isinstance(error, KeyboardInterrupt):
-            raise
         what = "no frame was finished"
         if done:
             places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
             what = f"{done} of {len(frames)} frames are in {places}"
+        if error is broken:
+            raise DataError(f"{error}; {what}") from error
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         raise KeyboardInterrupt(what) from error
     return TrackedVideo(done, masks, overlay, visible, files.rle, files.polygons)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def test_several_objects_keep_their_ids(run, packed_file: Path, picture: Path, t
         (["{picture}", "--point", "1000,1"], "outside of the picture, which is 96 x 96"),
         (["{text}", "--point", "1,1"], "cannot be read as a picture"),
         (["{picture}", "--point", "1,1", "-o", "{text}/below"], "cannot write"),
+        (["{clip}", "--point", "1,1"], "clip.mp4 is a clip and no picture; qsam2 track follows objects through it"),
         (["{picture}", "--point", "1,1", "--device", "gpu"], "--device gpu: there is no device"),
     ],
 )
@@ -54,12 +56,12 @@ def test_bad_input_is_named_on_stderr(
 ):
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    places = {"picture": picture, "text": text}
+    places = {"picture": picture, "text": text, "clip": tmp_path / "clip.mp4"}
     result = run("segment", packed_file, *[argument.format(**places) for argument in arguments])
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
-    assert message in result.stderr
+    assert message in " ".join(result.stderr.split())
 
 
 @pytest.mark.slow
@@ -142,6 +144,20 @@ def test_a_mask_that_is_read_is_not_replaced(run, packed_file: Path, picture: Pa
         assert result.exit_code == 2
         assert f"{path} is read, and the results would replace it" in result.stderr.replace("\n", " ")
     assert path.read_bytes() == before
+
+
+def test_a_data_sets_mask_beside_the_picture_is_not_replaced(run, packed_file: Path, picture: Path, tmp_path: Path):
+    own = Path(shutil.copy(picture, tmp_path / "own.png"))
+    line = ("segment", packed_file, own, "--point", "40,40", "-o", tmp_path)
+    for _ in range(2):  # the program's own masks are
+        assert run(*line).exit_code == 0
+    mask = tmp_path / "own_mask.png"
+    Image.fromarray(np.full((96, 96), 255, np.uint8)).save(mask)
+    before = mask.read_bytes()
+    result = run(*line)
+    assert result.exit_code == 2
+    assert "own_mask.png was not written by this program, and would be replaced" in " ".join(result.stderr.split())
+    assert mask.read_bytes() == before
 
 
 def test_nothing_is_removed_from_a_picture(run, packed_file: Path, picture: Path, tmp_path: Path):

@@ -64,7 +64,7 @@ def test_every_form_holds_the_same_masks(predictor: Any, sequence: Sequence, tmp
             segment_file(predictor, tmp_path / "picture.png", PROMPTS, tmp_path, save=wrong)  # type: ignore[arg-type]
 
 
-def test_a_mask_is_sam2s_low_resolution_input_with_a_padding_click(predictor: Any, sequence: Sequence) -> None:
+def test_a_mask_is_sam2s_low_resolution_input_with_the_box_around_it(predictor: Any, sequence: Sequence) -> None:
     picture, mask = Image.fromarray(sequence.frames[0]), np.zeros((96, 96), bool)
     mask[16:64, 32:80] = True  # whole blocks of 4 x 4 pixels, but for the smoothing at edges
     logits, scores = segment_image(predictor, picture, {1: ObjectPrompt(mask=mask)})
@@ -73,8 +73,7 @@ def test_a_mask_is_sam2s_low_resolution_input_with_a_padding_click(predictor: An
     small = F.interpolate(
         torch.where(torch.from_numpy(mask), 10.0, -10.0)[None, None], (24, 24), mode="bilinear", antialias=True
     )
-    padding = {"point_coords": np.zeros((1, 2)), "point_labels": np.array([-1])}
-    arguments: Any = {**padding, "multimask_output": False, "return_logits": True}
+    arguments: Any = {"box": np.array([32, 16, 80, 64]), "multimask_output": False, "return_logits": True}
     expected, quality, _ = sam.predict(mask_input=small[0].numpy(), **arguments)
     np.testing.assert_array_equal(logits[1], expected[0])
     assert scores[1] == float(quality[0])
@@ -88,6 +87,7 @@ def test_a_mask_is_sam2s_low_resolution_input_with_a_padding_click(predictor: An
         (ObjectPrompt(), "object 2: there is no prompt"),
         (ObjectPrompt([(200.0, 3.0, 1)]), r"object 2: points has \(200, 3\), outside of the picture"),
         (ObjectPrompt(mask=np.ones((3, 3), bool)), r"object 2: mask has shape \[3, 3\]"),
+        (ObjectPrompt(mask=np.zeros((96, 96), bool)), r"object 2: its mask is empty"),
         (ObjectPrompt([(2.0, 3.0, 1)], mask=np.ones((96, 96), bool)), "object 2 has a mask and another prompt"),
     ],
 )

@@ -112,7 +112,7 @@ def test_masks_that_cannot_be_used(tmp_path: Path):
     with pytest.raises(DataError, match="cannot be read"):
         parse_prompts(SIZE, masks=[str(text)])
     full = mask_file(tmp_path / "full.png", np.ones((48, 64)))
-    with pytest.raises(DataError, match="a mask and another prompt"):
+    with pytest.raises(DataError, match=r"--mask .*full\.png: object 1 has a mask and another prompt"):
         parse_prompts(SIZE, points=["1,1"], masks=[full])
     with pytest.raises(DataError, match="a mask and another prompt"):
         parse_prompts(SIZE, masks=[full, full])
@@ -141,13 +141,13 @@ def test_a_json_file_says_the_same_as_options(tmp_path: Path):
     ids[:10] = 3
     mask_file(tmp_path / "mask.png", ids)
     items = [
-        {"points": [[10, 20]]},
+        {"points": [[10, 20]], "remove": False},
         {"frame": 30, "object": 2, "points": [[5.5, 6], [7, 8]], "labels": [0, 1], "box": [1, 2, 60, 47]},
         {"frame": 12, "mask": "mask.png"},
         {"frame": 13, "object": 9, "mask": str(tmp_path / "mask.png")},
         {"frame": 40, "object": 2, "remove": True},
     ]
-    (tmp_path / "prompts.json").write_text(json.dumps(items))
+    (tmp_path / "prompts.json").write_text(json.dumps(items), "utf-8-sig")  # as editors on Windows do
     found = parse_schedule(SIZE, file=tmp_path / "prompts.json")
     options = parse_schedule(
         SIZE,

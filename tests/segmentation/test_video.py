@@ -19,7 +19,7 @@ from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.data.video import read_frames, write_video
 from qsam2_ao.errors import DataError
 from qsam2_ao.predictors import predictor_state
-from qsam2_ao.segmentation import ObjectPrompt, label_map, track_file, track_frames
+from qsam2_ao.segmentation import ObjectPrompt, SavedAs, label_map, track_file, track_frames
 
 FIRST, SECOND = ObjectPrompt(box=(20, 55, 60, 90)), ObjectPrompt([(94.0, 14.0, 1), (5.0, 5.0, 0)])
 
@@ -193,6 +193,23 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
     for t, path in enumerate(written):
         np.testing.assert_array_equal(read_ids(path), whole[t])
     assert len(list(read_frames(tmp_path / "out" / "overlay.mp4"))) == 4
+
+
+def test_a_frame_that_cannot_be_read_leaves_what_is_finished(trained: Any, clip: Sequence, tmp_path: Path) -> None:
+    forms: list[SavedAs] = ["masks", "overlay", "rle"]
+    frames, out = tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    for t in range(5):
+        Image.fromarray(clip.frames[t]).save(frames / f"{t}.png")
+    track_file(trained, frames, {1: FIRST}, out, save=forms, progress=False)
+    (frames / "3.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"3\.png cannot be read.*; 3 of 5 frames are in .*masks and .*overlay.* and .*rle"
+    ):
+        track_file(trained, frames, {1: FIRST}, out, save=forms, progress=False)
+    assert sorted(path.name for path in (out / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert len(json.loads((out / "rle.json").read_text())["images"]) == 3
+    assert len(list(read_frames(out / "overlay.mp4"))) == 3
 
 
 @pytest.mark.parametrize(
