@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import DataError
+from ..spelling import counted
 
 #: File name endings that count as pictures, wherever pictures are looked for.
 PICTURE_SUFFIXES = (
@@ -30,6 +31,8 @@ _MASK_FOLDER = re.compile(
     r"|panoptic)([^a-z].*)?",
     re.IGNORECASE,
 )
+#: What the names of pictures end with that ``qsam2 segment`` writes, and of masks in data sets.
+_RESULTS = ("_mask", "_overlay")
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         The paths in natural order: numbers in names count as numbers.
 
     Raises:
-        DataError: There is no such folder, or two pictures differ in their ending only.
+        DataError: There is no such folder, two pictures differ in their ending only, or ``NAME_mask.*`` or
+            ``NAME_overlay.*`` is beside ``NAME.*``, which would count as a frame.
 
     Example:
         >>> list_pictures("frames")[0].name  # doctest: +SKIP
@@ -68,7 +72,13 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         entries = [entry for entry in os.scandir(folder) if not entry.is_dir()]
     except OSError as error:
         raise DataError(f"{folder} is not a folder that can be read ({error.strerror})") from error
-    return _in_order(Path(entry.path) for entry in entries if _is_picture(entry.name))
+    pictures = {Path(entry.path) for entry in entries if _is_picture(entry.name)}
+    if results := _results(pictures):
+        raise DataError(
+            f"{min(results)} is named like a result of the picture beside it ({counted(len(results), 'such file')}), "
+            "and would count as a frame: move masks and overlays to a folder of their own"
+        )
+    return _in_order(pictures)
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -85,8 +95,8 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         folder: The folder. Left out are hidden files and folders, folders in it that are named like those of masks
-            (``Annotations``, ``masks``, ``labels``, ``SegmentationClass``, ...), and ``NAME_mask.*`` beside ``NAME.*``.
-            What is left out for its name is said in a warning.
+            (``Annotations``, ``masks``, ``labels``, ``SegmentationClass``, ...), and ``NAME_mask.*`` and
+            ``NAME_overlay.*`` beside ``NAME.*``. What is left out for its name is said in a warning.
 
     Returns:
         The paths in natural order.
@@ -103,8 +113,7 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
     masks: list[Path] = []
     for place, names, for_masks in _walk(Path(folder)):
         pictures = {place / name for name in names if _is_picture(name)}
-        stems = {path.stem for path in pictures}
-        beside = {path for path in pictures if path.stem.endswith("_mask") and path.stem.removesuffix("_mask") in stems}
+        beside = _results(pictures)
         masks += pictures if for_masks else beside
         if not for_masks:
             found += _in_order(pictures - beside)
@@ -115,8 +124,8 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
         )
     if masks:
         _logger.warning(
-            "%d pictures below %s are left out, since their names say that they are masks (%s, ...); name the folder "
-            "of photographs itself if they are not",
+            "%d pictures below %s are left out, since their names say that they are masks or overlays (%s, ...); name "
+            "the folder of photographs itself if they are not",
             len(masks),
             folder,
             min(masks),
@@ -142,6 +151,12 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], bool]]:
             masks.add(place)
         folders[:] = _of_the_user(folders)
         yield place, files, place in masks
+
+
+def _results(pictures: set[Path]) -> set[Path]:
+    """Those that are named like what ``qsam2 segment`` writes of another one."""
+    stems = {path.stem for path in pictures}
+    return {p for p in pictures for end in _RESULTS if p.stem.endswith(end) and p.stem.removesuffix(end) in stems}
 
 
 def _is_picture(name: str) -> bool:

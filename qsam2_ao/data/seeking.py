@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from ..optional import needed
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -61,19 +61,22 @@ def presentation_times(container: InputContainer, stream: VideoStream) -> tuple[
     return (sorted(times), sorted(keys)) if times and len(set(times)) == len(times) else None
 
 
-def decode_from(container: InputContainer, stream: VideoStream, start: int) -> Iterator[VideoFrame]:
+def decode_from(
+    container: InputContainer, stream: VideoStream, start: int, damaged: Callable[[], object] = lambda: None
+) -> Iterator[VideoFrame]:
     """The frames of a stream from number ``start`` on.
 
     Args:
         container: A newly opened PyAV container.
         stream: Its video stream.
         start: How many frames to leave out. Those between it and the key frame before it are decoded and dropped.
+        damaged: Called where FFmpeg says that what it reads or decodes is damaged.
 
     Yields:
         PyAV frames.
     """
     if start == 0:
-        yield from container.decode(stream)
+        yield from _decode(container.demux(stream), damaged)
         return
     found = presentation_times(container, stream)
     if found is not None:
@@ -85,13 +88,23 @@ def decode_from(container: InputContainer, stream: VideoStream, start: int) -> I
         packets = container.demux(stream)
         first = next(packets)
         if first.is_keyframe and first.pts == key:  # some containers (MPEG-TS) land elsewhere
-            for packet in chain((first,), packets):
-                yield from (frame for frame in packet.decode() if frame.pts is None or frame.pts >= times[start])
+            frames = _decode(chain((first,), packets), damaged)
+            yield from (frame for frame in frames if frame.pts is None or frame.pts >= times[start])
             return
     with open_video(container.name) as again:
         from_start = again.streams.video[0]
         from_start.thread_type = "AUTO"
-        yield from islice(again.decode(from_start), start, None)
+        yield from islice(_decode(again.demux(from_start), damaged), start, None)
+
+
+def _decode(packets: Iterable[Packet], damaged: Callable[[], object]) -> Iterator[VideoFrame]:
+    for packet in packets:
+        if packet.is_corrupt:
+            damaged()
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                damaged()
+            yield frame
 
 
 def count_packets(container: InputContainer, stream: VideoStream) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,10 @@ from .seeking import decode_from, open_video
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_logger = logging.getLogger(__name__)
 
 
 def read_frames(
@@ -79,13 +84,60 @@ def _decode(path: Path, start: int = 0) -> Iterator[NDArray[np.uint8]]:
                 raise DataError(f"{path} has no video stream; give a video file or a folder of pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in decode_from(container, stream, start):
+            end, count, told = None, start, False
+
+            def damaged() -> None:
+                nonlocal told
+                if not told:
+                    told = True
+                    _logger.warning(
+                        "%s is damaged near frame %d: that one and later ones may be wrong, and where frames are "
+                        "missing, later ones have other numbers; get the file again",
+                        path,
+                        count,
+                    )
+
+            for frame in decode_from(container, stream, start, damaged):
+                end, count = _end(frame, stream), count + 1
                 yield _upright(frame.to_ndarray(format="rgb24"), frame)
+            if end is not None:
+                _check_whole(path, container, stream, count, end)
     except DataError:
         raise
     except (av.error.FFmpegError, ValueError) as error:  # the latter of frames that PyAV has no name for
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be decoded as a video ({reason}); convert it to MP4") from error
+
+
+def _end(frame: VideoFrame, stream: VideoStream) -> Fraction | None:
+    """When the next frame is due, in seconds from the start of the stream."""
+    if frame.pts is None or stream.time_base is None:
+        return None
+    shown = getattr(frame, "duration", 0) * stream.time_base  # old versions of PyAV don't say
+    rate = stream.average_rate
+    return (frame.pts - (stream.start_time or 0)) * stream.time_base + max(shown, 1 / rate if rate else 0)
+
+
+def _check_whole(path: Path, container: InputContainer, stream: VideoStream, count: int, end: Fraction) -> None:
+    """Warn of a file whose header promises more than there is: FFmpeg takes what was cut off for the end."""
+    # Elsewhere than in AVI, whose duration FFmpeg mends, frames that an edit list leaves out are counted too.
+    if container.format.name == "avi" and stream.frames - count > max(stream.frames / 20, 3):
+        _logger.warning("%s says that it has %d frames, and has %d: it may be cut off", path, stream.frames, count)
+        return
+    if stream.duration is not None and stream.time_base is not None:
+        promised = stream.duration * stream.time_base
+    elif container.duration is not None:
+        promised = Fraction(container.duration, 10**6)
+    else:
+        return
+    if promised - end > max(promised / 20, Fraction(1, 5)):
+        _logger.warning(
+            "%s says that it lasts %.2f s, and its pictures end after %.2f s: it may be cut off, unless its sound is "
+            "longer",
+            path,
+            promised,
+            end,
+        )
 
 
 def _upright(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:

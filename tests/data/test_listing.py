@@ -70,6 +70,7 @@ def test_one_name_with_two_endings_is_refused(tmp_path: Path, other: str) -> Non
         ("labelled/{}.jpg", "labels/{}.png"),
         ("gtx/{}.jpg", "ground truth/{}.png"),
         ("{}.jpg", "{}_mask.png"),
+        ("{}.jpg", "{}_overlay.png"),
     ],
 )
 def test_masks_beside_photographs_are_left_out_and_named(
@@ -80,6 +81,18 @@ def test_masks_beside_photographs_are_left_out_and_named(
         assert names(find_photographs(tmp_path), tmp_path) == [photographs.format(i) for i in range(11)]
     assert "11 pictures below" in caplog.text
     assert masks.format(0) in caplog.text
+
+
+@pytest.mark.parametrize("end", ["mask", "overlay"])
+def test_results_beside_the_frames_of_a_clip_are_refused(tmp_path: Path, end: str) -> None:
+    touch(tmp_path, "0.jpg", f"0_{end}.png", "1.jpg", f"1_{end}.png")
+    with pytest.raises(
+        DataError, match=rf"0_{end}\.png is named like a result .*\(2 such files\).* would count as a frame"
+    ):
+        list_pictures(tmp_path)
+    alone = tmp_path / "alone"
+    touch(alone, f"0_{end}.png", f"1_{end}.png")
+    assert len(list_pictures(alone)) == 2
 
 
 def test_a_folder_that_is_named_itself_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -171,6 +172,49 @@ def test_a_title_in_any_encoding_is_no_error(tmp_path: Path) -> None:
     assert len(list(read_frames(tmp_path / "clip.mp4"))) == 1
     assert len(ClipFrames(tmp_path / "clip.mp4")) == 1
     assert frame_rate(tmp_path / "clip.mp4") == 5
+
+
+def noisy_clip(path: Path) -> Path:
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            pixels = noise.integers(0, 256, (48, 64, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("ending", ["avi", "mkv", "ts"])
+def test_of_damaged_frames_it_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str) -> None:
+    path = noisy_clip(tmp_path / f"clip.{ending}")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 600] = np.random.default_rng(1).integers(0, 256, 600, np.uint8).tobytes()
+    path.write_bytes(content)
+    list(read_frames(path))
+    assert re.search(rf"clip\.{ending} is damaged near frame \d+: that one and later ones may be wrong", caplog.text)
+    assert caplog.text.count("is damaged near") == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("avi", r"whole\.avi says that it has 40 frames, and has \d+: it may be cut off"),
+        ("mkv", r"whole\.mkv says that it lasts 1\.60 s, and its pictures end after [01]\.\d\d s"),
+    ],
+)
+def test_of_a_video_that_breaks_off_it_is_warned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str, message: str
+) -> None:
+    path = noisy_clip(tmp_path / f"whole.{ending}")
+    assert len(list(read_frames(path))) == 40
+    assert not caplog.text
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    assert 10 < len(list(read_frames(path))) < 30
+    assert re.search(message, caplog.text), caplog.text
 
 
 def test_a_cut_off_video_is_an_error(tmp_path: Path) -> None:
