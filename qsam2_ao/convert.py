@@ -30,6 +30,7 @@ from .recipe.prepared import (
     quantized_layers,
     without_input_quantizers,
 )
+from .stage import stage_of
 
 
 @torch.inference_mode(False)
@@ -68,6 +69,8 @@ def convert_qsam2(
     if qconfig is not None:
         model = prepare_qsam2(model, qconfig, calibration_data=calibration_data, **prepare_options)
     elif not any(True for _ in fake_quantizers(model)):
+        if stage_of(model).layers:
+            raise QConfigError("the model is converted already; save_qsam2 saves it")
         raise QConfigError(
             "the model is not prepared; call prepare_qsam2 first, or give convert_qsam2 a qconfig and calibration data"
         )

@@ -111,6 +111,11 @@ class Workspace:
         finally:
             lock.release()
 
+    @property
+    def untouched(self) -> bool:
+        """Whether no step has left anything in the folder."""
+        return all(path.name in ("lock", "settings.json") for path in self.folder.iterdir())
+
     def discard(self) -> None:
         """Remove this run's folder, and the root if nothing else is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -111,12 +111,15 @@ def test_the_prepared_model_is_left_as_it_was(trained: Callable[[str], SAM2Base]
 @pytest.mark.slow
 @torch.no_grad()
 def test_one_step_is_prepare_and_convert(model: SAM2Base) -> None:
+    """And a second one is refused."""
     options = {"vrc": 0.01, "seed": 3, "progress": False}
     recipe = {"image_encoder": "w3a8", "memory_encoder": "w3a8"}
     one = convert_qsam2(model, recipe, photos(), **options)
     two = convert_qsam2(prepare_qsam2(model, recipe, calibration_data=photos(), **options))
     batch = images(1, 96)
     assert_identical(run_video(one, batch), run_video(two, batch))
+    with pytest.raises(QConfigError, match="the model is converted already"):
+        convert_qsam2(one)
 
 
 @pytest.mark.slow

@@ -38,11 +38,13 @@ def video(
     from ..benchmark.long_video import FPS, draw_clip, measure_long_video
     from ..segmentation import SavedAs
     from ..segmentation.saving import check_outputs
+    from ..workflow.models import load_runnable
 
     forms: list[SavedAs] = [kind.value for kind in save]
     check_output_folder(output, files=["long_video.json", "clip.mp4"])
     check_outputs(forms, output)
     if clip is None:
+        load_runnable(model, checkpoint, "cpu", target)  # a wrong name is told before minutes of drawing
         clip = output / "clip.mp4"
         draw_clip(clip, round(minutes * 60 * FPS), (width, height), progress=True)
     found = measure_long_video(model, clip, output, checkpoint=checkpoint, target=target, save=forms)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from ..errors import QSAM2Error
-from ..workflow import EMBEDDED, EMBEDDED_NAMES
+from ..workflow import EMBEDDED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,15 +171,15 @@ def data_source(option: str, given: str | None, model: str) -> str:
         QSAM2Error: It is missing for another model than the embedded one, there is no such folder, or a weight is no
             number.
     """
-    if given is None and model not in EMBEDDED_NAMES:
-        raise QSAM2Error(f"{option} is missing: name a folder of your data, or 'embedded' for procedural videos")
+    from ..workflow.data import data_for
+
     if given not in (None, EMBEDDED) and not Path(str(given)).is_dir():
         from ..data.mixture import parse_sources
 
         for source in parse_sources(str(given)):
             if not Path(source.path).exists():
                 raise QSAM2Error(f"{option} {source.path}: no such folder")
-    return given or EMBEDDED
+    return data_for(model, given, option)
 
 
 def is_other_rank() -> bool:

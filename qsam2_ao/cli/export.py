@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import QConfigError
+from ..errors import QConfigError, QSAM2Error
 from .common import Json, print_json
 
 
@@ -29,7 +29,10 @@ def export(
     from ..deploy.targets import auto_target
     from ..export import export_aoti, export_onnx, export_openvino
     from ..files import check_output_folder
+    from ..models.weights import holds_float_weights
     from ..reporting.size import human_bytes
+    from ..workflow import EMBEDDED_NAMES
+    from ..workflow.models import is_config
 
     # Packages are for this machine anyway; the other runtimes have int8 layers of their own.
     kernels = "int8" if auto_target()[0] == "int8" else "packed"
@@ -37,6 +40,8 @@ def export(
     if form not in formats:
         raise QConfigError(f"unknown format {form!r}; choose one of {', '.join(formats)}")
     check_output_folder(output)
+    if str(model) in EMBEDDED_NAMES or is_config(str(model)) or holds_float_weights(model):
+        raise QSAM2Error(f"{model} is a float model: quantize it (qsam2 quantize), and export the packed file")
     write, target = formats[form]
     files = [
         file for path in write(load_qsam2(model, target=target), output) for file in (path, path.with_suffix(".bin"))

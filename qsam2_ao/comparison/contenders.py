@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..deploy.targets import TARGETS
+from ..deploy.targets import TARGETS, get_target
 from ..errors import QSAM2Error
 from ..export import ExportedSAM2
 from ..models.embedded import EMBEDDED_MODELS
@@ -59,7 +59,7 @@ def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
         least: How many there must be.
 
     Raises:
-        QSAM2Error: There are too few, a config has no weights, or the same is there twice.
+        QSAM2Error: There are too few, a config has no weights, a target is unknown, or the same is there twice.
 
     Example:
         >>> [contender.label for contender in contenders(["embedded", "a.safetensors@int8", "a.safetensors@packed"])]
@@ -82,6 +82,8 @@ def contenders(names: Sequence[str], least: int = 2) -> list[Contender]:
 
 def _split(name: str) -> tuple[str, str]:
     model, _, target = name.rpartition("@")
+    if not Path(name).exists() and (model in EMBEDDED_MODELS or Path(model).is_file()):
+        get_target(target)
     return (model, target) if model and target in TARGETS and not Path(name).exists() else (name, "auto")
 
 

@@ -142,7 +142,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
 
     Returns:
         The model, with a stage whose ``targets`` say of each layer what it runs on, and why where that is not the
-        target asked for.
+        target asked for. It is warned where no layer runs on that.
 
     Raises:
         QConfigError: An unknown target.
@@ -150,6 +150,10 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
             this machine or the model's device has no such products.
     """
     targets = get_target(target).lower(model)
+    if target != "auto" and targets and all(found != target for found, _ in targets.values()):
+        why = next(iter(targets.values())).reason
+        # It names the line past load_qsam2 and its decorator.
+        warnings.warn(f"no layer runs on the target {target!r}, all stay packed: {why}", stacklevel=4)
     for module in model.modules():
         if isinstance(module, PartGraph):  # lowering has no use for the code of the graph before
             module.complete()

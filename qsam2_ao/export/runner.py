@@ -74,10 +74,9 @@ class ExportedSAM2:
         point_coords: NDArray[Any] | None = None,
         point_labels: NDArray[Any] | None = None,
         box: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-        *,
-        mask_input: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
         """Segment objects in the image, as ``SAM2ImagePredictor.predict``.
 
@@ -85,11 +84,12 @@ class ExportedSAM2:
             point_coords: Clicks in pixels of the image, ``[N, 2]``, or ``[B, N, 2]`` for B objects.
             point_labels: 1 (inside), 0 (outside) or -1 (padding), ``[N]`` or ``[B, N]``.
             box: ``[4]``, x0, y0, x1, y1, or ``[B, 4]``.
-            multimask_output: Three masks, for a click that may mean several things, or one.
-            return_logits: Logits instead of booleans.
             mask_input: Logits of an earlier prediction, ``[1, S/4, S/4]`` or ``[B, 1, S/4, S/4]``, with clicks or a
                 box. SAM2's predictor reads a mask alone without any click, which the exported decoder has no input
-                for: give one padding click, ``[[0, 0]]`` with label -1, to both.
+                for, and mostly finds nothing: give the box around it, or, for the same answer, one padding click,
+                ``[[0, 0]]`` with label -1, to both.
+            multimask_output: Three masks, for a click that may mean several things, or one.
+            return_logits: Logits instead of booleans.
 
         Returns:
             Masks ``[M, height, width]``, the model's estimates of their IoU ``[M]``, and logits at a quarter of the
@@ -106,8 +106,8 @@ class ExportedSAM2:
             self.settings.check_mask_prompts("mask_input is given")
             if point_coords is None and box is None:
                 raise DataError(
-                    "mask_input is alone, and the exported decoder has no input without clicks: give clicks or a box "
-                    "with it, or the padding click point_coords=[[0, 0]], point_labels=[-1]"
+                    "mask_input is alone, and the exported decoder has no input without clicks: give clicks or the "
+                    "box around it, or the padding click point_coords=[[0, 0]], point_labels=[-1]"
                 )
         coords, labels = self._clicks(self._image_size, point_coords, point_labels, box, mask_input)
         side, logits = self.settings.image_size // 4, None

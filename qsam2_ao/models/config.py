@@ -196,6 +196,8 @@ def _build(config: Any, name: str, model_class: type | None = None) -> Any:
             f"{name}._target_ is {target!r}, which is not one of the classes that a config may build; "
             f"they are {', '.join(sorted(DESCRIBERS))}"
         )
+    if not isinstance(model_class, type | None):
+        raise CheckpointError(f"model_class must be a class such as SAM2Base, not {model_class!r}")
     cls = _imported(target) if model_class is None else model_class
     accepted, dropped = constructor_parameters(cls), set()
     if model_class is not None:

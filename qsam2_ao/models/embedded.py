@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..compat import adapt_predictors
 from ..compat.random import OwnGenerator
-from ..errors import CheckpointError
+from ..errors import CheckpointError, QSAM2Error
 from ..files import atomic_write
+from ..spelling import unknown_name
 from ..stage import ModelStage, set_stage
 from ..threads import survive_forks
 
@@ -86,10 +87,18 @@ def build_embedded(
     Returns:
         The model in eval mode, on the CPU, in float32.
 
+    Raises:
+        QSAM2Error: ``model_class`` is no class.
+
     Example:
         >>> from training.model.sam2 import SAM2Train
         >>> model = build_embedded(SAM2Train, num_correction_pt_per_frame=1)
     """
+    if not isinstance(model_class, type | None):
+        raise QSAM2Error(
+            f"model_class must be a class such as SAM2Base, not {model_class!r}; an embedded model is chosen by "
+            'load_embedded(name="embedded-256")'
+        )
     adapt_predictors()
     node = OmegaConf.load(EMBEDDED_CONFIG if config is None else config).model
     target = node["_target_"] if model_class is None else f"{model_class.__module__}.{model_class.__qualname__}"
@@ -135,16 +144,18 @@ def _start_learnable(model: Any) -> None:
 def load_embedded(
     model_class: type[nn.Module] | None = None,
     *,
+    name: str = "embedded",
     config: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     apply_postprocessing: bool = True,
     **overrides: Any,
 ) -> nn.Module:
-    """Load the trained embedded model.
+    """Load a trained embedded model.
 
     Args:
         model_class: As for :func:`build_embedded`, but ``SAM2VideoPredictor`` by default.
-        config: As for :func:`build_embedded`.
+        name: "embedded", which knows procedural scenes, or "embedded-256" for real pictures.
+        config: As for :func:`build_embedded`; that of the model by default.
         weights: Another weight file of the same model, as :func:`save_weights` writes it.
         apply_postprocessing: Apply the same inference overrides as ``sam2.build_sam``.
         overrides: Further arguments of the model class, replacing those of the config.
@@ -154,14 +165,19 @@ def load_embedded(
 
     Raises:
         CheckpointError: The file is absent, damaged, or of another model.
+        QSAM2Error: No embedded model has that name.
 
     Example:
-        >>> predictor = load_embedded()
+        >>> predictor = load_embedded(name="embedded-256")
     """
+    if name not in EMBEDDED_MODELS:
+        raise QSAM2Error(unknown_name("embedded model", name, EMBEDDED_MODELS))
     if model_class is None:
         model_class = importlib.import_module("sam2.sam2_video_predictor").SAM2VideoPredictor
+    files = EMBEDDED_MODELS[name]
+    config = files.config if config is None else config
     model = build_embedded(model_class, config=config, apply_postprocessing=apply_postprocessing, **overrides)
-    load_weights(model, EMBEDDED_WEIGHTS if weights is None else weights)
+    load_weights(model, files.weights if weights is None else weights)
     return model
 
 

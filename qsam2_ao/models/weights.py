@@ -114,7 +114,7 @@ def image_size_of(path: str | os.PathLike[str]) -> int | None:
 
 
 def check_settings(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Refuse a folder of transformers whose config has windows or global blocks that the model has not.
+    """Refuse a folder of transformers whose config has windows, global blocks or heads that the model has not.
 
     No tensor tells them.
 
@@ -129,11 +129,17 @@ def check_settings(path: str | os.PathLike[str], model: nn.Module) -> None:
         return
     given = _read_config(Path(path))["vision_config"]["backbone_config"]
     trunk: Any = model.get_submodule("image_encoder.trunk")
-    for theirs, ours in (("window_size_per_stage", "window_spec"), ("global_attention_blocks", "global_att_blocks")):
-        value, own = given.get(theirs), list(getattr(trunk, ours))
-        if value is not None and value != own:
+    heads = [trunk.blocks[end].attn.num_heads for end in trunk.stage_ends]
+    for theirs, own, ours in (
+        ("window_size_per_stage", trunk.window_spec, "window_spec"),
+        ("global_attention_blocks", trunk.global_att_blocks, "global_att_blocks"),
+        ("num_attention_heads_per_stage", heads, "num_heads and head_mul"),
+    ):
+        value = given.get(theirs)
+        if value is not None and value != list(own):
             raise CheckpointError(
-                f"{path}: its config has {theirs} {value}, and the model has {own}; name a YAML file with its {ours}"
+                f"{path}: its config has {theirs} {value}, and the model has {list(own)}; name a YAML file with its "
+                f"{ours}"
             )
 
 
@@ -170,6 +176,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if kind not in ("sam2", "sam2_video"):
         raise CheckpointError(
             f"{folder} is of a model of type {kind!r}; Sam2Model (sam2) and Sam2VideoModel (sam2_video) can be read"
+        )
+    if (quantized := config.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise CheckpointError(
+            f"{folder} holds a quantized model ({method}), which transformers' from_pretrained loads; name the float "
+            "model's folder, or the packed .safetensors file"
         )
     vision = config.get("vision_config") or {}
     if not isinstance(vision, dict) or not isinstance(vision.get("backbone_config") or {}, dict):
@@ -208,7 +220,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a complete safetensors file ({reason}){_start(path)}") from error
     with opened as file:
         if file.metadata.get("format") == "qsam2":
-            raise CheckpointError(f"{path} is a packed file, which takes no config: give it as the model itself")
+            renamed = "" if path.suffix == ".safetensors" else f", with the name {path.with_suffix('.safetensors')}"
+            raise CheckpointError(
+                f"{path} is a packed file, which takes no config: give it as the model itself{renamed}"
+            )
         return {name: file.tensor(name) for name in file.names}
 
 

@@ -193,7 +193,8 @@ def _attention_of_a_part(
         tile = tile.to(_FACTOR)
     k += batch.to(tl.int64) * k_batch + head * k_head + i[None, :]
     v += batch.to(tl.int64) * v_batch + head * v_head + j[None, :]
-    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    # Finite, so that keys that weigh nothing (scores of -infinity) give zeros as long as there may be others.
+    highest = tl.full((QUERIES,), -3.4028234e38, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, BLOCK_D), tl.float32)
     first, last = part * length, tl.minimum((part + 1) * length, keys)
@@ -289,7 +290,8 @@ def _merge(
     for part in range(parts):
         weight = tl.exp2(tl.load(logs + part * rows + row, row < rows, other=0.0) - highest)
         total += weight
-        mixed += weight[:, None] * tl.load(sums + tl.cast(part, tl.int64) * rows * D + at, inside, other=0.0)
+        values = tl.load(sums + tl.cast(part, tl.int64) * rows * D + at, inside, other=0.0)
+        mixed += tl.where(weight[:, None] == 0, 0.0, weight[:, None] * values)  # NaN where no key weighs anything
     tl.store(out + at, rounded(mixed / total[:, None], out_scale, out_zero_point, out_max, CODES), inside)
 
 

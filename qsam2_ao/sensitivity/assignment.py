@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -20,6 +21,8 @@ from ..graph import REGIONS
 from ..recipe import EXCEPTED_LAYERS, lsc_qconfig
 from ..spelling import did_you_mean
 from .layers import quantizable_layers
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "qsam2_ao.bits"
 VERSION = 1
@@ -80,7 +83,7 @@ class Assignment:
         return dict.fromkeys(REGIONS, mapping)
 
     def check_model(self, model: SAM2Base) -> None:
-        """Refuse a model that has other layers.
+        """Refuse a model that has other layers, and warn of one whose layers have other sizes.
 
         Args:
             model: A float model of the ``SAM2Base`` family.
@@ -100,6 +103,14 @@ class Assignment:
             raise QConfigError(
                 f"the assignment has no bits for the layer {missing[0]!r} ({len(missing)} such layers), which would "
                 "stay in float; measure all layers of this model"
+            )
+        taken = sum(each.packed_bytes(self.bits.get(name, self.first_last_bits)) for name, each in layers.items())
+        if taken != self.bytes:
+            logger.warning(
+                "the assignment says that its layers take %d bytes, and this model's take %d: it was measured on a "
+                "model of another size, or changed by hand",
+                self.bytes,
+                taken,
             )
 
     def counts(self) -> dict[int, int]:

@@ -21,7 +21,7 @@ RANGE_RATE = 10.0
 FLOAT_RATE = 1e-5
 
 
-def rate_at(bits: int) -> float:
+def rate_at(bits: float) -> float:
     """Peak learning rate of weights that have so many bits.
 
     Example:

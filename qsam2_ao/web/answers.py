@@ -65,6 +65,7 @@ class Models:
     def __init__(self, entrants: Sequence[Entrant]) -> None:
         self.entrants = list(entrants)
         self._turn = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     def warm_up(self) -> None:
         """Let every model segment and track once: what only the first time takes is in nobody's times."""
@@ -126,8 +127,15 @@ class Models:
         tracking = clip.tracking = Tracking(clip.length - min(schedule))
         # In the request's context, which has the size limit of pictures.
         arguments = (self._track, clip, schedule, tracking)
-        threading.Thread(target=copy_context().run, args=arguments, daemon=True).start()
+        thread = threading.Thread(target=copy_context().run, args=arguments, daemon=True)
+        self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+        thread.start()
         return tracking
+
+    def wait(self) -> None:
+        """Wait for trackings that were cancelled, a frame at most each: torch aborts a process that ends meanwhile."""
+        for thread in self._threads:
+            thread.join()
 
     def _track(self, clip: Clip, schedule: Schedule, tracking: Tracking) -> None:
         begin = min(schedule)

@@ -64,6 +64,8 @@ def make_app(models: Models, *, max_upload: int = 200 * MEGABYTE, max_frames: in
         try:
             yield
         finally:
+            page.store.cancel_all()
+            page.models.wait()
             page.store.close_all()
 
     clip = "/api/clips/{clip}"

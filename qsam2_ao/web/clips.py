@@ -231,6 +231,13 @@ class ClipStore:
             clip.tracking.cancelled.set()
         shutil.rmtree(clip.folder, ignore_errors=True)
 
+    def cancel_all(self) -> None:
+        """Stop all trackings at their next frame."""
+        with self._lock:
+            for clip in self._clips.values():
+                if clip.tracking is not None:
+                    clip.tracking.cancelled.set()
+
     def close_all(self) -> None:
         """Forget everything."""
         with self._lock:

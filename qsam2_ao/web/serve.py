@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from ..comparison.contenders import contenders
 from ..errors import QSAM2Error
@@ -41,9 +45,10 @@ def hosts_of(host: str, names: Sequence[str] = ()) -> tuple[str, list[str]]:
     Example:
         >>> hosts_of("::1")
         ('[::1]', ['127.0.0.1', 'localhost', '[::1]'])
-        >>> hosts_of("0.0.0.0", ["my-machine"])
+        >>> hosts_of("0.0.0.0", ["My-Machine"])
         ('my-machine', ['127.0.0.1', 'localhost', 'my-machine'])
     """
+    names = [name.lower() for name in names]  # as browsers ask for them
     own = names[0] if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
     return own, list(dict.fromkeys([*LOCAL, *names, own]))
 
@@ -83,8 +88,24 @@ def serve(
     models.warm_up()
     note(f"open http://{own}:{port} in a browser; Ctrl-C ends it")
     app = make_app(models, max_upload=max_upload, max_frames=max_frames, hosts=hosts)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
     try:
-        uvicorn.Server(config).run()
+        with _hung_up(server.handle_exit):
+            server.run()
     except SystemExit as error:
         raise QSAM2Error(f"port {port} of {host} cannot be listened on; choose another --port or --host") from error
+
+
+@contextmanager
+def _hung_up(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have a signal handled that uvicorn leaves to end the process: its terminal is gone. Under nohup it is ignored."""
+    number: int | None = getattr(signal, "SIGHUP", None)
+    main = threading.current_thread() is threading.main_thread()
+    if number is None or not main or signal.getsignal(number) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)

@@ -26,7 +26,7 @@ from ..sensitivity.plot import region_figure
 from ..stage import stage_of
 from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
-from .data import calibration_source, videos_with_masks
+from .data import calibration_source, data_for, videos_with_masks
 from .models import load_model
 from .shares import Share
 
@@ -40,9 +40,9 @@ def choose_bits(
     budget: str = "w3",
     bits: Sequence[int] = (2, 3, 4, 8),
     metric: str = "sqnr",
-    calibration: str = EMBEDDED,
+    calibration: str | None = None,
     images: int = 8,
-    data: str = EMBEDDED,
+    data: str | None = None,
     videos: int = 8,
     vrc: bool = True,
     rounding: str = "gptq",
@@ -63,7 +63,7 @@ def choose_bits(
         budget: Size: "w3" for that of uniform 3 bits, average bits up to 8, or bytes.
         bits: Bit-widths to measure and to choose from, from few to many.
         metric: "sqnr" compares outputs; "jf" tracks videos, which is slow.
-        calibration: A folder of images, or "embedded" for procedural ones.
+        calibration: A folder of images, or "embedded" for procedural ones, which embedded models have by default.
         images: Use at most so many.
         data: For "jf": a DAVIS-style folder, or "embedded" for videos of the validation split, so that the test split
             stays unseen.
@@ -81,13 +81,15 @@ def choose_bits(
 
     Raises:
         QConfigError: A metric, rounding or bit-width that does not exist, or a budget that no choice fits.
-        QSAM2Error: The model is quantized already, or a file cannot be written.
+        QSAM2Error: No data are named, the model is quantized already, or a file cannot be written.
         MissingPackageError: scipy or matplotlib is not installed.
 
     Example:
         >>> found = choose_bits("embedded", "outputs/sensitivity", budget="3.5")  # doctest: +SKIP
     """
     output, share = Path(output), Share() if share is None else share
+    calibration = data_for(model, calibration, "calibration")
+    data = data_for(model, data, "data") if metric == "jf" else EMBEDDED
     check_output_folder(output)
     for package in ("scipy", "matplotlib", *(("vos_benchmark",) if metric == "jf" else ())):
         needed(package)  # used at the end

@@ -17,8 +17,37 @@ from ..data.formats.base import Dataset
 from ..data.mixture import parse_sources
 from ..data.procedural import generate_sequence, generate_split
 from ..data.types import VideoSequence
+from ..errors import QSAM2Error
+from ..reporting.notes import note
 from ..workspace import fingerprint
-from . import EMBEDDED
+from . import EMBEDDED, EMBEDDED_NAMES
+
+
+def data_for(model: str, given: str | None, name: str) -> str:
+    """The data that were named, or procedural data for the embedded models, and for no other one.
+
+    Args:
+        model: The model's name.
+        given: What was named; None for nothing.
+        name: What the argument or option is called.
+
+    Returns:
+        The name of the data; of a model that is not for procedural data it is noted that it gets them.
+
+    Raises:
+        QSAM2Error: Nothing was named, and the model is another one.
+
+    Example:
+        >>> data_for("embedded", None, "calibration"), data_for("mine.pt", "photographs/", "calibration")
+        ('embedded', 'photographs/')
+    """
+    if given is not None:
+        return given
+    if model not in EMBEDDED_NAMES:
+        raise QSAM2Error(f"{name} is missing: name a folder of your data, or 'embedded' for procedural videos")
+    if model != EMBEDDED:
+        note(f"{name} names no data: procedural scenes are taken, and {model} is for photographs and real video")
+    return EMBEDDED
 
 
 def procedural_images(count: int, side: int) -> list[NDArray[np.uint8]]:
@@ -75,9 +104,14 @@ def calibration_source(name: str, count: int, side: int) -> list[NDArray[np.uint
 
     Returns:
         Calibration data as ``prepare_qsam2`` takes it.
+
+    Raises:
+        QSAM2Error: It is a file.
     """
     if name == EMBEDDED:
         return procedural_images(count, side)
+    if Path(name).is_file():
+        raise QSAM2Error(f"{name} is a file; name a folder of pictures to calibrate on, such as {Path(name).parent}")
     # Other data sets have their frames as pictures, which calibration finds itself.
     return FirstFrames(open_dataset(name)) if sav_train.detect(Path(name)) else name
 

@@ -13,8 +13,7 @@ from ..training.metrics import check_log
 from ..training.resume import TrainResult
 from ..training.settings import TrainingSettings
 from ..workspace import fingerprint, versions
-from . import EMBEDDED
-from .data import sources_fingerprint
+from .data import data_for, sources_fingerprint
 from .models import load_model
 from .quantize import shared_workspace, work_folder, write_by_way_of
 from .training import room_to_train, train_as, training_data
@@ -25,7 +24,7 @@ def finetune_to_file(
     settings: TrainingSettings,
     output: str | os.PathLike[str],
     *,
-    train_data: str = EMBEDDED,
+    train_data: str | None = None,
     val_data: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -43,7 +42,7 @@ def finetune_to_file(
         settings: How to train.
         output: The ``.pt`` file to write.
         train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
-            clips.
+            clips, which embedded models have by default.
         val_data: Likewise, to judge by; by default a part of ``train_data`` is set aside.
         checkpoint: The checkpoint of an official config.
         device: Where to train.
@@ -54,8 +53,8 @@ def finetune_to_file(
         The losses and what was kept.
 
     Raises:
-        QSAM2Error: The model is quantized, another run has the folder, the data cannot be used or the file cannot be
-            written.
+        QSAM2Error: No data are named, the model is quantized, another run has the folder, the data cannot be used or
+            the file cannot be written.
         KeyboardInterrupt: Ctrl-C; the training so far is kept.
 
     Example:
@@ -64,6 +63,7 @@ def finetune_to_file(
         ... )  # doctest: +SKIP
     """
     output = Path(output)
+    train_data = data_for(model, train_data, "train_data")
     with joined(place_from(os.environ), device) as device:
         check_output_file(output, ".pt")
         if log_dir is not None:

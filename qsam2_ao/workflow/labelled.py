@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.datasets import open_dataset
+from ..data.formats import lvos, youtube_vos
 from ..data.procedural import generate_split
 from ..data.types import VideoSequence
 from ..errors import DataError
@@ -79,7 +80,8 @@ def labelled_videos(
 
     Returns:
         The videos. A folder's are evaluated with the official protocol and the metric of SA-V if its format holds a
-        mask for each object, else of DAVIS; procedural ones as they are elsewhere in this package.
+        mask for each object or lists those that begin later, else of DAVIS; procedural ones as they are elsewhere in
+        this package.
 
     Raises:
         DataError: There is no such folder, split or video, or the folder has no masks.
@@ -106,7 +108,8 @@ def labelled_videos(
     dataset = open_dataset(data, format, split=split, sequences=sequences, default_split="val").labelled()[:count]
     if not len(dataset):
         raise DataError(f"{data} has no videos; choose another split")
-    overlapping = not dataset.pictures and dataset[0].overlapping
     about = {"data": str(data), "format": dataset.format, "split": dataset.split}
-    metric: Metric = "sav" if overlapping else "davis"
+    # DAVIS's counts the first frame's objects alone.
+    later = dataset.format in (lvos.NAME, youtube_vos.NAME)
+    metric: Metric = "sav" if later or (not dataset.pictures and dataset[0].overlapping) else "davis"
     return LabelledVideos(dataset, dataset.names, about, dataset.pictures, "official", metric)

@@ -89,8 +89,7 @@ def load_model(
             )
         model = build_official(name, checkpoint, device=where)
     elif name in EMBEDDED_MODELS:
-        files = EMBEDDED_MODELS[name]
-        model = load_embedded(SAM2VideoPredictor, config=files.config, weights=files.weights).to(where)
+        model = load_embedded(SAM2VideoPredictor, name=name).to(where)
     elif holds_float_weights(name) or Path(name).suffix.lower() in PICKLED:
         model = build_official(None, name, device=where)
     elif Path(name).is_dir():

@@ -27,7 +27,7 @@ from ..spelling import counted
 from ..stage import set_stage, stage_of
 from ..workspace import Workspace, fingerprint, versions
 from . import EMBEDDED
-from .data import calibration_source, sources_fingerprint
+from .data import calibration_source, data_for, sources_fingerprint
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def quantize_to_file(
     job: QuantizationJob,
     output: str | os.PathLike[str],
     *,
-    calibration: str = EMBEDDED,
-    train_data: str = EMBEDDED,
+    calibration: str | None = None,
+    train_data: str | None = None,
     val_data: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -126,9 +126,9 @@ def quantize_to_file(
         model: What ``load_model`` takes: "embedded", a checkpoint or folder of transformers, an official name.
         job: How.
         output: The packed ``.safetensors`` file to write.
-        calibration: A folder of images, or "embedded" for procedural ones.
+        calibration: A folder of images, or "embedded" for procedural ones, which embedded models have by default.
         train_data: Data sets as :func:`~qsam2_ao.data.mixture.parse_sources` reads them, or "embedded" for procedural
-            clips; for a job with training.
+            clips, which embedded models have by default; for a job with training.
         val_data: Likewise, to judge the training by; by default a part of ``train_data`` is set aside.
         checkpoint: Of an official name or config.
         device: Where to calibrate and train.
@@ -138,15 +138,17 @@ def quantize_to_file(
         The quantized model, as it was saved.
 
     Raises:
-        QSAM2Error: The model is quantized already, another run has the folder, or a step failed; the message says which
-            layer, file or setting. What can be known before the first step (data, recipe, the places of the file and
-            the log, the room for the file) is said before it.
+        QSAM2Error: No data are named, the model is quantized already, another run has the folder, or a step failed; the
+            message says which layer, file or setting. What can be known before the first step (data, recipe, the places
+            of the file and the log, the room for the file) is said before it.
         KeyboardInterrupt: Ctrl-C; finished steps and the training so far are kept.
 
     Example:
         >>> quantize_to_file("embedded", QuantizationJob("w4a8", images=10), "w4a8.safetensors")  # doctest: +SKIP
     """
     output = Path(output)
+    calibration = data_for(model, calibration, "calibration")
+    train_data = EMBEDDED if job.training is None else data_for(model, train_data, "train_data")
     with joined(place_from(os.environ), device) as device:
         if job.training is not None:
             importlib.import_module("qsam2_ao.training")  # says before the calibration what is missing
@@ -209,16 +211,24 @@ def shared_workspace(output: Path, settings: Mapping[str, Any]) -> Iterator[Work
     Raises:
         QSAM2Error: Another run has it, or it cannot be written.
     """
+    locked: list[Workspace] = []  # in the first rank
     with ExitStack() as stack:
 
         def open_locked() -> Workspace:
             others = sorted(output.parent.glob("*.work"))
             work = Workspace(work_folder(output), settings, others)
             stack.enter_context(work.locked())
+            locked.append(work)
             return work
 
         work = from_first_rank(open_locked, "open the work folder")
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if locked and work.untouched:  # nothing to go on with
+                stack.close()
+                work.discard()
+            raise
 
         def remove() -> None:
             stack.close()  # no folder goes while a file in it is open, on some systems

@@ -40,6 +40,14 @@ def test_the_command_measures_what_tracking_takes(tmp_path: Path) -> None:
     assert len(list((tmp_path / "masks").iterdir())) == 18
 
 
+def test_a_model_that_is_not_there_is_told_before_a_clip_is_drawn(tmp_path: Path) -> None:
+    line = ["benchmark", "video", "absent.safetensors", "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 2
+    assert "absent.safetensors" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_first_frames_work_is_no_latency_and_a_picture_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,13 @@ from qsam2_ao.cli.sensitivity import ROUNDING_NAMES
 COMMANDS = ("demo", "quantize", "evaluate", "segment", "track", "inspect")
 
 
+@pytest.mark.parametrize("model", ["embedded", "sam2.1-t"])
+def test_a_float_model_is_not_exported(run, tmp_path: Path, model: str):
+    result = run("export", model, "-o", tmp_path)
+    assert result.exit_code == 2
+    assert f"{model} is a float model: quantize it" in result.stderr
+
+
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.exit_code == 0

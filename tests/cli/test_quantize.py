@@ -56,6 +56,7 @@ def test_without_training_and_data_of_its_own(run, tmp_path: Path):
         (["embedded", "--preset", "w1a1"], "unknown preset 'w1a1'; the presets are w8a8"),
         (["embedded", "--calibration", "absent"], "--calibration absent: no such folder"),
         (["embedded", "--calibration", "{empty}"], "holds no image"),
+        (["embedded", "--calibration", "{file}"], "is a file; name a folder of pictures"),
         (["embedded", "--steps", "1", "--train-data", "absent"], "--train-data absent: no such folder"),
         (["embedded", "--steps", "1", "--train-data", "{empty}"], "is not laid out like any data set"),
         (["embedded", "--steps", "1", "--train-data", "{empty}:0.7,absent:0.3"], "--train-data absent: no such folder"),
@@ -87,6 +88,7 @@ def test_bad_input(run, packed_file: Path, tmp_path: Path, arguments: list[str],
     assert message in result.stderr
     assert result.stdout == ""
     assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors.work").exists(), "there is nothing to go on with"
 
 
 @pytest.mark.slow

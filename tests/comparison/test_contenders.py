@@ -30,6 +30,7 @@ def test_labels_tell_models_apart(names: list[str], labels: list[str]):
         (["embedded", "sam2.1-t"], "config without weights"),
         (["embedded", "configs/sam2.1/sam2.1_hiera_t.yaml"], "config without weights"),
         (["a.pt", "a.pt"], "named twice"),
+        (["embedded", "embedded-256@int5"], "unknown lowering target 'int5'"),
     ],
 )
 def test_what_cannot_be_compared(names: list[str], message: str):

@@ -100,6 +100,13 @@ def test_lowering_a_model_says_which_layers_stayed_packed_and_why() -> None:
     assert "input is quantized" in taken["part.integer"][1]
 
 
+def test_it_is_warned_where_no_layer_runs_on_what_was_asked_for() -> None:
+    model = deployed()
+    set_stage(model, ModelStage(layers=tuple(layer for layer in stage_of(model).layers if layer.layer == "integer")))
+    with pytest.warns(UserWarning, match="no layer runs on the target 'int4', all stay packed: Its input is quantized"):
+        lower_to(model, "int4")
+
+
 def test_lowering_to_packed_changes_nothing_and_a_second_target_is_refused() -> None:
     model = deployed()
     before = model.part.fits

@@ -98,8 +98,9 @@ def test_images_and_videos_match_the_predictors(exported: Path, model: Any, clip
     click, box = prompts(clip, second)  # the first one's click may mean two masks: which, is a matter of rounding
     for prompt, several in ((click, True), (click, False), (box, False)):
         arguments = {"point_coords": prompt["points"], "point_labels": prompt["labels"], "box": prompt["box"]}
-        masks, scores, low = ours.predict(**arguments, multimask_output=several)
-        expected, expected_scores, expected_low = theirs.predict(**arguments, multimask_output=several)
+        given_in_order = (*arguments.values(), None, several)  # places are the same as names
+        masks, scores, low = ours.predict(*given_in_order)
+        expected, expected_scores, expected_low = theirs.predict(*given_in_order)
         assert (masks.shape, low.shape) == (expected.shape, expected_low.shape)
         np.testing.assert_allclose(scores, expected_scores, atol=0.05)
         assert min(iou(a, b > 0) for a, b in zip(masks, expected, strict=True)) > 0.9

@@ -10,7 +10,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from training.model.sam2 import SAM2Train
 
-from qsam2_ao.errors import CheckpointError
+from qsam2_ao.errors import CheckpointError, QSAM2Error
 from qsam2_ao.models.embedded import (
     EMBEDDED_CONFIG,
     EMBEDDED_WEIGHTS,
@@ -100,6 +100,14 @@ def test_the_trained_model_segments_the_validation_split():
     score = quick_score(load_embedded(SAM2Train, num_correction_pt_per_frame=1), videos=8, num_frames=8)
     assert score.jf > 70
     assert score.box > 70
+
+
+def test_each_model_is_had_by_its_name():
+    assert load_embedded(name="embedded-256").image_size == 256
+    with pytest.raises(QSAM2Error, match=r"unknown embedded model 'embedded-265'.*did you mean 'embedded-256'"):
+        load_embedded(name="embedded-265")
+    with pytest.raises(QSAM2Error, match=r"model_class must be a class .* not 'embedded-256'.*name="):
+        load_embedded("embedded-256")
 
 
 def test_absent_file_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,13 @@ def test_a_whole_model_is_refused(model: nn.Module, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "whole.pt")
 
 
-def test_packed_files_are_models_themselves(packed_file: Path) -> None:
+def test_packed_files_are_models_themselves(packed_file: Path, tmp_path: Path) -> None:
     assert not holds_float_weights(packed_file)
-    with pytest.raises(CheckpointError, match="is a packed file, which takes no config"):
+    with pytest.raises(CheckpointError, match=r"is a packed file, which takes no config: give it as the model itself$"):
         read_checkpoint(packed_file)
+    other = shutil.copy(packed_file, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"itself, with the name .*model\.safetensors$"):
+        read_checkpoint(other)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
@@ -241,6 +245,8 @@ def test_a_folder_in_several_files(model: nn.Module, tmp_path: Path) -> None:
 def test_folders_that_hold_no_sam2(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"of type 'bert'"):
         read_checkpoint(folder_of(tmp_path / "bert", {}, model_type="bert"))
+    with pytest.raises(CheckpointError, match=r"holds a quantized model \(qsam2\)"):
+        read_checkpoint(folder_of(tmp_path / "packed", {}, quantization_config={"quant_method": "qsam2", "layers": {}}))
     for number, broken in enumerate((b"{", b"\xff", b"[]", b'{"model_type": "sam2", "vision_config": 3}')):
         folder = folder_of(tmp_path / str(number), {})
         (folder / "config.json").write_bytes(broken)
@@ -256,9 +262,14 @@ def test_folders_that_hold_no_sam2(model: nn.Module, tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
-def test_windows_that_no_tensor_tells(model: nn.Module, tmp_path: Path) -> None:
+def test_windows_and_heads_that_no_tensor_tells(model: nn.Module, tmp_path: Path) -> None:
     trunk: Any = model.get_submodule("image_encoder.trunk")
-    same = {"window_size_per_stage": list(trunk.window_spec), "global_attention_blocks": None}
+    heads = [1, 2, 4, 8]
+    same = {
+        "window_size_per_stage": list(trunk.window_spec),
+        "global_attention_blocks": None,
+        "num_attention_heads_per_stage": heads,
+    }
     check_settings(folder_of(tmp_path / "a", {}, vision_config={"backbone_config": same}), model)
     for key in same:
         other = {**same, key: [1, 2]}

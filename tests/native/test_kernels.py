@@ -234,6 +234,17 @@ def test_attention_holds_with_large_scores(ops: Ops) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 
 
+def test_attention_passes_over_keys_of_scores_beyond_float32(ops: Ops) -> None:
+    """More of them than the kernel takes at a time: their score is minus infinity, and they weigh nothing."""
+    q, k = torch.full((1, 1, 3, 16), 1e20).bfloat16(), torch.zeros(1, 1, 600, 16).bfloat16()
+    k[:, :, :520] = -1e20
+    v = torch.randn(1, 1, 600, 16, generator=seeded()).bfloat16()
+    out = ops.attention(q, k, v, 0.25).transpose(1, 2)
+    torch.testing.assert_close(
+        out.float(), v[:, :, 520:].float().mean(2, keepdim=True).expand_as(out), rtol=2e-2, atol=1e-2
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "window", "stride"),

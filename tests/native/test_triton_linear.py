@@ -172,6 +172,16 @@ def test_attention_to_narrow_values_in_parts(queries: int, keys: int, batch: int
     torch.testing.assert_close(out.double(), exact, rtol=2e-2, atol=1e-2)
 
 
+def test_attention_in_parts_passes_over_keys_of_scores_beyond_float32() -> None:
+    """Whole parts of them, whose softmax has no sum."""
+    q, k = torch.full((1, 1, 64, 64), 1e20).bfloat16(), torch.zeros(1, 1, 4096, 64).bfloat16()
+    k[:, :, :3000] = -1e20
+    v = torch.randn(1, 1, 4096, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out = attention_in_parts(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), 0.3).transpose(1, 2).cpu()
+    mean = v[:, :, 3000:].float().mean(2, keepdim=True).expand_as(out)
+    torch.testing.assert_close(out.float(), mean, rtol=2e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("rows", "n", "width"), [(65536, 288, 96), (65536, 384, 128), (16384, 192, 96), (65536, 112, 128), (16384, 448, 64)]
 )

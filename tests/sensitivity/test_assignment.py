@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.ao.quantization import PlaceholderObserver
 
-from qsam2_ao import convert_qsam2, prepare_qsam2
+from qsam2_ao import convert_qsam2, load_embedded, prepare_qsam2
 from qsam2_ao.errors import QConfigError
 from qsam2_ao.graph import REGIONS
 from qsam2_ao.recipe import layer_qconfig
@@ -122,3 +122,13 @@ def test_a_model_with_other_layers_is_refused(model: Any, assignment: Assignment
     fewer = replace(assignment, bits={n: b for n, b in assignment.bits.items() if n != "obj_ptr_tpos_proj"})
     with pytest.raises(QConfigError, match="no bits for the layer 'obj_ptr_tpos_proj'"):
         fewer.check_model(model)
+
+
+@pytest.mark.slow
+def test_of_a_model_of_another_size_it_is_warned(
+    model: Any, assignment: Assignment, caplog: pytest.LogCaptureFixture
+) -> None:
+    assignment.check_model(model)
+    assert not caplog.text
+    assignment.check_model(load_embedded(name="embedded-256"))
+    assert f"its layers take {assignment.bytes} bytes, and this model's take" in caplog.text

@@ -78,6 +78,8 @@ def test_configs_that_cannot_be_used(name, override, message):
         ({"preset": "w4a8", "checkpoint": None}, r"qsam2.calibration is missing"),
         ({**GIVEN, "imgs": 3}, r"qsam2.imgs is no setting"),
         ({**GIVEN, "images": 0}, r"images must be a positive number"),
+        ({**GIVEN, "rounding": "gtpq"}, r"qsam2.rounding: unknown rounding 'gtpq'"),
+        ({**GIVEN, "vrc": -1}, r"qsam2.vrc must be \"auto\", a number that is not negative, or null"),
         ({**GIVEN, "regions": {"image_encoder": "w4a8"}}, "either preset"),
         ({**GIVEN, "folder": 3}, r"folder must be a path"),
         ({**GIVEN, "preset": "w5a5"}, r"qsam2.preset: unknown preset 'w5a5'"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from data_layouts import video as layout_video
 from data_layouts import write_sav_train
 
 from qsam2_ao.calibration.images import CalibrationImages
 from qsam2_ao.data.procedural import generate_split, write_sequence
+from qsam2_ao.errors import QSAM2Error
 from qsam2_ao.workflow.data import (
     FirstFrames,
     calibration_source,
+    data_for,
     procedural_images,
     sources_fingerprint,
     videos_with_masks,
@@ -25,6 +28,16 @@ def test_calibration_sources():
     np.testing.assert_array_equal(images[0], calibration_source("embedded", 1, 96)[0])
     assert procedural_images(1, 1024)[0].shape == (256, 256, 3)
     assert calibration_source("photographs/", 3, 96) == "photographs/"
+
+
+def test_only_the_embedded_models_have_data_by_default(capsys: pytest.CaptureFixture[str]):
+    assert data_for("mine.pt", "photographs/", "calibration") == "photographs/"
+    assert data_for("embedded", None, "calibration") == "embedded"
+    assert not capsys.readouterr().err
+    assert data_for("embedded-256", None, "calibration") == "embedded"
+    assert "calibration names no data: procedural scenes are taken" in capsys.readouterr().err
+    with pytest.raises(QSAM2Error, match="train_data is missing: name a folder of your data"):
+        data_for("sam2.1_hiera_tiny.pt", None, "train_data")
 
 
 def test_calibration_on_video_files(tmp_path: Path):

@@ -242,7 +242,9 @@ class Block {
     for (; at < valid; at += kLanes)
       top = select(first_lanes(valid - at), max(top, load(s + at)), top);
     top = max(top, second);
-    const float before = start ? low : max_[r], now = std::max(before, reduce_max(top) * scale);
+    // Finite, so that keys that weigh nothing (scores of -infinity) give zeros as long as there may be others.
+    const float lowest = std::numeric_limits<float>::lowest();
+    const float before = start ? lowest : max_[r], now = std::max(before, reduce_max(top) * scale);
     const Floats factor = all(scale), shift = all(-now);
     const auto probabilities = [&](int64_t k) {
       return rough_exp2(fma(load(s + k), factor, shift));

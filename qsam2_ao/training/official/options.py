@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ...calibration.rounding import ROUNDINGS
+from ...calibration.vrc import is_damping
 from ...errors import QConfigError
 from ...recipe import PRESETS, QConfigLike, preset_qconfig
 from ...spelling import unknown_name
@@ -88,6 +90,10 @@ class Options:
             raise QConfigError(f"{_BLOCK}.preset: {unknown_name('preset', self.preset, PRESETS)}")
         if self.first_last_bits is not None and self.preset is None:
             raise QConfigError(f"{_BLOCK}.first_last_bits belongs to a preset; regions name presets of their own")
+        if self.rounding not in ROUNDINGS:
+            raise QConfigError(f"{_BLOCK}.rounding: {unknown_name('rounding', self.rounding, ROUNDINGS)}")
+        if self.vrc is not None and not is_damping(self.vrc):
+            raise QConfigError(f'{_BLOCK}.vrc must be "auto", a number that is not negative, or null, got {self.vrc!r}')
         if not isinstance(self.images, int) or self.images < 1:
             raise QConfigError(f"{_BLOCK}.images must be a positive number of images, got {self.images!r}")
         for key in ("calibration", "checkpoint", "folder", "resume_from"):
