@@ -39,7 +39,7 @@ def kind() -> str:
     if platform.machine() == "aarch64":
         return "neon_i8mm" if _cpu_has("i8mm") else "neon"
     if _kept_to() == "avx2":
-        return "avx2"
+        return "avx_vnni" if _keeps_avx_vnni() and _cpu_has("avx_vnni") else "avx2"
     # torch may take AVX-VNNI, which is for 256 bits, for AVX512-VNNI; the kernel of the system does not.
     if not torch.cpu._is_vnni_supported() or not all(map(_cpu_has, compiler.X86["avx512"])):
         return "avx_vnni" if _cpu_has("avx_vnni") else "avx2"
@@ -49,6 +49,11 @@ def kind() -> str:
 def _kept_to() -> str:
     """What torch is told to do with at most, as on an older CPU; empty without."""
     return os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
+
+
+def _keeps_avx_vnni() -> bool:
+    """Whether oneDNN is told to do with AVX-VNNI at most, for which torch has no word of its own."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith("AVX2_VNNI")
 
 
 def why_no_cpu_kernels() -> str | None:

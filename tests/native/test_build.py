@@ -151,6 +151,11 @@ def test_torch_may_be_told_to_do_without_instructions(
     for chosen, kind in (("avx2", "avx2"), ("avx512", "avx_vnni")):
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", chosen)
         assert build.kind() == kind
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2_vnni")
+    assert build.kind() == "avx_vnni"
+    cpuinfo(compiler.X86["avx2"])
+    assert build.kind() == "avx2"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "DEFAULT")
     assert "ATEN_CPU_CAPABILITY=default says to do without" in str(why_no_kernels())
 
@@ -346,10 +351,12 @@ def test_the_kernels_for_avx2() -> None:
 @pytest.mark.skipif(build.kind() == "avx_vnni", reason="All tests of the kernels run on those for AVX-VNNI.")
 @needs_kernels  # nearest to the function: its reason is told first
 def test_the_kernels_for_avx_vnni(tmp_path: Path) -> None:
-    """With an emulated instruction: few CPUs have it and no AVX512-VNNI."""
-    emulating = f"{compiler.compilers()[0]} -include {Path(__file__).with_name('avx_vnni.h')}"
+    """With the instruction emulated where the CPU has none."""
+    command, kept_to = compiler.compilers()[0], "AVX2_VNNI"
+    if "avx_vnni" not in build.cpu_flags():
+        command, kept_to = f"{command} -include {Path(__file__).with_name('avx_vnni.h')}", "AVX2"
     tests = ["native/test_kernels.py", "native/test_int8_scores.py"]
-    run_tests(tmp_path, emulating, tests, "not cuda", ATEN_CPU_CAPABILITY="avx2")
+    run_tests(tmp_path, command, tests, "not cuda", ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA=kept_to)
 
 
 _WITHOUT_BF16 = """

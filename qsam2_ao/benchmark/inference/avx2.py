@@ -1,4 +1,4 @@
-"""Older processors: this one, kept to AVX2 from the start of a process; what "auto" takes there beside its rivals."""
+"""Processors without AVX512: this one, kept to less from a process's start; what "auto" takes beside its rivals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from ...checkpoint import load_qsam2
 from ...deploy.onednn.processor import why_no_onednn
+from ...native.build import cpu_flags
 from ..processes import alone
 from .methods import FP32_COMPILED, FP32_EAGER, FP32_ONE_DNN, FP32_OPENVINO, InferenceMethod, runs
 from .parts import ATTENTION, DECODER, ENCODER, Run
@@ -20,26 +21,39 @@ from .runtimes import openvino, openvino_file
 from .timing import measure
 from .workload import InferenceWorkload
 
-ENVIRONMENT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+AVX2, AVX_VNNI = "AVX2", "AVX-VNNI"
+ENVIRONMENTS = {
+    AVX2: {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+    AVX_VNNI: {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+"""What keeps a process to these instructions and older ones."""
 PARTS = (ENCODER, DECODER, ATTENTION)
 
 
-def avx2_times(workload: InferenceWorkload, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
-    """CPU time of parts on one thread, in float32 and on the target that "auto" takes, in processes kept to AVX2.
+def kernels_for(instructions: str) -> str:
+    """What :func:`~qsam2_ao.native.build.kind` calls the kernels for one of ``ENVIRONMENTS``."""
+    return instructions.lower().replace("-", "_")
+
+
+def avx2_times(
+    workload: InferenceWorkload, parts: Sequence[str] = PARTS, instructions: str = AVX2
+) -> list[dict[str, Any]]:
+    """CPU time of parts on one thread, in float32 and on the target that "auto" takes, in processes without AVX512.
 
     Args:
         workload: Model and size; its threads do not matter.
         parts: Of ``PARTS``.
+        instructions: Of ``ENVIRONMENTS``.
 
     Returns:
         Records as of :func:`~qsam2_ao.benchmark.inference.timing.measure`, whose ratios are to float32; none on a CPU
-        without AVX2.
+        without these instructions.
     """
-    if why_no_onednn(torch.device("cpu")) is not None:
+    if why_no_onednn(torch.device("cpu")) is not None or (instructions == AVX_VNNI and "avx_vnni" not in cpu_flags()):
         return []
     one = replace(workload, threads=1)
     found = (
-        alone(measure, one, part, METHODS, FP32_EAGER.name, time.process_time, environment=ENVIRONMENT)
+        alone(measure, one, part, METHODS, FP32_EAGER.name, time.process_time, environment=ENVIRONMENTS[instructions])
         for part in parts
     )
     return [record for records in found for record in records]

@@ -18,8 +18,8 @@ from ...reporting.notes import note
 from ...spelling import did_you_mean
 from ...workspace import Workspace
 from ..processes import alone
+from .avx2 import ENVIRONMENTS, avx2_times, kernels_for
 from .avx2 import PARTS as AVX2_PARTS
-from .avx2 import avx2_times
 from .busy import EMBEDDED, busy_machine
 from .compile_time import compile_times
 from .footprint import footprints
@@ -33,7 +33,7 @@ from .video_memory import video_memory
 from .workload import InferenceWorkload
 
 MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
-BUSY, AVX2 = "busy machine", "AVX2"
+BUSY = "busy machine"
 LARGE = "sam2.1-l"
 LARGE_METHODS = (REFERENCE, "torch bf16, our attention", "OpenVINO INT8", "qsam2 W8A8", "qsam2 W4A8", "qsam2 W2A8")
 """What is timed of the largest model unless methods are named: all of them beside each other need more than 24 GiB."""
@@ -79,7 +79,11 @@ def publish(
     """
     names = methods if methods is not None or not quick else list(_QUICK)
     chosen = [m for m in METHODS if names is None or m.name in (*names, _QUICK[0])]
-    for given, known in ((models, OFFICIAL), (names, [m.name for m in METHODS]), (parts, (*PARTS, BUSY, AVX2))):
+    for given, known in (
+        (models, OFFICIAL),
+        (names, [m.name for m in METHODS]),
+        (parts, (*PARTS, BUSY, *ENVIRONMENTS)),
+    ):
         if unknown := sorted(set(given or ()) - set(known)):
             raise QConfigError(
                 f"unknown name {unknown[0]!r}; choose from {', '.join(known)}{did_you_mean(unknown[0], list(known))}"
@@ -135,9 +139,11 @@ def _measure(
                 for number, part in enumerate(PARTS):
                     if parts is None or part in parts:
                         kept.result(f"{workload.name}-{number}-times", partial(alone, measure, workload, part, timed))
-            if (parts is None and not quick) or AVX2 in (parts or ()):
-                for number, part in enumerate(AVX2_PARTS):
-                    kept.result(f"{name}-{pixels}px-{number}-avx2", partial(avx2_times, first, [part]))
+            for instructions in ENVIRONMENTS:
+                if (parts is None and not quick) or instructions in (parts or ()):
+                    for number, part in enumerate(AVX2_PARTS):
+                        key = f"{name}-{pixels}px-{number}-{kernels_for(instructions)}"
+                        kept.result(key, partial(avx2_times, first, [part], instructions))
         if parts is not None:
             continue
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
@@ -167,9 +173,10 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         found = [json.loads(path.read_text()) for path in sorted(kept.folder.glob(f"*-{kind}.json"))]
         return in_order([record for records in found for record in records])
 
-    records, packed, compiled, parts, memory, busy, avx2 = (
-        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy", "avx2")
+    records, packed, compiled, parts, memory, busy = (
+        all_of(kind) for kind in ("times", "files", "compile", "work", "memory", "busy")
     )
+    without_avx512 = {instructions: all_of(kernels_for(instructions)) for instructions in ENVIRONMENTS}
     tops: dict[str, dict[str, float]] = {}
     for path in sorted(kept.folder.glob("*-threads-ceilings.json")):
         tops[path.name.partition("-")[0]] = json.loads(path.read_text())
@@ -180,7 +187,7 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         "ceilings": tops,
         "video memory": memory,
         "busy": busy,
-        "avx2": avx2,
+        **{kernels_for(instructions): found for instructions, found in without_avx512.items()},
     }
     plots = {}
     if records and packed:
@@ -197,7 +204,7 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         tops,
         memory,
         busy,
-        avx2,
+        without_avx512,
         environment(*_RIVALS),
         command,
         {caption: path.name for caption, path in plots.items()},

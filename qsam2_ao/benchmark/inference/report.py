@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ...models.official import OFFICIAL
+from ...native.build import kind
+from .avx2 import ENVIRONMENTS, kernels_for
 from .busy import EMBEDDED
 from .busy_report import busy_section, busy_targets
 from .footprint import CHECKPOINT
@@ -97,7 +97,7 @@ def markdown(
     ceilings: Mapping[str, Mapping[str, float]],
     memory: Sequence[Record],
     busy: Sequence[Record],
-    avx2: Sequence[Record],
+    without_avx512: Mapping[str, Sequence[Record]],
     environment: Mapping[str, str],
     command: str,
     plots: Mapping[str, str],
@@ -112,7 +112,7 @@ def markdown(
         ceilings: Threads -> what ``roofline.ceilings`` gives.
         memory: As ``video_memory`` gives it.
         busy: As ``busy.busy_machine`` gives it.
-        avx2: As ``avx2.avx2_times`` gives it.
+        without_avx512: What the processor is kept to -> as ``avx2.avx2_times`` gives it.
         environment: Machine and versions.
         command: What was run.
         plots: Caption -> file name.
@@ -140,17 +140,15 @@ def markdown(
     for workload in workloads_of(records):
         lines += ["", "## {model}, {size} px, threads: {threads}".format(**workload), ""]
         lines += _table(records, workload)
-    if avx2:
-        lines += [
-            "",
-            "## Older processors",
-            "",
-            _KEPT if torch.backends.cpu.get_cpu_capability() != "AVX2" else _IS,
-            _AVX2,
-        ]
-        for workload in workloads_of(avx2):
-            lines += ["", "### {model}, {size} px, threads: {threads}, AVX2".format(**workload), ""]
-            lines += _table(avx2, workload)
+    if any(without_avx512.values()):
+        lines += ["", "## Processors without AVX512", "", _WITHOUT_AVX512]
+    for instructions, timed in without_avx512.items():
+        if timed:
+            kept = _KEPT.format(instructions, " ".join(f"{k}={v}" for k, v in ENVIRONMENTS[instructions].items()))
+            lines += ["", _IS.format(instructions) if kind() == kernels_for(instructions) else kept]
+        for workload in workloads_of(timed):
+            lines += ["", "### {model}, {size} px, threads: {threads}, ".format(**workload) + instructions, ""]
+            lines += _table(timed, workload)
     if files:
         lines += ["", "## Files", "", _FILES, ""]
         lines += ["| model | file | MiB | smaller | read + build, s | load, s | load for int8, s | to first mask, s |"]
@@ -198,12 +196,9 @@ _FILES = (
     'official file\'s tensors in bfloat16. Loading is for `target="packed"`; for int8, the weights are rearranged.\n'
     "Memory is the peak until then, on top of the interpreter with its imports, and a mapped file's pages count."
 )
-_KEPT = (
-    "The same processor, kept to AVX2 (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`): what a laptop without\n"
-    "VNNI computes, though not at its speed."
-)
-_IS = "This processor has AVX2 and neither AVX512 nor VNNI."
-_AVX2 = (
+_KEPT = "The same processor, kept to {} (`{}`): what one without AVX512 computes, though not at its speed."
+_IS = "This processor has {} and nothing newer."
+_WITHOUT_AVX512 = (
     "CPU time of one thread. Ours runs on what the target `auto` takes there where no other is named. The reference\n"
     "is eager float32."
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from qsam2_ao.benchmark.inference.avx2 import AVX2, AVX_VNNI
 from qsam2_ao.benchmark.inference.footprint import CHECKPOINT
 from qsam2_ao.benchmark.inference.methods import REFERENCE
 from qsam2_ao.benchmark.inference.parts import DECODER, ENCODER, VIDEO
@@ -15,6 +15,7 @@ from qsam2_ao.benchmark.inference.plots import growth, latency_against_size
 from qsam2_ao.benchmark.inference.publish import publish
 from qsam2_ao.benchmark.inference.report import in_order, markdown, targets
 from qsam2_ao.errors import QConfigError
+from qsam2_ao.native.build import kind
 from qsam2_ao.reporting.environment import environment
 from qsam2_ao.reporting.figures import save_figure
 
@@ -48,7 +49,7 @@ def test_targets_are_met_or_missed() -> None:
     assert rows[where, f"{ENCODER}: W2A8 against W8A8"][0] == 31 / 33
     assert rows["sam2.1-t", "file: bf16 checkpoint / w2a8"] == (8, 7.0, True)
     assert rows["sam2.1-t", "w4a8, peak memory of loading / file"] == (1.5, 1.5, False)
-    text = markdown(records(), files(), [], [], {}, [], [], [], environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], [], {}, environment(), "command", {})
     assert "| W2A8 against W8A8 | 0.94 | at least 0.95 | no |" in text.replace(f"{ENCODER}: ", "")
     assert "peak memory of loading / file | 1.50 | at most 1.5 | yes |" in text
     assert "peak memory of loading for int8 / file | 1.50 | at most 1.5 | no |" in text
@@ -80,7 +81,7 @@ def test_the_report_shows_every_measurement() -> None:
     memory = [{"model": "sam2.1-t", "size": 256, "frames": n, "kept_mb": n / 10, "rest_mb": 0.0} for n in (50, 500)]
     found = environment("onnxruntime", "no-such-package")
     text = markdown(
-        records(), files(), compiled, work, ceilings, memory, [], [], found, "command", {"Plot": "plot.png"}
+        records(), files(), compiled, work, ceilings, memory, [], {}, found, "command", {"Plot": "plot.png"}
     )
     assert "| qsam2 W4A8 | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 1.0 (3.12x) | 32.0 ± 0.0 (3.12x) |" in text
     # 8 / 1000 + 4 / 500 seconds are 16 ms, half of 32.
@@ -93,7 +94,7 @@ def test_the_report_shows_every_measurement() -> None:
 
 
 def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
-    text = markdown([], [], [], [], {}, [], [], [], environment(), "command", {})
+    text = markdown([], [], [], [], {}, [], [], {}, environment(), "command", {})
     assert "`command`" in text
     assert "##" not in text, "no section without a measurement"
     assert save_figure(latency_against_size([], []), tmp_path / "empty.png").exists()
@@ -123,7 +124,7 @@ def busy() -> list[dict[str, Any]]:
 
 
 def test_a_busy_machine_has_its_section_and_its_targets() -> None:
-    text = markdown(records(), files(), [], [], {}, [], busy(), [], environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], busy(), {}, environment(), "command", {})
     assert "| embedded, 96 px, int8 | beside 4 busy loops / quiet | 3.10 | at most 3.0 | no |" in text
     assert "| embedded, 96 px, int8 | 3 at once / quiet, one thread | 1.60 | at most 1.7 | yes |" in text
     assert "### embedded, 96 px, cores: 2, rounds: 3" in text
@@ -137,11 +138,15 @@ def test_older_processors_have_a_section_of_their_own() -> None:
         {**where, "method": "torch fp32 eager", "ms": 3500.0, "vs_float": 1.0},
         {**where, "method": "qsam2 W4A8", "ms": 2300.0, "vs_float": 1.52},
     ]
-    text = markdown(records(), files(), [], [], {}, [], [], avx2, environment(), "command", {})
+    text = markdown(records(), files(), [], [], {}, [], [], {AVX2: avx2, AVX_VNNI: []}, environment(), "command", {})
     assert "### sam2.1-t, 1024 px, threads: 1, AVX2" in text
+    assert "### sam2.1-t, 1024 px, threads: 1, AVX-VNNI" not in text
     assert "| qsam2 W4A8 | 2300.0 ± 10.0 (1.52x) |" in text
-    assert ("kept to AVX2" in text) == (torch.backends.cpu.get_cpu_capability() != "AVX2")
-    assert "Older processors" not in markdown([], [], [], [], {}, [], [], [], environment(), "command", {})
+    assert ("kept to AVX2 (`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`)" in text) == (kind() != "avx2")
+    text = markdown(records(), files(), [], [], {}, [], [], {AVX_VNNI: avx2}, environment(), "command", {})
+    assert "### sam2.1-t, 1024 px, threads: 1, AVX-VNNI" in text
+    assert ("kept to AVX-VNNI" in text) == (kind() != "avx_vnni")
+    assert "without AVX512" not in markdown([], [], [], [], {}, [], [], {}, environment(), "command", {})
 
 
 def test_the_embedded_model_comes_before_the_official_ones() -> None:

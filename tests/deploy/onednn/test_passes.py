@@ -53,15 +53,18 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def test_images_and_videos(packed: Any, lowered: Any, autocast: bool) -> None:
     x = images(2, 96)
     exact = run_both(packed, x)
+    nearby = run_both(packed, x * (1 + 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         theirs, ours = run_both(packed, x), run_both(lowered, x)
     assert len(ours) == len(exact)
-    for i, (mine, other, expected) in enumerate(zip(ours, theirs, exact, strict=True)):
+    for i, (mine, other, moved, expected) in enumerate(zip(ours, theirs, nearby, exact, strict=True)):
         assert mine.shape == expected.shape
         if not autocast:
             assert mine.dtype == expected.dtype, f"output {i} in the caller's dtype"
-        # Up to codes that fall on the other side of a step; under autocast no worse than the packed model.
-        assert error(mine, expected) < max(0.02, 1.2 * error(other, expected)), f"output {i}"
+        # Up to codes that fall on the other side of a step, as they do where the image differs by rounding errors;
+        # under autocast no worse than the packed model.
+        allowed = max(0.02, 1.2 * error(other, expected), 1.2 * error(moved, expected))
+        assert error(mine, expected) < allowed, f"output {i}"
 
 
 def test_masks_of_a_predictor(packed: Any, lowered: Any) -> None:
