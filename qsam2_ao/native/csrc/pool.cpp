@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kPage = size_t(2) << 20, kKept = size_t(256) << 20;
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kIdle(10);
+constexpr std::chrono::seconds kIdle(30);
 
 class Pool {
  public:
