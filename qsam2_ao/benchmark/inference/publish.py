@@ -33,7 +33,7 @@ from .video_memory import video_memory
 from .workload import InferenceWorkload
 
 MODELS = ("sam2.1-t", "sam2.1-s", "sam2.1-b+", "sam2.1-l")
-BUSY = "busy machine"
+BUSY, FILES = "busy machine", "files"
 LARGE = "sam2.1-l"
 LARGE_METHODS = (REFERENCE, "torch bf16, our attention", "OpenVINO INT8", "qsam2 W8A8", "qsam2 W4A8", "qsam2 W2A8")
 """What is timed of the largest model unless methods are named: all of them beside each other need more than 24 GiB."""
@@ -64,7 +64,7 @@ def publish(
         sizes: Sides of the input in pixels; None for 1024 and 512.
         threads: Numbers of threads; None for one and all cores.
         methods: Only these and the reference; None for all.
-        parts: Only these, as the tables call them, and nothing of files, compiling and memory; None for all.
+        parts: Only these, as the tables call them, and nothing of compiling and memory; None for all.
 
     Returns:
         The records of all timings in the folder.
@@ -82,7 +82,7 @@ def publish(
     for given, known in (
         (models, OFFICIAL),
         (names, [m.name for m in METHODS]),
-        (parts, (*PARTS, BUSY, *ENVIRONMENTS)),
+        (parts, (*PARTS, FILES, BUSY, *ENVIRONMENTS)),
     ):
         if unknown := sorted(set(given or ()) - set(known)):
             raise QConfigError(
@@ -144,12 +144,11 @@ def _measure(
                     for number, part in enumerate(AVX2_PARTS):
                         key = f"{name}-{pixels}px-{number}-{kernels_for(instructions)}"
                         kept.result(key, partial(avx2_times, first, [part], instructions))
-        if parts is not None:
-            continue
         last = InferenceWorkload(name, sizes[0], counts[-1], files)
         of_any_threads = f"{name}-{sizes[0]}px"
-        kept.result(f"{of_any_threads}-files", partial(footprints, last))
-        if not quick:
+        if parts is None or FILES in parts:
+            kept.result(f"{of_any_threads}-files", partial(footprints, last))
+        if parts is None and not quick:
             kept.result(f"{of_any_threads}-compile", partial(compile_times, last))
     if parts is None or BUSY in parts:
         busy = [InferenceWorkload(EMBEDDED, 96, cores, files)]
