@@ -40,7 +40,7 @@ def to_dtype(x: Any, dtype: torch.dtype) -> Any:
 
 
 def given_in(x: Any, dtype: torch.dtype) -> Any:
-    """:func:`to_dtype` of what a part gives that runs on the kernels, whose memory the kernels keep for the next call.
+    """:func:`to_dtype` of what a part gives that runs on the CPU's kernels, in memory that they keep for the next call.
 
     The largest of an encoder's features take 64 MiB in float32: memory that is new for each image takes longer to get
     than to fill.
@@ -50,7 +50,7 @@ def given_in(x: Any, dtype: torch.dtype) -> Any:
 
 def _widened(x: Tensor) -> Tensor:
     last = x.permute(0, 2, 3, 1) if x.dim() == 4 else None
-    if last is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not (last.is_contiguous() and x.numel()):
+    if last is None or x.dtype != torch.bfloat16 or not (last.is_contiguous() and x.numel()):
         return x.float()
     no_bias = torch.zeros(last.shape[3])
     return torch.ops.qsam2.pixels(last, no_bias, 1, torch.float32).permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ from ...graph.leaves import AxialRoPE, ScaledDotProductAttention, hiera_pos_embe
 from ..packed import PackedIntxTensor
 from .attention import Attention, WindowAttention
 from .bands import run_in_bands
-from .casts import caller_dtype, given_in, to_bfloat16
+from .casts import caller_dtype, given_in, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
 from .editing import GraphEditor
 from .hiera_block import back, hiera_block, leads_to
@@ -239,8 +239,9 @@ class _Lowering(GraphEditor):
                 with self.graph.inserting_before(node):
                     node.update_arg(0, self.graph.call_function(to_bfloat16, (node.args[0],)))
         output = next(n for n in self.graph.nodes if n.op == "output")
+        cast = given_in if self.device.type == "cpu" else to_dtype
         with self.graph.inserting_before(output):
-            output.update_arg(0, self.graph.call_function(given_in, (output.args[0], outside)))
+            output.update_arg(0, self.graph.call_function(cast, (output.args[0], outside)))
 
 
 def _depends(node: fx.Node, on: fx.Node) -> bool:

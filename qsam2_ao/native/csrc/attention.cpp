@@ -226,7 +226,7 @@ class Block {
 
   CodeTile scores_tile(const CodedKeys& keys, int64_t key, float* to) const {
     const int64_t depth = sizes.code_depth();
-    return {codes_, depth, keys.codes + key * depth, depth, to, kKeys, keys.offsets + key, keys.scales + key};
+    return {codes_, keys.codes + key * depth, depth, to, kKeys, keys.offsets + key, keys.scales + key};
   }
 
   // Scores of `valid` keys -> probabilities up to a factor, zero for the padding up to `width`.

@@ -14,6 +14,33 @@ namespace {
 template <int Vectors>
 constexpr int kTileRows = std::min(kMostRows, 24 / Vectors);
 
+// sums[i][v][c]: of the k codes at x + i * k, less kCodesLess, times column c of vector v of a panel.
+template <int Rows, int Vectors>
+[[gnu::always_inline]] inline void sum_steps(const uint8_t* x, int64_t k, const int8_t* panel,
+                                             int32_t (&sums)[Rows][Vectors][kLanes]) {
+  Bits acc[Rows][Vectors];
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) acc[i][j] = no_bits();
+  for (int64_t step = 0; step < k / 4; ++step, x += 4, panel += 64 * Vectors) {
+    Bits w[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) w[j] = load_bits(panel + 64 * j);
+#pragma GCC unroll 32
+    for (int i = 0; i < Rows; ++i) {
+      const Bits a = broadcast_32(x + i * k);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], a, w[j]);
+    }
+  }
+  // Through memory, since a loop over registers would keep all of them there from the start.
+#pragma GCC unroll 32
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store_bits(sums[i][j], acc[i][j]);
+}
+
 #ifdef __ARM_FEATURE_MATMUL_INT8
 constexpr int kSteps = 2;  // of four inputs, which one instruction sums: panels have so many side by side
 
@@ -33,8 +60,7 @@ inline void join_steps(const int8_t* from, int64_t steps, int8_t* to) {
   }
 }
 
-// sums[i][c]: of the k codes at x + i * k, less kCodesLess, times column c of a panel. SMMLA multiplies two rows by two
-// columns, and eight inputs.
+// The same of a single vector whose steps are joined: SMMLA multiplies two rows by two columns, and eight inputs.
 template <int Rows, int Vectors>
 [[gnu::always_inline]] inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel,
                                              int32_t (&sums)[Rows][Vectors][kLanes]) {
@@ -79,31 +105,10 @@ constexpr int kSteps = 1;
 
 inline void join_steps(const int8_t*, int64_t, int8_t*) {}
 
-// sums[i][v][c]: of the k codes at x + i * k, less kCodesLess, times column c of vector v of a panel.
 template <int Rows, int Vectors>
 [[gnu::always_inline]] inline void sum_codes(const uint8_t* x, int64_t k, const int8_t* panel,
                                              int32_t (&sums)[Rows][Vectors][kLanes]) {
-  Bits acc[Rows][Vectors];
-#pragma GCC unroll 32
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) acc[i][j] = no_bits();
-  for (int64_t step = 0; step < k / 4; ++step, x += 4, panel += 64 * Vectors) {
-    Bits w[Vectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) w[j] = load_bits(panel + 64 * j);
-#pragma GCC unroll 32
-    for (int i = 0; i < Rows; ++i) {
-      const Bits a = broadcast_32(x + i * k);
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], a, w[j]);
-    }
-  }
-  // Through memory, since a loop over registers would keep all of them there from the start.
-#pragma GCC unroll 32
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) store_bits(sums[i][j], acc[i][j]);
+  sum_steps<Rows, Vectors>(x, k, panel, sums);
 }
 #endif
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "dots.h"
 #include "simd.h"
 
 namespace qsam2 {
@@ -48,22 +49,29 @@ struct FloatTile {
   int64_t ldc;
 
   template <int Rows, int Vectors>
-  void run(int64_t row) const {
+  __attribute__((noinline)) void run(int64_t row) const {
     const Operand *x = a + row * lda, *w = b;
     float* out = c + row * ldc;
     Floats acc[Rows][Vectors];
+#pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j)
         acc[i][j] = Accumulate ? load(out + i * ldc + j * kLanes) : zeros();
     for (int64_t k = 0; k < depth; k += kGroup, x += kGroup, w += kWide * Vectors) {
       Bits panel[Vectors];
+#pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) panel[j] = load_bits(w + kWide * j);
+#pragma GCC unroll 8
       for (int i = 0; i < Rows; ++i) {
         const Bits value = broadcast_32(x + i * lda);
+#pragma GCC unroll 4
         for (int j = 0; j < Vectors; ++j) acc[i][j] = add_products(acc[i][j], value, panel[j]);
       }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) store(out + i * ldc + j * kLanes, acc[i][j]);
   }
 };
@@ -72,7 +80,6 @@ struct FloatTile {
 // per column.
 struct CodeTile {
   const uint8_t* a;
-  int64_t lda;
   const int8_t* b;
   int64_t depth;
   float* c;
@@ -80,35 +87,19 @@ struct CodeTile {
   const int32_t* offsets;
   const float* scales;
 
-  // On its own and unrolled early, without which GCC 12 keeps the accumulators in memory.
   template <int Rows, int Vectors>
   __attribute__((noinline)) void run(int64_t row) const {
-    const uint8_t* x = a + row * lda;
-    const int8_t* w = b;
     float* out = c + row * ldc;
-    Bits acc[Rows][Vectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) acc[i][j] = load_bits(offsets + j * kLanes);
-    for (int64_t k = 0; k < depth; k += kCodes, x += kCodes, w += kLanes * kCodes * Vectors) {
-      Bits panel[Vectors];
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) panel[j] = load_bits(w + kLanes * kCodes * j);
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i) {
-        const Bits codes = broadcast_32(x + i * lda);
-#pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) add_dots(acc[i][j], codes, panel[j]);
-      }
+    int32_t sums[Rows][Vectors][kLanes];
+    sum_steps<Rows, Vectors>(a + row * depth, depth, b, sums);
+#pragma GCC unroll 1
+    for (int j = 0; j < Vectors; ++j) {
+      const Bits offset = load_bits(offsets + j * kLanes);
+      const Floats scale = load(scales + j * kLanes);
+#pragma GCC unroll 1
+      for (int i = 0; i < Rows; ++i)
+        store(out + i * ldc + j * kLanes, to_floats(add_ints(load_bits(sums[i][j]), offset)) * scale);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) {
-        const Floats scale = load(scales + j * kLanes);
-        store(out + i * ldc + j * kLanes, to_floats(acc[i][j]) * scale);
-      }
   }
 };
 
