@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...checkpoint import load_qsam2
+from ...deploy.kernels.attention import use_int8_scores
 from ...deploy.onednn.processor import why_no_onednn
 from ...native.build import cpu_flags
 from ..processes import alone
@@ -59,14 +60,18 @@ def avx2_times(
     return [record for records in found for record in records]
 
 
-def _load(workload: InferenceWorkload, preset: str, target: str) -> Callable[[str], Run]:
-    return runs(load_qsam2(workload.packed(preset), target=target), workload, nullcontext)
+def _load(workload: InferenceWorkload, preset: str, target: str, int8_scores: bool) -> Callable[[str], Run]:
+    model = load_qsam2(workload.packed(preset), target=target)
+    if int8_scores:
+        use_int8_scores(model, image_encoder=True)
+    return runs(model, workload, nullcontext)
 
 
-def _qsam2(preset: str, parts: Sequence[str], target: str = "auto") -> InferenceMethod:
+def _qsam2(preset: str, parts: Sequence[str], target: str = "auto", int8_scores: bool = False) -> InferenceMethod:
     name = f"qsam2 {preset.upper()}" + ("" if target == "auto" else f", {target}")
-    prepare, file = partial(_load, preset=preset, target=target), partial(InferenceWorkload.packed, preset=preset)
-    return InferenceMethod(name, prepare, tuple(parts), file)
+    prepare = partial(_load, preset=preset, target=target, int8_scores=int8_scores)
+    file = partial(InferenceWorkload.packed, preset=preset)
+    return InferenceMethod(name + ", int8 scores" * int8_scores, prepare, tuple(parts), file)
 
 
 METHODS = (
@@ -83,5 +88,6 @@ METHODS = (
     _qsam2("w4a8", PARTS, "onednn"),
     _qsam2("w8a8", (ENCODER, DECODER)),
     _qsam2("w4a8", PARTS),
+    _qsam2("w4a8", (ENCODER, ATTENTION), int8_scores=True),
     _qsam2("w2a8", (ENCODER, DECODER)),
 )

@@ -177,7 +177,7 @@ def _int4_linear(module: nn.Module, name: str) -> bool:
 def _ours(workload: InferenceWorkload, preset: str, int8_scores: bool = False) -> Callable[[str], Run]:
     model = load_qsam2(workload.packed(preset), target="auto")
     if int8_scores:
-        use_int8_scores(model)
+        use_int8_scores(model, image_encoder=True)
 
     # What stays float is in bfloat16 only where that is fast, or where SAM2's video predictor insists.
     def prepare(part: str) -> Run:
@@ -235,7 +235,7 @@ METHODS: tuple[InferenceMethod, ...] = (
     InferenceMethod(
         "qsam2 W4A8, int8 scores",
         partial(_ours, preset="w4a8", int8_scores=True),
-        (ATTENTION, FRAME),
+        (ENCODER, ATTENTION, FRAME),
         partial(InferenceWorkload.packed, preset="w4a8"),
     ),
     _qsam2("w3a8", _NETWORK),

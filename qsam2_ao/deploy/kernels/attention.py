@@ -38,7 +38,7 @@ class Attention(nn.Module):
         return f"int8_scores={self.int8_scores}, to {self.grid or torch.bfloat16}"
 
 
-def use_int8_scores(model: SAM2Base) -> SAM2Base:
+def use_int8_scores(model: SAM2Base, *, image_encoder: bool = False) -> SAM2Base:
     """Let memory attention multiply queries with keys as int8, in place: faster, and less exact.
 
     Each query and each key gets a scale of its own, and keys are rounded less their mean over all keys (SageAttention,
@@ -46,22 +46,29 @@ def use_int8_scores(model: SAM2Base) -> SAM2Base:
 
     Args:
         model: A model from ``load_qsam2(..., target="int8")`` or ``lower_float``.
+        image_encoder: Do the same in the encoder's blocks that attend to the whole image.
 
     Returns:
         The model.
 
     Raises:
-        UnsupportedLayerError: Its memory attention does not run on the int8 kernels.
+        UnsupportedLayerError: Its memory attention, or its encoder, does not run on the int8 kernels.
 
     Example:
         >>> predictor = use_int8_scores(lower_float(model))
     """
-    found = [module for module in model.memory_attention.modules() if isinstance(module, Attention)]
-    if not found:
-        raise UnsupportedLayerError(
-            'memory attention is not lowered to the int8 kernels: load the file with target="int8", or call '
-            "lower_float on a float model"
-        )
+    parts: dict[str, nn.Module] = {"memory attention": model.memory_attention}
+    if image_encoder:
+        parts["the image encoder"] = model.image_encoder
+    found: list[Attention | WindowAttention] = []
+    for name, part in parts.items():
+        own = [module for module in part.modules() if isinstance(module, Attention | WindowAttention)]
+        if not own:
+            raise UnsupportedLayerError(
+                f'{name} is not lowered to the int8 kernels: load the file with target="int8", or call lower_float on '
+                "a float model"
+            )
+        found += own
     for module in found:
         module.int8_scores = True
     return model
@@ -79,10 +86,12 @@ class WindowAttention(OfThisMachine):
         stride: Side of the squares that queries are max-pooled over.
 
     Attributes:
+        int8_scores: Whether queries are multiplied with keys as int8 codes, where the one window is the whole image.
         grid: The codes that come out; None for bfloat16.
     """
 
     pad: Tensor
+    int8_scores = False
     grid: CodeGrid | None = None
 
     def __init__(self, pad: Tensor, heads: int, window: int | None, stride: int) -> None:
@@ -103,7 +112,7 @@ class WindowAttention(OfThisMachine):
             grid = nn.functional.max_pool2d(grid, self.stride)
             height, width = grid.shape[-2:]
             q = grid.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
-        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, False, *_rounding(self.grid))
+        out = torch.ops.qsam2.attention(q, k, v, q.shape[-1] ** -0.5, self.int8_scores, *_rounding(self.grid))
         return out.reshape(batch, height, width, -1)
 
     def extra_repr(self) -> str:

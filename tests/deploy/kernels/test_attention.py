@@ -47,6 +47,25 @@ def test_scores_in_int8_are_near_those_in_bfloat16(name: str, packed_file: Path)
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_scores_in_int8_of_the_whole_image(name: str, packed_file: Path) -> None:
+    model = MODELS[name](packed_file)
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+    def run(model: Any) -> torch.Tensor:
+        return model.image_encoder(image)["vision_features"]
+
+    before = run(model)
+    assert torch.equal(run(use_int8_scores(model)), before), "memory attention alone"
+    after = run(use_int8_scores(model, image_encoder=True))
+    assert not torch.equal(after, before)
+    # A code of an input here and there falls on the other side of a step.
+    assert float((after - before).square().mean().sqrt() / before.square().mean().sqrt()) < 0.1
+    assert torch.equal(run(pickle.loads(pickle.dumps(model))), after)
+
+
+@needs_kernels
 @pytest.mark.parametrize("coded", [False, True], ids=["bfloat16", "int8 scores"])
 def test_threads_that_share_a_memory_attention_do_not_meet(coded: bool, packed_file: Path) -> None:
     """Each with memories of a length of its own, and with threads of its own below it."""
@@ -80,3 +99,12 @@ def test_scores_stay_float_where_memory_attention_is_not_lowered(packed_file: Pa
     for model in (load_embedded(), load_qsam2(packed_file)):
         with pytest.raises(UnsupportedLayerError, match="memory attention is not lowered to the int8 kernels"):
             use_int8_scores(model)
+
+
+@needs_kernels
+def test_no_scores_are_int8_where_one_part_is_not_lowered(packed_file: Path) -> None:
+    model = load_qsam2(packed_file, target="int8")
+    model.image_encoder = load_qsam2(packed_file).image_encoder
+    with pytest.raises(UnsupportedLayerError, match="the image encoder is not lowered to the int8 kernels"):
+        use_int8_scores(model, image_encoder=True)
+    assert not any(getattr(module, "int8_scores", False) for module in model.modules())
