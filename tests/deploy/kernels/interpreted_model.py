@@ -71,8 +71,9 @@ def main(path: str) -> dict[str, float]:
             assert layers
             for layer in layers:
                 layer.keep_eight_bits()
-        lowered.memory_attention = attention
-        use_int8_scores(lowered)
+        lowered.memory_attention, lowered.image_encoder = attention, encoder
+        use_int8_scores(lowered, image_encoder=True)
+        found["image encoder, int8 scores"] = error(encoder(image)["backbone_fpn"][-1], expected)
         found["memory attention, int8 scores"] = error(attention(**tokens, num_obj_ptr_tokens=8), attended)
     names = [type(module).__name__ for module in attention.modules()]
     assert "ValueProjection" in names, "values are projected after"
