@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _logger = logging.getLogger(__name__)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EROFS)
 
 
 def read_frames(
@@ -72,6 +74,8 @@ def read_frames(
                 f"{first.shape[1]} x {first.shape[0]}; all must have one size"
             )
         yield frame
+    if first is None and start:
+        raise DataError(f"{path} breaks off before frame {start}; convert it to MP4 again")
     if first is None:
         raise DataError(f"{path} has no frames; give a video file or a folder of pictures")
 
@@ -243,6 +247,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
                     raise DataError(f"{path}: there are no frames to write")
                 container.mux(stream.encode())
         except av.error.FFmpegError as error:
-            raise QSAM2Error(
-                f"cannot write {path}: {error.strerror}; free some space or choose another place"
-            ) from error
+            advice = "free some space or choose another place"
+            if shape is not None and error.errno not in _OF_THE_DISK:
+                advice = f"the encoder may not take {shape[1]} x {shape[0]} pixels: leave the video out, or shrink them"
+            raise QSAM2Error(f"cannot write {path}: {error.strerror}; {advice}") from error

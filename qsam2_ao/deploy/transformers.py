@@ -84,12 +84,13 @@ def to_transformers(quantized: SAM2Base, model: Model) -> Model:
             )
         [place] = places
         target = place.name.removesuffix(".weight")
-        lowered = lower_packed(model.get_submodule(target), weight.to(theirs[place.name].dtype))
+        like = theirs[place.name]
+        lowered = lower_packed(model.get_submodule(target), weight.to(like.device, like.dtype))
         path = inputs[layer]
         if path is not None:
             quantizer = quantized.get_submodule(path)
             assert isinstance(quantizer, ActivationQuantizer)
-            put_in_front(lowered, copy.deepcopy(quantizer))
+            put_in_front(lowered, copy.deepcopy(quantizer).to(like.device))
         model.set_submodule(target, lowered)
     attach_quantizer(model)
     return model

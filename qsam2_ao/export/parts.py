@@ -10,6 +10,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
+from ..deploy.memories.merging import FewerMemories
 from ..errors import UnsupportedLayerError
 
 
@@ -234,7 +235,7 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
 
     Raises:
         UnsupportedLayerError: The model's memory is not configured as in the official models, or a setting of SAM2's
-            predictors, which the error names, is not.
+            predictors, which the error names, is not; or memory attention chooses its frames.
     """
     if not (model.num_maskmem and model.use_obj_ptrs_in_encoder and model.directly_add_no_mem_embed):
         raise UnsupportedLayerError("cannot export this model: its memory is not configured as in the official models")
@@ -244,6 +245,11 @@ def export_parts(model: SAM2Base) -> list[ExportPart]:
                 f"cannot export this model: its {name} is {value}, which the runner of exported files does not follow; "
                 f"export it with {usual}"
             )
+    if any(isinstance(hook, FewerMemories) for hook in model.memory_attention._forward_pre_hooks.values()):
+        raise UnsupportedLayerError(
+            "cannot export this model: memory attention chooses its frames (use_compact_memories(frames=...)), which "
+            "exported files do not; leave that out"
+        )
     size, side, dim = model.image_size, model.image_size // 16, model.hidden_dim
     generator = torch.Generator().manual_seed(0)
 

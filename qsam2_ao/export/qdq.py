@@ -57,6 +57,10 @@ class QuantizeDequantize(nn.Module):
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         grid = CodeGrid.of(quantizer)
+        if not (float(grid.zero_point).is_integer() and 0 <= grid.zero_point <= 255):
+            raise UnsupportedLayerError(
+                f"its zero point is {grid.zero_point:g}, and those of the exported formats are whole, from 0 to 255"
+            )
         self.register_buffer("scale", torch.tensor(grid.scale))
         self.register_buffer("zero_point", torch.tensor(int(grid.zero_point), dtype=torch.uint8))
         self.register_buffer("low", torch.tensor(-grid.zero_point * grid.scale))
@@ -147,7 +151,10 @@ def for_export(model: SAM2Base) -> SAM2Base:
             raise UnsupportedLayerError(f"{record.name} cannot be exported: {error}") from error
     for name, module in list(model.named_modules()):
         if isinstance(module, ActivationQuantizer):
-            model.set_submodule(name, QuantizeDequantize(module))
+            try:
+                model.set_submodule(name, QuantizeDequantize(module))
+            except UnsupportedLayerError as error:
+                raise UnsupportedLayerError(f"{name} cannot be exported: {error}") from error
     use_real_rope(model)
     for graph in (m for m in model.modules() if isinstance(m, fx.GraphModule)):
         _keep_positions(graph, model)

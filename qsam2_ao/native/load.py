@@ -77,8 +77,8 @@ def load_kernels(device: torch.device = _CPU) -> None:
 def trim_pool() -> int:
     """Give back the memory that the CPU's kernels keep for their next results.
 
-    It is up to 256 MiB for the whole process, and goes back by itself ten seconds after the kernels ran last. Memory of
-    results that are still there is not touched. What GPUs keep is torch's: ``torch.cuda.empty_cache``.
+    It is up to 256 MiB for the whole process, and goes back by itself half a minute after the kernels ran last. Memory
+    of results that are still there is not touched. What GPUs keep is torch's: ``torch.cuda.empty_cache``.
 
     Returns:
         Bytes that were given back; 0 where the kernels were never loaded.

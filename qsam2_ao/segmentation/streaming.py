@@ -224,4 +224,4 @@ def _checked(frame: NDArray[np.uint8], index: int, size: tuple[int, int] | None)
     wrong = frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape or (size and frame.shape[1::-1] != size)
     if frame.dtype != np.uint8 or wrong:
         raise DataError(f"frame {index} is {frame.dtype} {list(frame.shape)}; wanted RGB, uint8 {wanted}")
-    return frame
+    return frame.copy()  # which is encoded when an object is first told, and callers draw on theirs

@@ -20,11 +20,11 @@ from ..data.listing import list_pictures
 from ..data.masks import read_ids
 from ..data.types import Indexed
 from ..data.video import frame_rate, write_video
-from ..errors import DataError
+from ..errors import DataError, QSAM2Error
 from ..export import ExportedSAM2
 from ..interrupts import interrupts_between_steps
 from ..progress import tqdm
-from ..reporting.label_maps import label_map, save_label_map
+from ..reporting.label_maps import is_label_map, label_map, save_label_map
 from ..reporting.overlay import draw_masks
 from ..spelling import counted
 from .saving import MASKS_AND_OVERLAY, SavedAs, check_outputs, coco_files
@@ -72,8 +72,7 @@ def track_file(
     """Track objects and write ``masks/FRAME.png`` for every frame (object ids, as in DAVIS) and ``overlay.mp4``.
 
     Frames are read, tracked and written one by one: memory does not grow with the length of the clip. After Ctrl-C,
-    the frame under way is finished and the files hold what was tracked until then, as they do after a frame that cannot
-    be read.
+    the frame under way is finished and the files hold what was tracked until then, as they do after an error.
 
     Args:
         predictor: A model of the SAM2Base family, or an ``ExportedSAM2``.
@@ -113,7 +112,7 @@ def track_file(
     masks = output / "masks" if "masks" in save else None
     bar = tqdm(desc="track", total=_steps(schedule, direction, len(frames)), unit="frame", disable=not progress)
 
-    broken: DataError | None = None
+    broken: Exception | None = None
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         nonlocal done, broken
@@ -127,10 +126,10 @@ def track_file(
                 shown.add(frame)
                 done += 1
                 yield np.asarray(draw_masks(picture, ids)) if overlay else picture
-        except (KeyboardInterrupt, DataError) as error:
+        except (KeyboardInterrupt, Exception) as error:
             if not done:
                 raise  # there is nothing to close
-            broken = error if isinstance(error, DataError) else None
+            broken = None if isinstance(error, KeyboardInterrupt) else error
 
     try:
         with ExitStack() as stack, bar, interrupts_between_steps() as interruptible:
@@ -159,8 +158,9 @@ def track_file(
         if done:
             places = " and ".join(str(place) for place in (masks, overlay, *files.paths) if place)
             what = f"{done} of {len(frames)} frames are in {places}"
-        if error is broken:
-            raise DataError(f"{error}; {what}") from error
+        if error is broken and isinstance(error, QSAM2Error):
+            kind = DataError if isinstance(error, DataError) else QSAM2Error
+            raise kind(f"{error}; {what}") from error
         if not isinstance(error, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt(what) from error
@@ -221,12 +221,17 @@ class _MaskFolder:
         return self.folder / f"{self._names[frame] if self._names else f'{frame:05d}'}.png"
 
     def check_alone(self, count: int) -> None:
-        """Refuse masks that are there and would be none of a clip's of so many frames."""
+        """Refuse masks that are there and would be none of a clip's of so many frames, or are the user's own."""
         own = {self._path(frame).name for frame in range(count)}
         if others := sorted(path.name for path in self.folder.glob("*.png") if path.name not in own):
             raise DataError(
                 f"{self.folder} holds {counted(len(others), 'mask')} of other frames, such as {others[0]}, which would "
                 "be taken for this clip's; name another output, or delete them"
+            )
+        if kept := [path for path in sorted(self.folder.glob("*.png")) if not is_label_map(path)]:
+            raise DataError(
+                f"{self.folder} holds {counted(len(kept), 'mask')} that this version of the program did not write, "
+                f"such as {kept[0].name}, and that would be replaced; name another output"
             )
 
     def keep(self, frames: Collection[int]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from ..comparison.contenders import Contender, kind_of
 from ..errors import DataError, QSAM2Error
@@ -25,6 +26,7 @@ from ..segmentation import StreamingPredictor, label_map, save_label_map, segmen
 from ..segmentation.schedule import Direction, ObjectPrompt, Schedule, check_schedule
 from ..segmentation.video import check_heard, hear
 from ..spelling import counted
+from ..stage import stage_of
 from ..threads import one_thread_if_small
 from .clips import Clip, Tracking
 
@@ -50,6 +52,11 @@ class Entrant:
     model: SAM2Base | ExportedSAM2
     file_bytes: int
 
+    @property
+    def images_only(self) -> bool:
+        """Whether it cannot track, since its memory was never given weights."""
+        return (stage_of(self.model) if isinstance(self.model, nn.Module) else self.model.settings).images_only
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"label": self.contender.label, "kind": kind_of(self.model), "file_bytes": self.file_bytes}
@@ -64,18 +71,19 @@ class Models:
 
     def __init__(self, entrants: Sequence[Entrant]) -> None:
         self.entrants = list(entrants)
-        self._turn = threading.Lock()
+        self._turn, self._starting = threading.Lock(), threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def warm_up(self) -> None:
-        """Let every model segment and track once: what only the first time takes is in nobody's times."""
+        """Let every model segment and, if it can, track once: what only the first time takes is in nobody's times."""
         picture, prompts = np.zeros((64, 64, 3), np.uint8), {1: ObjectPrompt([(32, 32, 1)])}
         for entrant in tqdm(self.entrants, desc="warming up", unit="model"):
             with one_thread_if_small(entrant.model):
                 segment_image(entrant.model, Image.fromarray(picture), prompts)
-            stream = StreamingPredictor(entrant.model)
-            hear(stream, stream.start(picture), prompts)
-            stream.step(picture)
+            if not entrant.images_only:
+                stream = StreamingPredictor(entrant.model)
+                hear(stream, stream.start(picture), prompts)
+                stream.step(picture)
 
     def segment(
         self, picture: NDArray[np.uint8], prompts: Mapping[int, ObjectPrompt]
@@ -122,14 +130,15 @@ class Models:
         check_schedule(schedule, clip.size, clip.length)
         for entrant in self.entrants:
             check_heard(entrant.model, schedule)
-        if clip.tracking is not None:
-            clip.tracking.cancelled.set()
-        tracking = clip.tracking = Tracking(clip.length - min(schedule))
-        # In the request's context, which has the size limit of pictures.
-        arguments = (self._track, clip, schedule, tracking)
-        thread = threading.Thread(target=copy_context().run, args=arguments, daemon=True)
-        self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
-        thread.start()
+        with self._starting:  # two requests at once would not see each other's
+            if clip.tracking is not None:
+                clip.tracking.cancelled.set()
+            tracking = clip.tracking = Tracking(clip.length - min(schedule))
+            # In the request's context, which has the size limit of pictures.
+            arguments = (self._track, clip, schedule, tracking)
+            thread = threading.Thread(target=copy_context().run, args=arguments, daemon=True)
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            thread.start()
         return tracking
 
     def wait(self) -> None:

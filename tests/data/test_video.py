@@ -239,6 +239,12 @@ def test_frames_that_make_no_video(tmp_path: Path, frames: list[NDArray[np.uint8
     assert list(tmp_path.iterdir()) == []
 
 
+def test_frames_that_the_encoder_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(QSAM2Error, match="the encoder may not take 20000 x 16 pixels: leave the video out"):
+        write_video(tmp_path / "clip.mp4", [np.zeros((16, 20000, 3), np.uint8)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interruption_leaves_the_old_file(tmp_path: Path) -> None:
     def interrupted() -> Iterator[NDArray[np.uint8]]:
         yield from moving(2)

@@ -127,6 +127,11 @@ def test_models_that_do_not_belong_together_are_refused(quantized: Any) -> None:
         to_transformers(quantized, model)
 
 
+def test_weights_go_where_the_librarys_are(quantized: Any) -> None:
+    model = to_transformers(quantized, fresh().to("meta"))
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_of_half_precision(quantized: Any, tmp_path: Path, dtype: torch.dtype) -> None:
     image = torch.randn(1, 3, SIDE, SIDE)

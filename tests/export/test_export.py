@@ -15,7 +15,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2_runs import images
 from torch import nn
 
-from qsam2_ao import load_qsam2
+from qsam2_ao import load_qsam2, use_compact_memories
+from qsam2_ao.deploy.inputs import ActivationQuantizer
 from qsam2_ao.errors import CheckpointError, QSAM2Error, UnsupportedLayerError
 from qsam2_ao.export import export_aoti, export_onnx
 from qsam2_ao.export.openvino import openvino_from_onnx
@@ -40,6 +41,22 @@ def test_settings_that_exported_files_do_not_follow_are_named(packed_file: Path,
     setattr(model, setting, 2 if setting.startswith("max") else True)
     with pytest.raises(UnsupportedLayerError, match=f"its {setting} is"):
         export_parts(model)
+
+
+def test_chosen_frames_are_refused(packed_file: Path, tmp_path: Path) -> None:
+    model = use_compact_memories(load_qsam2(packed_file), frames=2)
+    with pytest.raises(UnsupportedLayerError, match="memory attention chooses its frames"):
+        export_aoti(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("zero_point", [127.5, -3.0, 300.0])
+def test_zero_points_that_the_formats_do_not_have(packed_file: Path, zero_point: float) -> None:
+    model = load_qsam2(packed_file)
+    name, quantizer = next((n, m) for n, m in model.named_modules() if isinstance(m, ActivationQuantizer))
+    quantizer.zero_point.fill_(zero_point)
+    with pytest.raises(UnsupportedLayerError, match=f"{name} cannot be exported: its zero point is {zero_point:g}"):
+        for_export(model)
 
 
 def test_a_model_in_another_dtype_is_refused(packed_file: Path, tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ def test_every_kind_of_model(kind: str, clip: Sequence, packed_file: Path) -> No
     same(ours, whole(as_video_predictor(model), clip.frames[:9]))
 
 
+def test_callers_may_draw_on_the_frame_that_they_gave(predictor: Any, clip: Sequence) -> None:
+    """As one does who shows it and asks for a click."""
+    given = clip.frames[0].copy()
+    streaming = StreamingPredictor(predictor)
+    streaming.start(given)
+    given[:] = 0
+    found = streaming.prompt(7, **CLICK).logits
+    streaming.start(clip.frames[0])
+    expected = streaming.prompt(7, **CLICK).logits
+    np.testing.assert_array_equal(found[7], expected[7])
+
+
 def test_corrections_new_objects_and_removals(predictor: Any, clip: Sequence) -> None:
     frames, mask = clip.frames, clip.masks[12] == clip.object_ids[0]
     streaming = StreamingPredictor(predictor)

@@ -17,8 +17,9 @@ from qsam2_ao.data.frames import ClipFrames
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import Sequence, generate_sequence
 from qsam2_ao.data.video import read_frames, write_video
-from qsam2_ao.errors import DataError
+from qsam2_ao.errors import CheckpointError, DataError, QSAM2Error
 from qsam2_ao.predictors import predictor_state
+from qsam2_ao.reporting.label_maps import save_label_map
 from qsam2_ao.segmentation import ObjectPrompt, SavedAs, label_map, track_file, track_frames
 
 FIRST, SECOND = ObjectPrompt(box=(20, 55, 60, 90)), ObjectPrompt([(94.0, 14.0, 1), (5.0, 5.0, 0)])
@@ -162,6 +163,18 @@ def test_masks_of_another_clip_are_not_mixed_in(trained: Any, clip: Sequence, tm
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 4
 
 
+def test_masks_of_the_users_own_are_not_replaced(trained: Any, clip: Sequence, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", clip.frames[:3])
+    annotated = tmp_path / "out" / "masks" / "00001.png"
+    annotated.parent.mkdir(parents=True)
+    Image.fromarray(clip.masks[1]).save(annotated)
+    before = annotated.read_bytes()
+    with pytest.raises(DataError, match=r"holds 1 mask that .* did not write, such as 00001\.png, .* another output"):
+        track_file(trained, tmp_path / "clip.mp4", {1: FIRST}, tmp_path / "out", save=["masks"], progress=False)
+    assert annotated.read_bytes() == before
+    assert list(annotated.parent.iterdir()) == [annotated]
+
+
 def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", clip.frames)
     frames = ClipFrames(tmp_path / "clip.mp4")
@@ -173,8 +186,7 @@ def test_an_interruption_leaves_what_is_finished(trained: Any, clip: Sequence, t
                     signal.raise_signal(signal.SIGINT)  # Ctrl-C while frame 3 is being read
                 yield frame
 
-    (tmp_path / "out" / "masks").mkdir(parents=True)
-    (tmp_path / "out" / "masks" / "00007.png").write_bytes(b"earlier")
+    save_label_map(np.zeros((96, 96), np.uint8), tmp_path / "out" / "masks" / "00007.png")
     with pytest.raises(KeyboardInterrupt, match=r"4 of 10 frames are in .*masks and .*overlay\.mp4 and .*rle"):
         track_file(
             trained,
@@ -208,6 +220,32 @@ def test_a_frame_that_cannot_be_read_leaves_what_is_finished(trained: Any, clip:
     ):
         track_file(trained, frames, {1: FIRST}, out, save=forms, progress=False)
     assert sorted(path.name for path in (out / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert len(json.loads((out / "rle.json").read_text())["images"]) == 3
+    assert len(list(read_frames(out / "overlay.mp4"))) == 3
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, CheckpointError])
+def test_an_error_of_the_model_leaves_what_is_finished(clip: Sequence, tmp_path: Path, kind: type[Exception]) -> None:
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+    model: Any = load_embedded(SAM2VideoPredictor)
+    write_video(tmp_path / "clip.mp4", clip.frames[:5])
+    calls = 0
+
+    def fail(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # on the fourth frame: the first has no memory to attend to
+            raise kind("out of memory")
+
+    model.memory_attention.register_forward_pre_hook(fail)
+    out = tmp_path / "out"
+    forms: list[SavedAs] = ["masks", "overlay", "rle"]
+    said = "out of memory; 3 of 5 frames are in" if issubclass(kind, QSAM2Error) else "out of memory"
+    with pytest.raises(Exception, match=said) as raised:
+        track_file(model, tmp_path / "clip.mp4", {1: FIRST}, out, save=forms, progress=False)
+    assert raised.type in (kind, QSAM2Error)
+    assert len(list((out / "masks").iterdir())) == 3
     assert len(json.loads((out / "rle.json").read_text())["images"]) == 3
     assert len(list(read_frames(out / "overlay.mp4"))) == 3
 

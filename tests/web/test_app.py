@@ -8,17 +8,21 @@ import json
 import threading
 import time
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qsam2_ao import load_embedded
+from qsam2_ao import load_embedded, load_qsam2
 from qsam2_ao.data.decoding import pixel_limit
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import generate_sequence
 from qsam2_ao.segmentation import ObjectPrompt, segment_image, track_frames
+from qsam2_ao.stage import set_stage, stage_of
 from qsam2_ao.web import clips
+from qsam2_ao.web.answers import Models
 from qsam2_ao.web.clips import ClipStore
 from qsam2_ao.web.serve import hosts_of
 
@@ -137,6 +141,15 @@ def test_warming_up_changes_no_answer(models, png: bytes):
     models.warm_up()
     _, after = models.segment(picture, prompts)
     np.testing.assert_array_equal(before, after)
+
+
+def test_a_model_that_cannot_track_segments_pictures(models, packed_file: Path, png: bytes):
+    model = load_qsam2(packed_file)
+    set_stage(model, replace(stage_of(model), images_only=True))
+    one = Models([replace(models.entrants[1], model=model)])
+    one.warm_up()
+    answers, _ = one.segment(np.asarray(Image.open(io.BytesIO(png))), {1: ObjectPrompt([(40, 50, 1)])})
+    assert answers[0]["objects"]
 
 
 def test_masks_of_an_earlier_tracking_are_not_taken_along(client):

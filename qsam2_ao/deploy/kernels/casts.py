@@ -52,7 +52,7 @@ def _widened(x: Tensor) -> Tensor:
     last = x.permute(0, 2, 3, 1) if x.dim() == 4 else None
     if last is None or x.dtype != torch.bfloat16 or not (last.is_contiguous() and x.numel()):
         return x.float()
-    no_bias = torch.zeros(last.shape[3])
+    no_bias = last.new_zeros(last.shape[3], dtype=torch.float32)
     return torch.ops.qsam2.pixels(last, no_bias, 1, torch.float32).permute(0, 3, 1, 2)
 
 

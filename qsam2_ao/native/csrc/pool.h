@@ -7,7 +7,7 @@
 namespace qsam2 {
 
 // From one megabyte on, fresh pages cost more than the arithmetic that fills them, and the C library gives large blocks
-// back at once; so freed blocks are kept here, up to 256 MiB, until none was freed for ten seconds.
+// back at once; so freed blocks are kept here, up to 256 MiB, until none was freed for half a minute.
 constexpr size_t kWorthKeeping = size_t(1) << 20;
 
 struct Block {

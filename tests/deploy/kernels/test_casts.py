@@ -40,6 +40,19 @@ def test_large_features_lie_in_memory_that_is_kept() -> None:
     assert trim_pool() == 4 * x.numel()
 
 
+def test_whatever_new_tensors_are_by_default() -> None:
+    load_kernels()
+    x = images(1, 4, 4, 8).permute(0, 3, 1, 2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = given_in(x, torch.float32)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, x.float())
+
+
 def leaves(x: object) -> list[object]:
     if isinstance(x, dict):
         x = list(x.values())
