@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import fx, nn
 
 from ..errors import QConfigError, UnsupportedLayerError
-from ..graph import PartGraph, graph_of, trace_regions
+from ..graph import PartGraph, as_part, graph_of, trace_regions
 from ..native import fast_float
 from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
@@ -253,7 +253,7 @@ def _by_part(
         _check_packed(model, own)
         graph = graph_of(model.get_submodule(path), compiled=compiled)
         lowered, reasons = lower(graph, _batch_dim(own[0].region))
-        model.set_submodule(path, lowered)
+        model.set_submodule(path, as_part(lowered))
         for record in own:
             reason = reasons[record.layer]
             taken[record.name] = LayerTarget(target if reason is None else "packed", reason)

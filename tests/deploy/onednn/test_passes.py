@@ -94,7 +94,7 @@ def test_what_stays_packed_says_why(packed_file: Path) -> None:
     assert "circular" in str(*left.values())
 
 
-def test_weight_only_parts_are_left_as_they_are() -> None:
+def test_weight_only_parts_are_left_as_they_are(tmp_path: Path) -> None:
     model = convert_qsam2(build_embedded(), "w4a16", vrc=None, progress=False)
     encoder = model.image_encoder
     with pytest.warns(UserWarning, match="no layer runs on the target 'onednn', all stay packed: Its input is not"):
@@ -102,6 +102,8 @@ def test_weight_only_parts_are_left_as_they_are() -> None:
     assert {target for target, _ in taken} == {"packed"}
     assert all("not quantized" in str(reason) for _, reason in taken)
     assert model.image_encoder is encoder
+    save_qsam2(model, tmp_path / "again.safetensors")
+    assert load_qsam2(tmp_path / "again.safetensors").state_dict().keys() == model.state_dict().keys()
 
 
 @torch.inference_mode()
