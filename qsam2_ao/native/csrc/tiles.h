@@ -48,6 +48,7 @@ struct FloatTile {
   float* c;
   int64_t ldc;
 
+  // On its own and unrolled early, without which GCC 12 keeps the accumulators in memory.
   template <int Rows, int Vectors>
   __attribute__((noinline)) void run(int64_t row) const {
     const Operand *x = a + row * lda, *w = b;
@@ -92,6 +93,7 @@ struct CodeTile {
     float* out = c + row * ldc;
     int32_t sums[Rows][Vectors][kLanes];
     sum_steps<Rows, Vectors>(a + row * depth, depth, b, sums);
+    // Loops, since GCC 12 would see through the sums otherwise, and keep all accumulators in memory.
 #pragma GCC unroll 1
     for (int j = 0; j < Vectors; ++j) {
       const Bits offset = load_bits(offsets + j * kLanes);
