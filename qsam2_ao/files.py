@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, QSAM2Error
-from .tensor_file import CHECKSUMS, header_checksum
+from .tensor_file import CHECKSUMS, checksums_text, header_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,11 +162,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], me
     content = memoryview(save(given))
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(bytes(content[8:end]))
-    checksums = {"": header_checksum(metadata, entries)}
-    for name, entry in entries.items():
+    checksums = [header_checksum(metadata, entries)]
+    for _, entry in sorted(entries.items()):
         first, last = entry["data_offsets"]
-        checksums[name] = zlib.crc32(content[end + first : end + last])
-    texts = {**metadata, CHECKSUMS: json.dumps(checksums, separators=(",", ":"))}
+        checksums.append(zlib.crc32(content[end + first : end + last]))
+    texts = {**metadata, CHECKSUMS: checksums_text(checksums)}
     header = json.dumps({"__metadata__": dict(sorted(texts.items())), **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the tensors behind it are aligned
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
