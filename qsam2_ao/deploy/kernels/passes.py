@@ -19,7 +19,7 @@ from .bands import run_in_bands
 from .casts import caller_dtype, given_in, to_bfloat16, to_dtype
 from .codes import CodeGrid, QuantizeCodes
 from .editing import GraphEditor
-from .hiera_block import back, hiera_block, leads_to
+from .hiera_block import HieraBlock, back, hiera_block, leads_to
 from .linear import Int8Conv2d, Int8Linear, build_int8, why_not_int8
 from .nonfinite import carry_nonfinite
 from .norm import Norm
@@ -75,7 +75,6 @@ class _Lowering(GraphEditor):
     def __init__(self, part: fx.GraphModule) -> None:
         super().__init__(part)
         self.device = next(part.parameters()).device
-        self.biases: dict[str, Tensor | None] = {}
 
     def wide_values(self) -> None:
         """Attention to values that a layer makes wider than its input -> to the input, with the layer behind it."""
@@ -104,7 +103,6 @@ class _Lowering(GraphEditor):
 
     def layers(self) -> None:
         """Packed layers behind input quantizers -> int8 layers behind ``QuantizeCodes``."""
-        self.biases = {str(n.target): layer.bias for n, layer in self.nodes(nn.Module) if hasattr(layer, "bias")}
         self.packed_layers(why_not_int8, build_int8, QuantizeCodes)
 
     def window_attention(self) -> None:
@@ -113,17 +111,22 @@ class _Lowering(GraphEditor):
             block = hiera_block(sdpa, self.module)
             if block is None:
                 continue
-            layer: Any = self.module(block.qkv)
-            bias = self.biases[str(block.qkv.target)]
-            pad = bias if bias is not None else torch.zeros(layer.out_features, device=self.device)
-            attended = self.call(
-                block.merged, "attention", WindowAttention(pad, block.heads, block.window, block.stride), block.qkv
-            )
+            attention = WindowAttention(self.padding(block), block.heads, block.window, block.stride)
+            attended = self.call(block.merged, "attention", attention, block.qkv)
             block.merged.replace_all_uses_with(attended)
             if block.partition is not None and block.unpartition is not None:
                 block.inside.replace_input_with(block.inside.args[0], block.partition.args[0])  # type: ignore[arg-type]
                 block.unpartition.replace_all_uses_with(block.unpartition.args[0])  # type: ignore[arg-type]
         self.drop_unread()
+
+    def padding(self, block: HieraBlock) -> Tensor:
+        """What qkv gives for a token of zeros: its bias, and more where no code stands for zero."""
+        layer: Any = self.module(block.qkv)
+        with torch.no_grad():
+            token = torch.zeros(1, 1, 1, layer.in_features, device=self.device)
+            if block.inside is not block.qkv:
+                token = self.module(block.inside)(token)  # type: ignore[misc]
+            return layer(token).flatten()
 
     def attention(self) -> None:
         """Any other attention -> the kernel's."""

@@ -171,6 +171,21 @@ def test_sizes_that_windows_do_not_divide(packed_file: Path, device: torch.devic
             assert mine.shape == expected.shape
 
 
+@torch.inference_mode()
+def test_windows_beyond_the_image_where_no_code_stands_for_zero(packed_file: Path, device: torch.device) -> None:
+    packed = load_qsam2(packed_file, device=device)
+    encoder = packed.image_encoder
+    for node in encoder.graph.nodes:
+        if str(node.target).endswith("attn_qkv"):
+            rounding = encoder.get_submodule(node.args[0].target)
+            rounding.zero_point.fill_(-20)
+    x = torch.randn(1, 3, 160, 96, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = encoder(x)["backbone_fpn"]
+    targets.lower_to(packed, "int8")
+    for mine, theirs in zip(packed.image_encoder(x)["backbone_fpn"], expected, strict=True):
+        assert error(mine, theirs) < 0.1
+
+
 @needs_kernels
 @torch.inference_mode()
 def test_threads_may_share_a_model(packed_file: Path) -> None:
