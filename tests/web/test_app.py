@@ -109,6 +109,15 @@ def animation(frames: int) -> bytes:
     return buffer.getvalue()
 
 
+def test_errors_name_the_users_file_and_no_folder_of_the_server(models):
+    clip = ClipStore().open_file("mine.gif", lambda path: path.write_bytes(animation(6)))
+    clip.source.write_bytes(b"GIF89a")
+    tracking = models.start_tracking(clip, {0: {1: ObjectPrompt([(40, 50, 1)])}})
+    models.wait()
+    assert "mine.gif" in tracking.error
+    assert str(clip.folder) not in tracking.error
+
+
 def test_the_size_limit_holds_for_what_is_opened_and_for_what_is_tracked(models, monkeypatch: pytest.MonkeyPatch):
     testclient = pytest.importorskip("starlette.testclient")
     from qsam2_ao.web.app import make_app
