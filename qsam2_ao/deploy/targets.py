@@ -19,6 +19,7 @@ from ..spelling import did_you_mean
 from ..stage import LayerTarget, set_stage, stage_of
 from .choice import choose, decoder_in_float, missing_kernels
 from .dequantized import lower_dequantized
+from .heap import trim_heap
 from .inputs import ActivationQuantizer
 from .int4 import lower_int4, why_no_int4_on, why_not_int4
 from .kernels.linear import why_not_int8
@@ -158,6 +159,7 @@ def lower_to(model: nn.Module, target: str) -> nn.Module:
         if isinstance(module, PartGraph):  # lowering has no use for the code of the graph before
             module.complete()
     set_stage(model, replace(stage_of(model), targets=targets))
+    trim_heap()
     return model
 
 

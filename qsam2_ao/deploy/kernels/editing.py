@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..heap import TRIM_EVERY, trim_heap
 from ..inputs import ActivationQuantizer
 from ..packed import PackedIntxTensor
 from .activations import activation_name
@@ -103,6 +104,7 @@ class GraphEditor:
         make_codes: Callable[[CodeGrid], nn.Module],
     ) -> None:
         """Packed layers behind input quantizers -> lowered ones behind what makes codes."""
+        unpacked = 0
         for node in list(self.graph.nodes):
             module: Any = self.module(node)
             if not isinstance(getattr(module, "weight", None), PackedIntxTensor):
@@ -113,6 +115,10 @@ class GraphEditor:
                 continue
             self.set_module(name, build(module, module.weight, quantizer))
             node.update_arg(0, self.codes(node.args[0], make_codes))
+            unpacked += module.weight.numel()
+            if unpacked >= TRIM_EVERY:
+                trim_heap()
+                unpacked = 0
         self.drop_unread()
 
     def called_once(self, kind: type[nn.Module]) -> list[tuple[fx.Node, Any]]:
