@@ -25,6 +25,8 @@ from .workload import InferenceWorkload
 
 REFERENCE = "torch bf16 compiled"
 """The method that every ratio compares with."""
+SCORES = "qsam2 W4A8, int8 scores"
+"""Ours with ``use_int8_scores``."""
 _COMPILED = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder")
 
 _PRECISION = "bf16" if fast_float() == torch.bfloat16 else "f32"
@@ -233,7 +235,7 @@ METHODS: tuple[InferenceMethod, ...] = (
     _qsam2("w8a8", _NETWORK),
     _qsam2("w4a8"),
     InferenceMethod(
-        "qsam2 W4A8, int8 scores",
+        SCORES,
         partial(_ours, preset="w4a8", int8_scores=True),
         (ENCODER, ATTENTION, FRAME),
         partial(InferenceWorkload.packed, preset="w4a8"),

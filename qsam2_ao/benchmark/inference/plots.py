@@ -20,6 +20,7 @@ _WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "INT8": 8, "int4": 4}
 
 def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> Figure:
     """Time of the image encoder against the bytes of the model: a row for each model."""
+    records = [r for r in records if r["part"] == ENCODER]
     workloads = [each for each in workloads_of(records) if find(files, model=each["model"], file=CHECKPOINT)]
     models = list(dict.fromkeys(each["model"] for each in workloads))
     settings = list(dict.fromkeys((each["size"], each["threads"]) for each in workloads))
@@ -35,7 +36,7 @@ def latency_against_size(records: Sequence[Mapping[str, Any]], files: Sequence[M
         axis = grid[row, column]
         axis.set_visible(True)
         for r in records:
-            if r["part"] != ENCODER or any(r[key] != value for key, value in workload.items()):
+            if any(r[key] != value for key, value in workload.items()):
                 continue
             size = _megabytes(r["method"], workload["model"], files)
             if size is not None:
@@ -69,15 +70,19 @@ def _megabytes(method: str, model: str, files: Sequence[Mapping[str, Any]]) -> f
     """Of the packed file, or of all weights at the bits of the method."""
     kind, _, preset = method.partition(" ")
     if kind == "qsam2":
-        packed = find(files, model=model, file=preset.lower())
+        packed = find(files, model=model, file=preset.lower().partition(",")[0])
         return packed["file_bytes"] / 1e6 if packed else None
     checkpoint = find(files, model=model, file=CHECKPOINT)
     bits = next((bits for name, bits in _WEIGHT_BITS.items() if name in method), None)
     return checkpoint["file_bytes"] / 1e6 * bits / 16 if checkpoint and bits else None
 
 
-def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (REFERENCE, "qsam2 W4A8")) -> Figure:
-    """Time of the image encoder against pixels, and of memory attention against memory frames."""
+def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (REFERENCE, "qsam2 W4A8")) -> Figure | None:
+    """Time of the image encoder against pixels, and of memory attention against memory frames.
+
+    Returns:
+        The figure; None where neither was measured more than once.
+    """
     figure = new_figure(figsize=(12, 5.5), layout="constrained")
     pixels, frames = figure.subplots(1, 2)
     models = list(dict.fromkeys(r["model"] for r in records))
@@ -105,6 +110,8 @@ def growth(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = (REFER
     frames.set(xlabel="memory frames", ylabel=f"memory attention at {largest} px, ms", xlim=(0, None), ylim=(0, None))
     for axis in (pixels, frames):
         axis.grid(visible=True, alpha=0.2)
-    if lines:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=8, handlelength=4)
+        axis.set_visible(bool(axis.lines))
+    if not lines:
+        return None
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=8, handlelength=4)
     return figure

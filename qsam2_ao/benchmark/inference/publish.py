@@ -193,8 +193,8 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         plots["Latency against size"] = save_figure(
             latency_against_size(records, packed), folder / "inference_size.png"
         )
-    if records:
-        plots["Growth"] = save_figure(growth(records), folder / "inference_growth.png")
+    if (drawn := growth(records)) is not None:
+        plots["Growth"] = save_figure(drawn, folder / "inference_growth.png")
     text = markdown(
         records,
         packed,
