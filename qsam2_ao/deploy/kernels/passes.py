@@ -123,7 +123,7 @@ class _Lowering(GraphEditor):
         """What qkv gives for a token of zeros: its bias, and more where no code stands for zero."""
         layer: Any = self.module(block.qkv)
         with torch.no_grad():
-            token = torch.zeros(1, 1, 1, layer.in_features, device=self.device)
+            token = torch.zeros(1, 1, 1, layer.in_features, device=layer.weight.device)
             if block.inside is not block.qkv:
                 token = self.module(block.inside)(token)  # type: ignore[misc]
             return layer(token).flatten()
