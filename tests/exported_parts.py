@@ -39,20 +39,34 @@ def _torch_run(part: ExportPart, inputs: Mapping[str, Tensor]) -> Outputs:
     return [tensor.numpy() for tensor in (out if isinstance(out, tuple) else (out,))]
 
 
-def _check(actual: Outputs, expected: Outputs, tolerance: float) -> None:
+def _error(actual: Any, expected: Any) -> float:
+    return float(np.sqrt(np.square(actual - expected).mean() / max(np.square(expected).mean(), 1e-12)))
+
+
+def _check(path: Path, run: Runner, part: ExportPart, inputs: Mapping[str, Tensor]) -> None:
+    """A runtime may move what noise of a thousandth moves in torch: some inputs of later layers to the next code."""
+    actual, expected = run(path, inputs), _torch_run(part, inputs)
     assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
+    moved = [_torch_run(part, _noisy(inputs, seed)) for seed in range(4)]
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert one.shape == other.shape
-        error = np.sqrt(np.square(one - other).mean() / max(np.square(other).mean(), 1e-12))
-        assert error < tolerance
+        noise = max(_error(each[i], other) for each in moved)
+        assert _error(one, other) < max(0.1, 1.5 * noise), f"output {i} of {part.name}, where noise moves {noise:.3f}"
+
+
+def _noisy(inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(value: Tensor) -> Tensor:
+        return value * (1 + 1e-3 * torch.randn(value.shape, generator=generator))
+
+    return {name: noisy(value) if value.dim() > 2 else value for name, value in inputs.items()}
 
 
 def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[str, ExportPart]) -> None:
-    # Rounded differently, some inputs of a later layer fall on the other side of a step, which is wide with 4 bits.
-    tolerance = 0.3 if any(record.activation_bits == 4 for record in stage_of(trained).layers) else 0.1
     assert [file.stem for file in files] == list(parts)
     for file, part in zip(files, parts.values(), strict=True):
-        _check(run(file, part.inputs), _torch_run(part, part.inputs), tolerance)
+        _check(file, run, part, part.inputs)
     attention, decoder = parts["memory_attention"], parts["mask_decoder"]
     for frames, pointers in ((1, 1), (7, 16)):
         generator = torch.Generator().manual_seed(frames)
@@ -61,13 +75,13 @@ def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[s
         inputs["age"] = torch.arange(frames)
         inputs["pointers"] = torch.randn(pointers, trained.hidden_dim, generator=generator)
         inputs["pointer_age"] = torch.arange(pointers) / 15
-        _check(run(files[2], inputs), _torch_run(attention, inputs), tolerance)
+        _check(files[2], run, attention, inputs)
     inputs = dict(decoder.inputs)
     inputs["point_coords"] = torch.tensor([[[10.0, 20.0], [70.0, 80.0], [40.0, 40.0]]])
     inputs["point_labels"] = torch.tensor([[2, 3, 1]], dtype=torch.int32)
     for has_mask in (0.0, 1.0):
         inputs["has_mask"] = torch.tensor([has_mask])
-        _check(run(files[1], inputs), _torch_run(decoder, inputs), tolerance)
+        _check(files[1], run, decoder, inputs)
 
 
 def check_quantized_layers(image_encoder: Path, trained: SAM2Base) -> None:
