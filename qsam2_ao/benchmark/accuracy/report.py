@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -100,9 +101,9 @@ def markdown(
     )
     parts = [
         "# Accuracy of quantized SAM2\n",
-        f"`{command}` on {environment['processor']} ({environment['cores']} cores); "
+        f"`{command}`; "
         + ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("processor", "cores"))
-        + ".\n",
+        + f".{_processors(results)}\n",
         f"The model `{data.model}`; {data.describe(budget.videos, budget.frames)}. {budget.images} calibration images; "
         f"{budget.steps} steps of training, the same batches for every method, up to {seeds} seeds (mean ± standard "
         "deviation). All layers are quantized as in the presets: per output channel and per tensor, first and last "
@@ -279,6 +280,13 @@ def _varied(results: Results) -> list[str]:
         if methods:
             parts += [f"## Other outliers: J&F, {setting}\n", table(("model", *methods), rows)]
     return parts
+
+
+def _processors(results: Results) -> str:
+    """Where the experiments ran, which is seldom one machine."""
+    found = Counter(e.get("environment", {}).get("processor", "not noted") for e in results.all_experiments)
+    said = ", ".join(f"{processor} ({count})" for processor, count in sorted(found.items()))
+    return f" Processors of the experiments, one thread each: {said}." if found else ""
 
 
 def _learning_rates(results: Results, budget: Budget) -> list[str]:

@@ -109,6 +109,14 @@ def test_rates_that_were_given_are_said_so(experiments):
 def test_nothing_measured_is_a_report_too():
     text = markdown(Results([]), Budget(), environment(), "command", PROCEDURAL, {}, {})
     assert "0 experiments are finished" in text
+    assert "Processors" not in text
+
+
+def test_every_processor_is_named(experiments):
+    first, second, *others = experiments
+    made = [{**each, "environment": {"processor": name}} for each, name in ((first, "one"), (second, "two"))]
+    text = markdown(Results([*made, *others]), Budget(), environment(), "command", PROCEDURAL, {}, {})
+    assert f"one thread each: not noted ({len(others)}), one (1), two (1)." in text
 
 
 def test_plots_leave_no_method_out():
