@@ -147,7 +147,7 @@ class StreamingPredictor:
         """Say where an object is on the current frame: a new one, or one whose mask is wrong.
 
         Args:
-            object_id: Any id; 1 to 254 where the masks are to be a map of ids.
+            object_id: 1 to 254.
             points: ``[N, 2]``, x and y in pixels.
             labels: ``[N]``, 1 inside and 0 outside.
             box: ``[4]``, left, top, right and bottom in pixels.

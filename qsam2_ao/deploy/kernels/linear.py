@@ -224,7 +224,7 @@ def use_int8_weights(model: nn.Module) -> nn.Module:
         UnsupportedLayerError: It has no layers on the GPU's kernels.
 
     Example:
-        >>> model = use_int8_weights(load_qsam2("tiny-w4a8.safetensors", device="cuda"))  # doctest: +SKIP
+        >>> model = use_int8_weights(load_qsam2("w4a8.safetensors", device="cuda", target="int8"))  # doctest: +SKIP
     """
     found = [module for module in model.modules() if isinstance(module, Int8Linear)]
     if not found or found[0].weight.device.type != "cuda":
