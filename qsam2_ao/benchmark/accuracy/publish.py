@@ -75,7 +75,9 @@ def publish(
         if by_bits := [model for model in models if model in with_bits]:
             figure = accuracy_against_bits(results, by_bits)
             plots["J&F against bits"] = save_figure(figure, folder / "accuracy_bits.png")
-        plots["J&F against bytes"] = save_figure(accuracy_against_bytes(results, models), folder / "accuracy_bytes.png")
+        against_bytes = accuracy_against_bytes(results, models)
+        if any(axis.has_data() for axis in against_bytes.axes):
+            plots["J&F against bytes"] = save_figure(against_bytes, folder / "accuracy_bytes.png")
     weights, shapes = illustrate_weights(folder, budget, data)
     plots["A weight before and after VRC"] = weights
     trained = illustrate_training(folder, budget, results, data)

@@ -119,6 +119,11 @@ def test_every_processor_is_named(experiments):
     assert f"one thread each: not noted ({len(others)}), one (1), two (1)." in text
 
 
+def test_a_plot_without_a_point_has_no_data():
+    given = make_experiment("plain", "LSQ, equalized and part by part", "W2A2")
+    assert not any(axis.has_data() for axis in accuracy_against_bytes(Results([given]), ["plain"]).axes)
+
+
 def test_plots_leave_no_method_out():
     methods = [
         name
