@@ -173,7 +173,7 @@ class Models:
             if tracking.done < tracking.total:
                 raise DataError(f"the clip breaks off after {counted(begin + tracking.done, 'frame')}")
         except QSAM2Error as error:
-            tracking.error = str(error).replace(str(clip.source or clip.name), clip.name)
+            tracking.error = str(error)
         except Exception as error:
             tracking.error = f"tracking failed: {error}"
             raise

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -127,15 +128,18 @@ class Clip:
         with self._lock:
             if index not in self._near:
                 along = min(_READ_ALONG, max(1, _READ_ALONG_BYTES // (3 * self.size[0] * self.size[1])))
-                self._near = dict(enumerate(read_frames(self.source, along, start=index), index))
-            if index not in self._near:
-                raise DataError(f"the clip breaks off before frame {index}")
+                self._near = dict(enumerate(self._read(index, along), index))
             return self._near[index]
 
     def frames_from(self, begin: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Frames with their numbers, each read once."""
-        frames = iter(self.kept[begin:]) if self.source is None else read_frames(self.source, start=begin)
+        frames = iter(self.kept[begin:]) if self.source is None else self._read(begin)
         return enumerate(islice(frames, self.length - begin), begin)
+
+    def _read(self, begin: int, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        assert self.source is not None
+        with _named(self.source, self.name):
+            yield from read_frames(self.source, count, start=begin)
 
     def mask_path(self, model: int, frame: int) -> Path:
         """Where the masks of a frame are kept."""
@@ -179,22 +183,18 @@ class ClipStore:
         suffix = Path(name).suffix.lower()
         if suffix not in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES):
             raise DataError(f"{name[:80]!r} has no ending of a picture or video; open a .jpg, .png, .mp4, .mov, ...")
-        folder = Path(mkdtemp(dir=self.root))
+        folder, told = Path(mkdtemp(dir=self.root)), Path(name).name[:80]
+        path = folder / f"upload{suffix}"
         try:
-            path = folder / f"upload{suffix}"
-            write(path)
-            if suffix in PICTURE_SUFFIXES and count_pages(path) == 1:
-                return self._add(_in_memory(Path(name).name[:80], folder, [read_rgb(path)]))
-            frames = ClipFrames(path)
-            height, width = frames.first.shape[:2]
-            length = min(len(frames), self._max_frames)
-            clip = Clip(
-                _new_id(), Path(name).name[:80], folder, length, (width, height), source=path, stored=len(frames)
-            )
-            return self._add(clip)
-        except DataError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise DataError(str(error).replace(str(folder / f"upload{suffix}"), Path(name).name[:80])) from error
+            with _named(path, told):
+                write(path)
+                if suffix in PICTURE_SUFFIXES and count_pages(path) == 1:
+                    return self._add(_in_memory(told, folder, [read_rgb(path)]))
+                frames = ClipFrames(path)
+                height, width = frames.first.shape[:2]
+                length = min(len(frames), self._max_frames)
+                clip = Clip(_new_id(), told, folder, length, (width, height), source=path, stored=len(frames))
+                return self._add(clip)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -245,6 +245,15 @@ class ClipStore:
         for clip in clips:
             self._discard(clip)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path, name: str) -> Iterator[None]:
+    """Errors about a file say what its user calls it, and no folder of the server."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), name)) from error
 
 
 def _new_id() -> str:

@@ -19,6 +19,7 @@ from qsam2_ao import load_embedded, load_qsam2
 from qsam2_ao.data.decoding import pixel_limit
 from qsam2_ao.data.pictures import read_ids
 from qsam2_ao.data.procedural import generate_sequence
+from qsam2_ao.errors import DataError
 from qsam2_ao.segmentation import ObjectPrompt, segment_image, track_frames
 from qsam2_ao.stage import set_stage, stage_of
 from qsam2_ao.web import clips
@@ -116,6 +117,8 @@ def test_errors_name_the_users_file_and_no_folder_of_the_server(models):
     models.wait()
     assert "mine.gif" in tracking.error
     assert str(clip.folder) not in tracking.error
+    with pytest.raises(DataError, match=r"^mine\.gif"):
+        clip.frame(5)
 
 
 def test_the_size_limit_holds_for_what_is_opened_and_for_what_is_tracked(models, monkeypatch: pytest.MonkeyPatch):
