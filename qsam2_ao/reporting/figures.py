@@ -27,6 +27,11 @@ def new_figure(**settings: Any) -> Figure:
     return needed("matplotlib.figure").Figure(**settings)
 
 
+def has_data(figure: Figure) -> bool:
+    """Whether anything was drawn on one of a figure's axes."""
+    return any(axis.has_data() for axis in figure.axes)
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all.
 

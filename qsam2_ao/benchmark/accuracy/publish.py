@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...files import atomic_write
 from ...reporting.environment import environment
-from ...reporting.figures import save_figure
+from ...reporting.figures import has_data, save_figure
 from ...reporting.notes import note
 from .data import PROCEDURAL, BenchmarkData
 from .experiment import Budget
@@ -76,7 +76,7 @@ def publish(
             figure = accuracy_against_bits(results, by_bits)
             plots["J&F against bits"] = save_figure(figure, folder / "accuracy_bits.png")
         against_bytes = accuracy_against_bytes(results, models)
-        if any(axis.has_data() for axis in against_bytes.axes):
+        if has_data(against_bytes):
             plots["J&F against bytes"] = save_figure(against_bytes, folder / "accuracy_bytes.png")
     weights, shapes = illustrate_weights(folder, budget, data)
     plots["A weight before and after VRC"] = weights

@@ -13,7 +13,7 @@ from ...errors import QConfigError
 from ...files import atomic_write
 from ...models.official import OFFICIAL
 from ...reporting.environment import environment, usable_cores
-from ...reporting.figures import save_figure
+from ...reporting.figures import has_data, save_figure
 from ...reporting.notes import note
 from ...spelling import did_you_mean
 from ...workspace import Workspace
@@ -189,12 +189,11 @@ def _report(kept: Workspace, folder: Path, command: str) -> Records:
         **{kernels_for(instructions): found for instructions, found in without_avx512.items()},
     }
     plots = {}
-    if records and packed:
-        plots["Latency against size"] = save_figure(
-            latency_against_size(records, packed), folder / "inference_size.png"
-        )
-    if (drawn := growth(records)) is not None:
-        plots["Growth"] = save_figure(drawn, folder / "inference_growth.png")
+    if records:
+        if has_data(against_size := latency_against_size(records, packed)):
+            plots["Latency against size"] = save_figure(against_size, folder / "inference_size.png")
+        if (drawn := growth(records)) is not None:
+            plots["Growth"] = save_figure(drawn, folder / "inference_growth.png")
     text = markdown(
         records,
         packed,
