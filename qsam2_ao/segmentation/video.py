@@ -222,16 +222,16 @@ class _MaskFolder:
 
     def check_alone(self, count: int) -> None:
         """Refuse masks that are there and would be none of a clip's of so many frames, or are the user's own."""
-        own = {self._path(frame).name for frame in range(count)}
-        if others := sorted(path.name for path in self.folder.glob("*.png") if path.name not in own):
+        own, found = {self._path(frame).name for frame in range(count)}, sorted(self.folder.glob("*.png"))
+        if others := [path.name for path in found if path.name not in own]:
             raise DataError(
                 f"{self.folder} holds {counted(len(others), 'mask')} of other frames, such as {others[0]}, which would "
                 "be taken for this clip's; name another output, or delete them"
             )
-        if kept := [path for path in sorted(self.folder.glob("*.png")) if not is_label_map(path)]:
+        if kept := [path.name for path in found if not is_label_map(path)]:
             raise DataError(
                 f"{self.folder} holds {counted(len(kept), 'mask')} that this version of the program did not write, "
-                f"such as {kept[0].name}, and that would be replaced; name another output"
+                f"such as {kept[0]}, and that would be replaced; name another output"
             )
 
     def keep(self, frames: Collection[int]) -> None:
