@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sam2.modeling.sam2_base import SAM2Base
+from sam2_runs import error, noisy
 from torch import Tensor
 
 from qsam2_ao.export.parts import ExportPart
@@ -33,34 +34,24 @@ def in_openvino(path: Path, inputs: Mapping[str, Tensor]) -> Outputs:
     return [results[i] for i in range(len(compiled.outputs))]
 
 
-def _torch_run(part: ExportPart, inputs: Mapping[str, Tensor]) -> Outputs:
+def _torch_run(part: ExportPart, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         out = part.module(*inputs.values())
-    return [tensor.numpy() for tensor in (out if isinstance(out, tuple) else (out,))]
-
-
-def _error(actual: Any, expected: Any) -> float:
-    return float(np.sqrt(np.square(actual - expected).mean() / max(np.square(expected).mean(), 1e-12)))
+    return list(out) if isinstance(out, tuple) else [out]
 
 
 def _check(path: Path, run: Runner, part: ExportPart, inputs: Mapping[str, Tensor]) -> None:
     """A runtime may move what noise of a thousandth moves in torch: some inputs of later layers to the next code."""
-    actual, expected = run(path, inputs), _torch_run(part, inputs)
+    actual, expected = [torch.tensor(output) for output in run(path, inputs)], _torch_run(part, inputs)
     assert len(actual) == len(expected)
-    moved = [_torch_run(part, _noisy(inputs, seed)) for seed in range(4)]
+    moved = [
+        _torch_run(part, {name: noisy(x, 1e-3, seed) if x.dim() > 2 else x for name, x in inputs.items()})
+        for seed in range(4)
+    ]
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert one.shape == other.shape
-        noise = max(_error(each[i], other) for each in moved)
-        assert _error(one, other) < max(0.1, 1.5 * noise), f"output {i} of {part.name}, where noise moves {noise:.3f}"
-
-
-def _noisy(inputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noisy(value: Tensor) -> Tensor:
-        return value * (1 + 1e-3 * torch.randn(value.shape, generator=generator))
-
-    return {name: noisy(value) if value.dim() > 2 else value for name, value in inputs.items()}
+        noise = max(error(each[i], other) for each in moved)
+        assert error(one, other) < max(0.1, 1.5 * noise), f"output {i} of {part.name}, where noise moves {noise:.3f}"
 
 
 def check_files(files: list[Path], run: Runner, trained: SAM2Base, parts: dict[str, ExportPart]) -> None:

@@ -15,6 +15,17 @@ def images(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Root of the mean square error relative to the expected values'."""
+    difference = (actual.float() - expected.float()).square().mean()
+    return float((difference / expected.float().square().mean().clamp(min=1e-12)).sqrt())
+
+
+def noisy(x: Tensor, share: float, seed: int = 0) -> Tensor:
+    """Values that differ by normal noise of a share of each: what is computed of them differs by whole codes."""
+    return x * (1 + share * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
+
+
 def photos(count: int = 2, seed: int = 0) -> list[NDArray[np.uint8]]:
     """Pictures of noise, to calibrate on."""
     rng = np.random.default_rng(seed)

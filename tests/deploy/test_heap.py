@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import resident
 
 from qsam2_ao.deploy.heap import trim_heap
-
-
-def resident() -> int:
-    """Bytes of memory that the process has."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.skipif(

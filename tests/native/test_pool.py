@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from processes import resident
 from torch import Tensor
 
 from qsam2_ao.native import build, load_kernels, trim_pool, why_no_kernels
@@ -25,10 +24,6 @@ def large(value: float) -> Tensor:
     return torch.ops.qsam2.layer_norm(
         torch.full((2**16, 256), value), one, one * value, 1e-6, torch.bfloat16, 1.0, 0.0, 255
     )
-
-
-def resident() -> int:
-    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
 
 
 def test_memory_goes_back_on_request_and_results_stay() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam2_runs import images, run_both, run_video
+from sam2_runs import error, images, run_both, run_video
 from torch import Tensor, nn
 
 from qsam2_ao import coverage_report, load_qsam2, save_qsam2
@@ -34,12 +34,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if (reason := why_no_kernels(chosen)) is not None:
         pytest.skip(reason)
     return chosen
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Root of the mean square error relative to the expected values'."""
-    difference = (actual.float() - expected.float()).square().mean()
-    return float((difference / expected.float().square().mean().clamp(min=1e-12)).sqrt())
 
 
 @pytest.mark.slow

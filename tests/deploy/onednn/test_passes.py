@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from processes import logits
-from sam2_runs import images, run_both
-from torch import Tensor, nn
+from sam2_runs import error, images, noisy, run_both
+from torch import nn
 
 from qsam2_ao import compile_qsam2, convert_qsam2, coverage_report, layer_times, load_qsam2, save_qsam2
 from qsam2_ao.deploy.onednn.codes import OneDNNCodes
@@ -42,18 +42,12 @@ def lowered(packed_file: Path) -> Any:
     return load_qsam2(packed_file, target="onednn")
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Root of the mean square error relative to the expected values'."""
-    difference = (actual.float() - expected.float()).square().mean()
-    return float((difference / expected.float().square().mean().clamp(min=1e-12)).sqrt())
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 @torch.inference_mode()
 def test_images_and_videos(packed: Any, lowered: Any, autocast: bool) -> None:
     x = images(2, 96)
     exact = run_both(packed, x)
-    nearby = run_both(packed, x * (1 + 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))))
+    nearby = run_both(packed, noisy(x, 1e-6))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         theirs, ours = run_both(packed, x), run_both(lowered, x)
     assert len(ours) == len(exact)
